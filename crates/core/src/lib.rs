@@ -1,1 +1,34 @@
-//! Mainstay: core.
+//! The core of Mainstay: every decision of the fault domain, without I/O.
+//!
+//! # The driver's contract
+//! [`Agent`] is a state machine. Its driver (the agent process, or the simulator) hands in what
+//! happened with [`Agent::handle`] or [`Agent::command`], then drains [`Agent::poll_output`] and
+//! carries the outputs out in that order, then waits for the next event or for
+//! [`Agent::poll_timeout`]. `handle` asserts that the queue was drained.
+//!
+//! Time and randomness come in: the same inputs give the same outputs, byte for byte. `no_std` is the
+//! proof: no clock, socket, file, thread or hash map can be named in this crate.
+//!
+//! # Never here
+//! I/O of any kind, wall-clock time, a decision that rests on another host's clock, an unknown outcome
+//! read as success or failure.
+#![no_std]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+mod agent;
+pub mod config;
+pub mod event;
+pub mod guard;
+pub mod id;
+pub mod io;
+pub mod provision;
+pub mod rng;
+pub mod status;
+pub mod time;
+pub mod wire;
+
+pub use agent::{Agent, Command, CommandError, Identity};

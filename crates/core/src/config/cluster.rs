@@ -1,0 +1,267 @@
+//! Who and what is in the cluster: hosts, datastores, VMs, rules.
+
+use super::settings::{IsolationResponse, RestartPriority, Settings};
+use super::timing::TimingError;
+use crate::id::{DatastoreId, HostId, VmId};
+use alloc::collections::BTreeMap;
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// What a datastore is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DatastoreKind {
+    /// A directory that all hosts mount (NFS, GFS2, CephFS, any POSIX file system).
+    #[default]
+    File,
+    /// A shared LUN or logical volume.
+    Block,
+}
+
+/// What the storage does with late writes of a holder that has been replaced (layer 5 of the safety rules).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FenceClass {
+    /// It refuses them.
+    #[default]
+    Enforced,
+    /// It does not: a lock is broken only with proof of death.
+    Open,
+}
+
+/// One shared datastore.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct DatastoreSpec {
+    /// Its id.
+    pub id: DatastoreId,
+    /// What it is made of.
+    #[serde(default)]
+    pub kind: DatastoreKind,
+    /// What it does with late writes.
+    #[serde(default)]
+    pub fence: FenceClass,
+}
+
+/// One host.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct HostSpec {
+    /// Its managed object id.
+    pub id: HostId,
+    /// Processor capacity for VMs in MHz.
+    pub cpu_mhz: u64,
+    /// Memory for VMs in MiB.
+    pub memory_mb: u64,
+    /// The datastores that it mounts.
+    pub datastores: BTreeSet<DatastoreId>,
+    /// True: in maintenance, so no candidate for elections and placements.
+    #[serde(default)]
+    pub maintenance: bool,
+}
+
+/// One virtual machine.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct VmSpec {
+    /// Its id.
+    pub id: VmId,
+    /// Its home datastore: the lock and the right to run are there only (safety rule H24).
+    pub datastore: DatastoreId,
+    /// Processor need in MHz.
+    pub cpu_mhz: u64,
+    /// Memory need in MiB.
+    pub memory_mb: u64,
+    /// When it is restarted among others, or that it never is.
+    #[serde(default)]
+    pub restart_priority: RestartPriority,
+    /// Its own isolation response, if it has one.
+    #[serde(default)]
+    pub isolation_response: Option<IsolationResponse>,
+    /// VMs that must run before it is restarted.
+    #[serde(default)]
+    pub depends_on: Vec<VmId>,
+}
+
+/// What a placement rule says.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RuleKind {
+    /// The VMs run on one host.
+    Affinity,
+    /// The VMs run on different hosts.
+    AntiAffinity,
+    /// The VMs run on the named hosts.
+    HostAffinity,
+    /// The VMs do not run on the named hosts.
+    HostAntiAffinity,
+}
+
+/// A placement rule.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct Rule {
+    /// What it says.
+    pub kind: RuleKind,
+    /// True: never broken; false: a wish.
+    pub mandatory: bool,
+    /// The VMs that it is about.
+    pub vms: BTreeSet<VmId>,
+    /// The hosts that it names (host rules only).
+    #[serde(default)]
+    pub hosts: BTreeSet<HostId>,
+}
+
+/// A whole, checked configuration.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct ClusterConfig {
+    /// Random id of the cluster; part of every record and datagram.
+    pub cluster_id: u64,
+    /// All settings.
+    pub settings: Settings,
+    /// All hosts by id.
+    pub hosts: BTreeMap<HostId, HostSpec>,
+    /// All datastores by id.
+    pub datastores: BTreeMap<DatastoreId, DatastoreSpec>,
+    /// All VMs by id.
+    pub vms: BTreeMap<VmId, VmSpec>,
+    /// All placement rules.
+    pub rules: Vec<Rule>,
+}
+
+/// Why a configuration was refused.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The timers contradict each other.
+    #[error(transparent)]
+    Timing(#[from] TimingError),
+    /// Two things have the same id.
+    #[error("{what} \"{id}\" is there twice; give each {what} an id of its own")]
+    Duplicate {
+        /// host, VM or datastore.
+        what: &'static str,
+        /// The id.
+        id: String,
+    },
+    /// Something names what is not there.
+    #[error("{place} names {what} \"{id}\", which the configuration does not have{}", .nearest.as_ref().map(|n| alloc::format!("; did you mean \"{n}\"?")).unwrap_or_default())]
+    Missing {
+        /// What names it.
+        place: String,
+        /// host, VM or datastore.
+        what: &'static str,
+        /// The id.
+        id: String,
+        /// The nearest id that exists.
+        nearest: Option<String>,
+    },
+    /// The cluster has no host.
+    #[error("the cluster has no host; add at least one")]
+    NoHost,
+    /// The agent's own host is not part of the cluster.
+    #[error("this host is \"{0}\", which the configuration does not have; add it or start the agent with another id")]
+    NotMember(HostId),
+}
+
+impl ClusterConfig {
+    /// Puts a configuration together and checks it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for duplicate ids, names of what is not there, and timers that contradict each other.
+    pub fn new(
+        cluster_id: u64,
+        settings: Settings,
+        hosts: Vec<HostSpec>,
+        datastores: Vec<DatastoreSpec>,
+        vms: Vec<VmSpec>,
+        rules: Vec<Rule>,
+    ) -> Result<Self, ConfigError> {
+        settings.timing.check()?;
+        let mut config =
+            Self { cluster_id, settings, hosts: BTreeMap::new(), datastores: BTreeMap::new(), vms: BTreeMap::new(), rules };
+        for d in datastores {
+            if let Some(twice) = config.datastores.insert(d.id.clone(), d) {
+                return Err(ConfigError::Duplicate { what: "datastore", id: twice.id.into() });
+            }
+        }
+        for h in hosts {
+            if let Some(twice) = config.hosts.insert(h.id.clone(), h) {
+                return Err(ConfigError::Duplicate { what: "host", id: twice.id.into() });
+            }
+        }
+        for v in vms {
+            if let Some(twice) = config.vms.insert(v.id.clone(), v) {
+                return Err(ConfigError::Duplicate { what: "VM", id: twice.id.into() });
+            }
+        }
+        if config.hosts.is_empty() {
+            return Err(ConfigError::NoHost);
+        }
+        config.check_names()?;
+        Ok(config)
+    }
+
+    fn check_names(&self) -> Result<(), ConfigError> {
+        for h in self.hosts.values() {
+            for d in &h.datastores {
+                self.need_datastore(d, h.id.as_str())?;
+            }
+        }
+        for v in self.vms.values() {
+            self.need_datastore(&v.datastore, v.id.as_str())?;
+            for other in &v.depends_on {
+                self.need_vm(other, v.id.as_str())?;
+            }
+        }
+        for rule in &self.rules {
+            for v in &rule.vms {
+                self.need_vm(v, "a rule")?;
+            }
+            for h in &rule.hosts {
+                if !self.hosts.contains_key(h) {
+                    return Err(missing("a rule", "host", h.as_str(), self.hosts.keys().map(HostId::as_str)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn need_datastore(&self, id: &DatastoreId, place: &str) -> Result<(), ConfigError> {
+        if self.datastores.contains_key(id) {
+            return Ok(());
+        }
+        Err(missing(place, "datastore", id.as_str(), self.datastores.keys().map(DatastoreId::as_str)))
+    }
+
+    fn need_vm(&self, id: &VmId, place: &str) -> Result<(), ConfigError> {
+        if self.vms.contains_key(id) {
+            return Ok(());
+        }
+        Err(missing(place, "VM", id.as_str(), self.vms.keys().map(VmId::as_str)))
+    }
+
+    /// The datastores on which the primary looks for this host's heartbeat: those that the most hosts
+    /// mount, then by id, at most `heartbeat_datastores_per_host`. Every host computes the same.
+    #[must_use]
+    pub fn heartbeat_datastores(&self, host: &HostId) -> Vec<DatastoreId> {
+        let Some(spec) = self.hosts.get(host) else { return Vec::new() };
+        let mounted_by = |d: &DatastoreId| self.hosts.values().filter(|h| h.datastores.contains(d)).count();
+        let mut all: Vec<(core::cmp::Reverse<usize>, DatastoreId)> = spec
+            .datastores
+            .iter()
+            .map(|d| (core::cmp::Reverse(mounted_by(d)), d.clone()))
+            .filter(|(n, _)| n.0 > 1)
+            .collect();
+        all.sort();
+        let limit = usize::try_from(self.settings.heartbeat_datastores_per_host).unwrap_or(usize::MAX);
+        all.into_iter().take(limit).map(|(_, d)| d).collect()
+    }
+}
+
+fn missing<'a>(place: &str, what: &'static str, id: &str, known: impl Iterator<Item = &'a str>) -> ConfigError {
+    ConfigError::Missing {
+        place: place.into(),
+        what,
+        id: id.into(),
+        nearest: super::settings::nearest(id, known).map(Into::into),
+    }
+}

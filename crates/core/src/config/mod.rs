@@ -1,0 +1,13 @@
+//! The cluster's configuration: timers and profiles, settings, and who and what is in the cluster.
+//! Everything is checked when it is made; a value that exists is a sound one.
+
+mod cluster;
+mod settings;
+mod timing;
+
+pub use cluster::{ClusterConfig, ConfigError, DatastoreSpec, DatastoreKind, FenceClass, HostSpec, Rule, RuleKind, VmSpec};
+pub use settings::{
+    ApdResponse, HostShutdown, IsolationResponse, PdlResponse, RestartPriority, SETTINGS, SettingDoc, SettingError,
+    Settings, format_duration, nearest, parse_duration,
+};
+pub use timing::{Inequality, Profile, Timing, TimingError};

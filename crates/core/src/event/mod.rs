@@ -1,0 +1,319 @@
+//! What is reported, and why. Each decision about a host or a VM leaves an event whose `why` says in
+//! a sentence what it rests on; `mainstay explain` shows them.
+
+use crate::id::{DatastoreId, Generation, HostId, VmId};
+use crate::time::Instant;
+use alloc::string::String;
+use serde::{Deserialize, Serialize};
+
+/// A primary's verdict about a host.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HostState {
+    /// Heartbeats come.
+    Live,
+    /// Silent; pinged.
+    Unreachable,
+    /// No sign of life at all.
+    Dead,
+    /// No network, but datastore heartbeats.
+    Partitioned,
+    /// Partitioned, and it says that it is alone.
+    Isolated,
+    /// Answers pings, but its agent does not.
+    AgentUnreachable,
+    /// In maintenance.
+    Maintenance,
+}
+
+/// Why a VM stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopReason {
+    /// Its user switched it off.
+    User,
+    /// The guest shut itself down.
+    Guest,
+    /// Its process died unclean.
+    Crash,
+    /// Isolation response.
+    Isolation,
+    /// Component protection.
+    Vmcp,
+    /// Its lock was taken by another host.
+    LockLost,
+    /// The host lost power.
+    Host,
+    /// It was frozen for longer than `frozen_limit`.
+    FrozenLimit,
+    /// The start was given up half-way (its right lapsed before the first instruction).
+    StartAborted,
+}
+
+/// What happened.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+pub enum EventKind {
+    /// A primary's verdict about a host changed.
+    #[serde(rename = "host.state")]
+    HostState {
+        /// The primary.
+        observer: HostId,
+        /// The host.
+        host: HostId,
+        /// Verdict before.
+        from: HostState,
+        /// Verdict after.
+        to: HostState,
+    },
+    /// A host began an election.
+    #[serde(rename = "election.started")]
+    ElectionStarted {
+        /// The host.
+        host: HostId,
+    },
+    /// A host is the primary.
+    #[serde(rename = "primary.elected")]
+    PrimaryElected {
+        /// The host.
+        host: HostId,
+    },
+    /// A primary gave way to a better one.
+    #[serde(rename = "primary.abdicated")]
+    PrimaryAbdicated {
+        /// The host.
+        host: HostId,
+    },
+    /// A primary owns a datastore.
+    #[serde(rename = "datastore.owned")]
+    DatastoreOwned {
+        /// The primary.
+        host: HostId,
+        /// The datastore.
+        datastore: DatastoreId,
+    },
+    /// A primary owns a datastore no more.
+    #[serde(rename = "datastore.released")]
+    DatastoreReleased {
+        /// The host that owned it.
+        host: HostId,
+        /// The datastore.
+        datastore: DatastoreId,
+    },
+    /// A VM is on the protected list on disk.
+    #[serde(rename = "vm.protected")]
+    VmProtected {
+        /// The VM.
+        vm: VmId,
+        /// Its datastore.
+        datastore: DatastoreId,
+    },
+    /// A VM is on the list no more.
+    #[serde(rename = "vm.unprotected")]
+    VmUnprotected {
+        /// The VM.
+        vm: VmId,
+        /// Why.
+        reason: String,
+    },
+    /// A host was asked to start a VM.
+    #[serde(rename = "vm.restart.requested")]
+    RestartRequested {
+        /// The VM.
+        vm: VmId,
+        /// The host.
+        host: HostId,
+        /// Attempt, counted from 1.
+        attempt: u32,
+    },
+    /// A restart failed.
+    #[serde(rename = "vm.restart.failed")]
+    RestartFailed {
+        /// The VM.
+        vm: VmId,
+        /// The host.
+        host: HostId,
+        /// Attempt, counted from 1.
+        attempt: u32,
+        /// Why.
+        reason: String,
+    },
+    /// A restart waits.
+    #[serde(rename = "vm.restart.waiting")]
+    RestartWaiting {
+        /// The VM.
+        vm: VmId,
+        /// For what.
+        reason: String,
+    },
+    /// A restart was given up.
+    #[serde(rename = "vm.restart.abandoned")]
+    RestartAbandoned {
+        /// The VM.
+        vm: VmId,
+        /// Attempts made.
+        attempt: u32,
+        /// Why.
+        reason: String,
+    },
+    /// A host took a free lock, or one of its own.
+    #[serde(rename = "lock.acquired")]
+    LockAcquired {
+        /// The VM.
+        vm: VmId,
+        /// The host.
+        host: HostId,
+        /// The generation that it made.
+        generation: Generation,
+    },
+    /// A host took a lost host's lock.
+    #[serde(rename = "lock.broken")]
+    LockBroken {
+        /// The VM.
+        vm: VmId,
+        /// The new holder.
+        host: HostId,
+        /// The generation that it made.
+        generation: Generation,
+        /// The old holder.
+        from: HostId,
+    },
+    /// A host found that its lock was taken.
+    #[serde(rename = "lock.lost")]
+    LockLost {
+        /// The VM.
+        vm: VmId,
+        /// The host that held it.
+        host: HostId,
+        /// The generation that it had held.
+        generation: Generation,
+    },
+    /// A host gave a lock back.
+    #[serde(rename = "lock.released")]
+    LockReleased {
+        /// The VM.
+        vm: VmId,
+        /// The host.
+        host: HostId,
+        /// The generation that it made.
+        generation: Generation,
+    },
+    /// A VM runs.
+    #[serde(rename = "vm.started")]
+    VmStarted {
+        /// The VM.
+        vm: VmId,
+        /// The host.
+        host: HostId,
+        /// The generation that it runs under.
+        generation: Generation,
+    },
+    /// A VM's process is gone.
+    #[serde(rename = "vm.stopped")]
+    VmStopped {
+        /// The VM.
+        vm: VmId,
+        /// The host.
+        host: HostId,
+        /// Why.
+        reason: StopReason,
+    },
+    /// A VM was frozen by the guard.
+    #[serde(rename = "vm.frozen")]
+    VmFrozen {
+        /// The VM.
+        vm: VmId,
+        /// The host.
+        host: HostId,
+        /// Why.
+        reason: String,
+    },
+    /// A VM runs again under a new generation.
+    #[serde(rename = "vm.thawed")]
+    VmThawed {
+        /// The VM.
+        vm: VmId,
+        /// The host.
+        host: HostId,
+        /// Why.
+        reason: String,
+    },
+    /// Something about the cluster is weaker than it should be.
+    #[serde(rename = "config.issue")]
+    ConfigIssue {
+        /// What, and the remedy.
+        issue: String,
+        /// The host that found it.
+        host: HostId,
+    },
+}
+
+/// One event.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Event {
+    /// When, on the reporting host's clock.
+    pub at: Instant,
+    /// What.
+    #[serde(flatten)]
+    pub kind: EventKind,
+    /// What it rests on, in a sentence.
+    pub why: String,
+}
+
+impl EventKind {
+    /// The VM that it is about.
+    #[must_use]
+    pub fn vm(&self) -> Option<&VmId> {
+        match self {
+            Self::VmProtected { vm, .. }
+            | Self::VmUnprotected { vm, .. }
+            | Self::RestartRequested { vm, .. }
+            | Self::RestartFailed { vm, .. }
+            | Self::RestartWaiting { vm, .. }
+            | Self::RestartAbandoned { vm, .. }
+            | Self::LockAcquired { vm, .. }
+            | Self::LockBroken { vm, .. }
+            | Self::LockLost { vm, .. }
+            | Self::LockReleased { vm, .. }
+            | Self::VmStarted { vm, .. }
+            | Self::VmStopped { vm, .. }
+            | Self::VmFrozen { vm, .. }
+            | Self::VmThawed { vm, .. } => Some(vm),
+            Self::HostState { .. }
+            | Self::ElectionStarted { .. }
+            | Self::PrimaryElected { .. }
+            | Self::PrimaryAbdicated { .. }
+            | Self::DatastoreOwned { .. }
+            | Self::DatastoreReleased { .. }
+            | Self::ConfigIssue { .. } => None,
+        }
+    }
+
+    /// The host that it is about.
+    #[must_use]
+    pub fn host(&self) -> Option<&HostId> {
+        match self {
+            Self::HostState { host, .. }
+            | Self::ElectionStarted { host }
+            | Self::PrimaryElected { host }
+            | Self::PrimaryAbdicated { host }
+            | Self::DatastoreOwned { host, .. }
+            | Self::DatastoreReleased { host, .. }
+            | Self::RestartRequested { host, .. }
+            | Self::RestartFailed { host, .. }
+            | Self::LockAcquired { host, .. }
+            | Self::LockBroken { host, .. }
+            | Self::LockLost { host, .. }
+            | Self::LockReleased { host, .. }
+            | Self::VmStarted { host, .. }
+            | Self::VmStopped { host, .. }
+            | Self::VmFrozen { host, .. }
+            | Self::VmThawed { host, .. }
+            | Self::ConfigIssue { host, .. } => Some(host),
+            Self::VmProtected { .. }
+            | Self::VmUnprotected { .. }
+            | Self::RestartWaiting { .. }
+            | Self::RestartAbandoned { .. } => None,
+        }
+    }
+}

@@ -1,0 +1,309 @@
+//! The agent's whole contact with the world: what happened ([`Input`]) and what to do ([`Output`]).
+//!
+//! Every request that has an outcome carries an [`OpId`], and its completion carries it back. An
+//! outcome may be *unknown*: the effect happened, did not happen, or will happen later. Unknown is a
+//! case of its own, never folded into success or failure.
+
+use crate::config::VmSpec;
+use crate::event::Event;
+use crate::id::{DatastoreId, Generation, HostId, OpId, VmId};
+use crate::time::Instant;
+use crate::wire::{Message, RecordKey};
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// How a message travels.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum Channel {
+    /// UDP: may be lost, doubled, reordered.
+    Datagram,
+    /// TCP between primary and secondary: in order while the connection stands.
+    Stream,
+}
+
+/// Whom to ping.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum PingTarget {
+    /// A host's management addresses.
+    Host(HostId),
+    /// The isolation addresses: one answer from any of them counts.
+    IsolationAddress,
+}
+
+/// What a ping found. "Could not ping" is never read as "no answer".
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum PingOutcome {
+    /// An answer came.
+    Answered,
+    /// The probe went out and none came.
+    NoAnswer,
+    /// No probe could be sent (no right, no route): nothing is known.
+    CannotProbe,
+}
+
+/// A primitive operation on a datastore. The driver performs it and decides nothing.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum StorageRequest {
+    /// Reads a record whole, by path, uncached. Gives [`StorageValue::Bytes`] or not found.
+    Read(RecordKey),
+    /// Renews an existing record in place: opened by path, never created, checked by path after the
+    /// write (safety rule H15). Only for heartbeats.
+    Renew(RecordKey, Vec<u8>),
+    /// Replaces a record as a whole (written beside it, then renamed).
+    Put(RecordKey, Vec<u8>),
+    /// Makes a record only if there is none under this key, atomically (exclusive link).
+    Link(RecordKey, Vec<u8>),
+    /// Removes a record.
+    Remove(RecordKey),
+    /// Lists the generations of one VM's lock.
+    ListVmLock(VmId),
+    /// Lists the keys of all VM locks.
+    ListAllVmLocks,
+    /// Lists the generations of the owner lock.
+    ListOwnerLock,
+    /// Lists the protected lists.
+    ListProtected,
+}
+
+/// What a successful operation gives.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum StorageValue {
+    /// Done.
+    Done,
+    /// A record's bytes.
+    Bytes(Vec<u8>),
+    /// Keys, in any order.
+    Keys(Vec<RecordKey>),
+    /// There is no such record.
+    NotFound,
+    /// There is one already (link only).
+    Exists,
+}
+
+/// Why an operation did not succeed for certain.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IoFault {
+    /// The device or path is gone for good (ENXIO, EIO, ESTALE, ENODEV).
+    Gone,
+    /// No space.
+    Full,
+    /// Read-only.
+    ReadOnly,
+    /// It took longer than the driver waits.
+    TimedOut,
+    /// Not this cluster's datastore, or the directory is missing.
+    Foreign,
+    /// Another error.
+    Other,
+}
+
+/// The outcome of a storage operation.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum StorageOutcome {
+    /// It was performed.
+    Ok(StorageValue),
+    /// It was certainly not performed and never will be.
+    NotDone(IoFault),
+    /// It may have been performed, or may be later.
+    Unknown(IoFault),
+}
+
+/// A request to the guard's shared memory.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum GuardRequest {
+    /// A VM is about to be made under this generation; freeze it at the deadline.
+    Register {
+        /// The VM.
+        vm: VmId,
+        /// Its lock's generation.
+        generation: Generation,
+        /// End of the right to run.
+        deadline: Instant,
+    },
+    /// The right was renewed. Refused when it has lapsed.
+    Extend {
+        /// The VM.
+        vm: VmId,
+        /// Its lock's generation.
+        generation: Generation,
+        /// New end of the right to run.
+        deadline: Instant,
+    },
+    /// The lock was won again: run under the new generation if the deadline has not passed.
+    Thaw {
+        /// The VM.
+        vm: VmId,
+        /// The generation that lapsed.
+        from: Generation,
+        /// The generation that was won.
+        to: Generation,
+        /// End of its right to run.
+        deadline: Instant,
+    },
+    /// The VM is gone.
+    Remove {
+        /// The VM.
+        vm: VmId,
+    },
+}
+
+/// The guard's answer.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum GuardOutcome {
+    /// Done.
+    Done,
+    /// Refused: the right has lapsed, or the generation is another.
+    Lapsed,
+    /// There is no guard: nothing may be started.
+    NoGuard,
+}
+
+/// A request to the hypervisor.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum HypervisorRequest {
+    /// Make the VM's process with its image open and locked, no instruction executed.
+    Prepare {
+        /// The VM.
+        spec: VmSpec,
+        /// The generation that it will run under.
+        generation: Generation,
+    },
+    /// Let the first instruction run.
+    Resume {
+        /// The VM.
+        vm: VmId,
+    },
+    /// Ask the guest to shut down.
+    Shutdown {
+        /// The VM.
+        vm: VmId,
+    },
+    /// Kill the process. [`Input::VmExited`] follows when every thread is gone.
+    Kill {
+        /// The VM.
+        vm: VmId,
+    },
+}
+
+/// The hypervisor's answer.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub enum HypervisorOutcome {
+    /// Done.
+    Done,
+    /// The image's own lock is held by another process.
+    ImageLocked,
+    /// It failed; the text is for people.
+    Failed(String),
+}
+
+/// How a VM's process ended. Reported only once every thread of it is gone.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExitCause {
+    /// The guest shut itself down.
+    GuestShutdown,
+    /// It crashed or was killed by somebody else.
+    Crash,
+    /// Killed at the agent's or guard's own wish.
+    Killed,
+}
+
+/// What an agent keeps on local disk.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Durable {
+    /// Highest generation seen of each VM lock, by datastore (safety rule H22).
+    pub vm_generations: BTreeMap<(DatastoreId, VmId), Generation>,
+    /// Highest generation seen of each owner lock.
+    pub owner_generations: BTreeMap<DatastoreId, Generation>,
+    /// The last primary: found again more quickly after a restart, and shown.
+    pub last_primary: Option<HostId>,
+}
+
+/// A VM that a starting agent finds on its host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct FoundVm {
+    /// The VM.
+    pub vm: VmId,
+    /// What the guard's memory says of it.
+    pub state: FoundState,
+}
+
+/// What the guard's memory says of a VM that was found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FoundState {
+    /// Registered under this generation, its right valid when read.
+    Running(Generation),
+    /// Registered under this generation, lapsed, frozen.
+    Lapsed(Generation),
+    /// Registered but its first instruction never ran.
+    Prepared(Generation),
+    /// Not registered: it was frozen before the agent started.
+    Unregistered,
+}
+
+/// Something that happened.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Input {
+    /// The time of [`crate::Agent::poll_timeout`] came. Spurious ones do nothing.
+    Timeout,
+    /// A message came; its sender is authenticated.
+    Message {
+        /// The sender.
+        from: HostId,
+        /// The message.
+        message: Message,
+    },
+    /// A ping ended.
+    Pinged(OpId, PingOutcome),
+    /// A storage operation ended.
+    Storage(OpId, StorageOutcome),
+    /// The guard answered.
+    Guard(OpId, GuardOutcome),
+    /// The hypervisor answered.
+    Hypervisor(OpId, HypervisorOutcome),
+    /// Local state is on disk (true) or could not be written.
+    Persisted(OpId, bool),
+    /// A VM's process is gone with every thread.
+    VmExited {
+        /// The VM.
+        vm: VmId,
+        /// How it ended.
+        cause: ExitCause,
+    },
+    /// The guard froze a VM because its right to run had lapsed.
+    VmLapsed {
+        /// The VM.
+        vm: VmId,
+        /// The generation that lapsed.
+        generation: Generation,
+    },
+}
+
+/// Something to do, in this order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// Send a message.
+    Send {
+        /// The receiver.
+        to: HostId,
+        /// How.
+        channel: Channel,
+        /// The message.
+        message: Message,
+    },
+    /// Ping.
+    Ping(OpId, PingTarget),
+    /// Perform a storage operation, on a thread of the datastore's own.
+    Storage(OpId, DatastoreId, StorageRequest),
+    /// Write the guard's shared memory.
+    Guard(OpId, GuardRequest),
+    /// Ask the hypervisor.
+    Hypervisor(OpId, HypervisorRequest),
+    /// Write local state atomically.
+    Persist(OpId, Durable),
+    /// Report an event.
+    Event(Event),
+}

@@ -1,0 +1,171 @@
+//! Messages between agents. Heartbeats and elections go by datagram, the rest by the stream between
+//! a primary and its secondaries. Every message is safe to lose, to repeat and to deliver late.
+
+use super::frame::{DecodeError, FrameKind, Stamp, decode, encode};
+use crate::config::VmSpec;
+use crate::id::{DatastoreId, Generation, HostId, InstanceId, Nonce, VmId};
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// Standing in an election: more datastores win, then the lexically higher id
+/// (seeds "VMware vSphere High Availability Basics", "vSphere 5.0 High Availability (HA)").
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct Rank {
+    /// Datastores that it has mounted and can use.
+    pub datastores: u32,
+    /// Its id.
+    pub host: HostId,
+}
+
+/// What an agent is, as others see it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoleTag {
+    /// In an election, or about to be.
+    Electing,
+    /// Follows a primary.
+    Secondary,
+    /// Is the primary.
+    Primary,
+}
+
+/// How a VM stands on the host that reports it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VmReportState {
+    /// Its lock is being taken or its process made.
+    Starting,
+    /// It runs.
+    Running,
+    /// It is frozen: its right to run has lapsed.
+    Frozen,
+    /// It is being stopped, or its lock released.
+    Stopping,
+}
+
+/// One VM of a report.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct VmReport {
+    /// The VM with all that is needed to protect it.
+    pub spec: VmSpec,
+    /// The generation that it is under.
+    pub generation: Generation,
+    /// How it stands.
+    pub state: VmReportState,
+}
+
+/// A secondary's whole state, sent to its primary on change and with each few heartbeats.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Grows with each report of one instance; an older one is ignored.
+    pub seq: u64,
+    /// Processor capacity in MHz.
+    pub cpu_mhz: u64,
+    /// Memory capacity in MiB.
+    pub memory_mb: u64,
+    /// Datastores that it can use now.
+    pub datastores: Vec<DatastoreId>,
+    /// All VMs on it that are not stopped.
+    pub vms: Vec<VmReport>,
+}
+
+/// The primary asks a host to take a VM's lock and to start it.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct StartOrder {
+    /// Tells this order from every other of this primary.
+    pub order: u64,
+    /// The VM.
+    pub spec: VmSpec,
+    /// The generation that was proven dead or free; the swap expects exactly it.
+    pub expected: Generation,
+    /// That generation's nonce.
+    pub expected_nonce: Nonce,
+    /// Whose lock is broken by it, if it was held.
+    pub broken_from: Option<HostId>,
+    /// Attempts so far, this one included.
+    pub attempt: u32,
+}
+
+/// What became of an order.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum StartOutcome {
+    /// It runs under this generation.
+    Started(Generation),
+    /// The lock had moved on: the proof is void.
+    LockLost,
+    /// The storage's own image lock is still held: try again, no attempt is spent.
+    ImageLocked,
+    /// The host could not even try (no right to run on the datastore, no guard): no attempt is spent.
+    NotReady(String),
+    /// The hypervisor could not start it.
+    Failed(String),
+}
+
+/// The answer to a [`StartOrder`].
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct StartResult {
+    /// The order.
+    pub order: u64,
+    /// The VM.
+    pub vm: VmId,
+    /// What became of it.
+    pub outcome: StartOutcome,
+}
+
+/// A message from one agent to another.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub enum Message {
+    /// Sign of life, both ways, by datagram.
+    Heartbeat {
+        /// What the sender is.
+        role: RoleTag,
+        /// Its standing.
+        rank: Rank,
+        /// The primary that it follows.
+        primary: Option<HostId>,
+        /// The sender's agent start.
+        instance: InstanceId,
+    },
+    /// An election is on, and this is the sender's standing; by datagram.
+    Candidate {
+        /// The sender's standing.
+        rank: Rank,
+    },
+    /// A secondary's state.
+    Report(HostReport),
+    /// Start a VM.
+    Start(StartOrder),
+    /// What became of it.
+    Started(StartResult),
+    /// The lock names you, but you do not report the VM: free it if you neither run nor start it.
+    CheckLock {
+        /// The VM.
+        vm: VmId,
+        /// Its datastore.
+        datastore: DatastoreId,
+        /// The generation that names the receiver.
+        generation: Generation,
+    },
+    /// These VMs are on the protected list on disk.
+    Protected {
+        /// The VMs of the receiver that are protected.
+        vms: Vec<VmId>,
+    },
+}
+
+impl Message {
+    /// Frames the message.
+    #[must_use]
+    pub fn encode(&self, cluster: u64, stamp: &Stamp) -> Vec<u8> {
+        encode(FrameKind::Message, cluster, stamp, self)
+    }
+
+    /// Reads a message.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for anything else than a sound message of this cluster.
+    pub fn decode(cluster: u64, bytes: &[u8]) -> Result<(Stamp, Self), DecodeError> {
+        decode(FrameKind::Message, cluster, bytes)
+    }
+}

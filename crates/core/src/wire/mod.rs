@@ -1,0 +1,14 @@
+//! Versioned codecs: records on datastores, messages between agents. Decoders are total: any bytes
+//! give a value or an error, never a panic.
+
+mod frame;
+mod message;
+mod record;
+
+pub use frame::{DecodeError, FORMAT_VERSION, FrameKind, RECORD_MAX_BYTES, Stamp, decode, encode};
+pub use message::{
+    HostReport, Message, Rank, RoleTag, StartOrder, StartOutcome, StartResult, VmReport, VmReportState,
+};
+pub use record::{
+    Desired, HeartbeatRecord, LockRecord, MarkerRecord, PoweronRecord, ProtectedRecord, ProtectedVm, RecordKey,
+};
