@@ -3,6 +3,7 @@
 //! The right to install is root's, or that of a user with sudo. Without it the tests go on, and
 //! those that need a missing program say that they were skipped.
 
+use std::fmt;
 use std::io::{self, IsTerminal};
 
 use anyhow::{Context, Result, bail};
@@ -25,7 +26,7 @@ const NEEDS: [Need; 3] = [
     Need {
         program: "as",
         package: "binutils",
-        for_what: "the test of the guest's boot sector",
+        for_what: "tests that assemble the guest's boot sector",
     },
     Need {
         program: "ip",
@@ -33,6 +34,16 @@ const NEEDS: [Need; 3] = [
         for_what: "tests with network namespaces",
     },
 ];
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "package {}, without which {} skip",
+            self.package, self.for_what
+        )
+    }
+}
 
 /// How this process may install packages.
 #[derive(Debug, PartialEq, Eq)]
@@ -78,10 +89,7 @@ pub(crate) fn report() {
         .iter()
         .filter(|need| find_program(need.program).is_none())
     {
-        println!(
-            "{} is missing ({}): {} skip",
-            need.program, need.package, need.for_what
-        );
+        println!("{} is missing: {need}", need.program);
     }
     if !has_nextest() {
         println!("cargo nextest is missing: `cargo test` runs the tests");
@@ -120,10 +128,7 @@ fn apt_install(missing: &[&Need]) -> Result<()> {
     if right == Right::Absent || find_program("apt-get").is_none() {
         println!("missing, and this user cannot install packages here:");
         for need in missing {
-            println!(
-                "  {} ({}): {} skip",
-                need.program, need.package, need.for_what
-            );
+            println!("  {}: {need}", need.program);
         }
         println!("{remedy}");
         return Ok(());
@@ -176,8 +181,11 @@ fn nextest() {
         return;
     }
     println!("cargo nextest is missing; building it once (some minutes)");
-    if let Err(error) = Cmd::cargo("install --locked cargo-nextest").run() {
-        println!("cargo nextest could not be built: `cargo test` runs the tests ({error:#})");
+    // Its self-update would want OpenSSL's headers, which a fresh machine does not have.
+    let install = Cmd::cargo("install --locked cargo-nextest")
+        .words("--no-default-features --features default-no-update");
+    if let Err(error) = install.run() {
+        println!("cargo nextest could not be built, so `cargo test` runs the tests: {error:#}");
     }
 }
 

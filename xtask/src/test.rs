@@ -207,7 +207,7 @@ fn install(options: &Options) -> Result<Outcome> {
 fn fmt(_: &Options) -> Result<Outcome> {
     Cmd::cargo("fmt --all -- --check")
         .run()
-        .context("`cargo fmt --all` formats the code")?;
+        .context("not formatted as rustfmt does it; `cargo fmt --all` does")?;
     Ok(Outcome::Passed)
 }
 
