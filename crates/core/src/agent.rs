@@ -123,6 +123,12 @@ impl Agent {
         None
     }
 
+    /// Plants a bug (only in builds that test the testers).
+    #[cfg(feature = "planted")]
+    pub fn plant(&mut self, bug: crate::planted::Bug) {
+        let _ = bug;
+    }
+
     /// Adds to the list of weaknesses what the shell found (no O_DIRECT, no raw ICMP, ...).
     pub fn set_shell_issues(&mut self, issues: Vec<alloc::string::String>) {
         let _ = issues;

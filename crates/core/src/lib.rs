@@ -25,6 +25,8 @@ pub mod event;
 pub mod guard;
 pub mod id;
 pub mod io;
+#[cfg(feature = "planted")]
+pub mod planted;
 pub mod provision;
 pub mod rng;
 pub mod status;
