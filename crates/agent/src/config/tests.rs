@@ -1,0 +1,195 @@
+use super::*;
+
+const CLUSTER: &str = r#"
+cluster_id = "00000000000000ab"
+isolation_addresses = ["10.99.0.254"]
+
+[settings]
+max_restart_attempts = 3
+freeze = "2900ms"
+profile = "balanced"
+host_monitoring = true
+
+[[datastore]]
+id = "ds-1"
+fence = "enforced"
+
+[[host]]
+id = "host-1"
+address = "10.99.0.1:7777"
+cpu_mhz = 4000
+memory_mb = 4096
+
+[[host]]
+id = "host-2"
+addresses = ["10.99.0.2:7777", "10.98.0.2:7777"]
+cpu_mhz = 4000
+memory_mb = 4096
+datastores = ["ds-1"]
+
+[[vm]]
+id = "vm-1"
+datastore = "ds-1"
+cpu_mhz = 100
+memory_mb = 64
+image = "vm-1/disk.raw"
+"#;
+
+fn read(text: &str) -> Result<ClusterFile, FileError> {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("cluster.toml");
+    std::fs::write(&path, text).expect("write");
+    ClusterFile::read(&path)
+}
+
+fn refusal(text: &str) -> String {
+    let error = read(text)
+        .and_then(|f| f.cluster_config().map(|_| ()))
+        .expect_err("refused");
+    error.to_string()
+}
+
+#[test]
+fn a_cluster_file_gives_the_cores_configuration() {
+    let config = read(CLUSTER)
+        .and_then(|f| f.cluster_config())
+        .expect("sound");
+    assert_eq!(config.cluster_id, 0xab);
+    assert_eq!(config.settings.max_restart_attempts, 3);
+    assert_eq!(
+        config.settings.timing.freeze.as_millis(),
+        2900,
+        "the profile does not undo a timer"
+    );
+    let host = config.hosts.values().next().expect("host");
+    assert_eq!(
+        host.datastores.len(),
+        1,
+        "a host mounts all datastores by default"
+    );
+}
+
+#[test]
+fn a_file_that_was_written_reads_the_same() {
+    let file = read(CLUSTER).expect("sound");
+    let text = toml::to_string(&file).expect("text");
+    assert_eq!(read(&text).expect("sound"), file);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_line_and_the_nearest_key() {
+    let text = refusal(&CLUSTER.replace("isolation_addresses", "isolation_adresses"));
+    assert!(text.contains("cluster.toml:3:"), "{text}");
+    assert!(
+        text.contains("did you mean \"isolation_addresses\"?"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_unknown_setting_is_named_with_its_line_and_the_nearest_setting() {
+    let text = refusal(&CLUSTER.replace("freeze =", "freez ="));
+    assert!(text.contains("cluster.toml:7:"), "{text}");
+    assert!(text.contains("did you mean \"freeze\"?"), "{text}");
+}
+
+#[test]
+fn contradictory_timers_are_refused_with_the_inequality() {
+    let text = refusal(&CLUSTER.replace("2900ms", "5s"));
+    assert!(text.contains("break x (1 - drift)"), "{text}");
+}
+
+#[test]
+fn duplicate_hosts_are_refused_with_the_line_of_the_second() {
+    let text = refusal(&CLUSTER.replace("\"host-2\"", "\"host-1\""));
+    assert!(text.contains("cluster.toml:22:"), "{text}");
+    assert!(text.contains("host \"host-1\" is there twice"), "{text}");
+}
+
+#[test]
+fn one_address_for_two_hosts_is_refused() {
+    let text = refusal(&CLUSTER.replace("10.98.0.2", "10.99.0.1"));
+    assert!(
+        text.contains("both have the address 10.99.0.1:7777"),
+        "{text}"
+    );
+}
+
+#[test]
+fn an_image_outside_its_datastore_is_refused() {
+    let text = refusal(&CLUSTER.replace("vm-1/disk.raw", "../disk.raw"));
+    assert!(text.contains("not inside its datastore"), "{text}");
+}
+
+#[test]
+fn a_cluster_id_has_sixteen_digits() {
+    let text = refusal(&CLUSTER.replace("00000000000000ab", "ab"));
+    assert!(text.contains("16 hexadecimal digits"), "{text}");
+}
+
+const AGENT: &str = r#"
+host = "host-1"
+cluster = "cluster.toml"
+state_dir = "state"
+run_dir = "/run/x"
+log_dir = "log"
+key_file = "key"
+ca_file = "ca.pem"
+cert_file = "cert.pem"
+cert_key_file = "cert.key"
+probe = { udp = { port = 7790 } }
+
+[datastores]
+ds-1 = "/mnt/ds-1"
+"#;
+
+fn agent(text: &str) -> Result<AgentFile, FileError> {
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("agent.toml");
+    std::fs::write(&path, text).expect("write");
+    AgentFile::read(&path)
+}
+
+#[test]
+fn an_agent_file_has_absolute_paths_and_survives_writing() {
+    let file = agent(AGENT).expect("sound");
+    assert!(file.state_dir.is_absolute());
+    assert_eq!(file.run_dir, Path::new("/run/x"));
+    assert_eq!(file.probe, Probe::Udp { port: 7790 });
+    let text = toml::to_string(&file).expect("text");
+    assert_eq!(agent(&text).expect("sound"), file);
+}
+
+#[test]
+fn a_host_that_is_no_member_and_a_mount_without_a_path_are_refused() {
+    let config = read(CLUSTER)
+        .and_then(|f| f.cluster_config())
+        .expect("sound");
+    let path = Path::new("agent.toml");
+    let other = agent(&AGENT.replace("host-1", "hots-1")).expect("sound");
+    let text = other
+        .check_against(path, &config)
+        .expect_err("no member")
+        .to_string();
+    assert!(text.contains("did you mean \"host-1\"?"), "{text}");
+    let none = agent(&AGENT.replace("ds-1 =", "ds-9 =")).expect("sound");
+    let text = none
+        .check_against(path, &config)
+        .expect_err("no mount")
+        .to_string();
+    assert!(text.contains("no path for it"), "{text}");
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().expect("directory");
+    let path = dir.path().join("key");
+    ClusterKey::new([7; 32]).write_new(&path).expect("written");
+    assert_eq!(ClusterKey::read(&path).expect("key").bytes(), &[7; 32]);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).expect("mode");
+    assert!(matches!(
+        ClusterKey::read(&path),
+        Err(FileError::KeyMode { mode: 0o640, .. })
+    ));
+}

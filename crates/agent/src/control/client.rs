@@ -1,0 +1,225 @@
+//! The client of the control socket.
+
+use super::{Answer, EventLine, Pong, Request};
+use mainstay_core::id::{HostId, VmId};
+use mainstay_core::status::{Explanation, Status};
+use serde::de::DeserializeOwned;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How long an agent may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why an agent could not be asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// There is no socket.
+    #[error("there is no control socket at {}; is the agent running? start it with `mainstay agent`, or pass --socket PATH", .0.display())]
+    NoSocket(PathBuf),
+    /// Nobody listens.
+    #[error("nobody listens at {}; the agent has died or was killed; start it with `mainstay agent`, or pass --socket PATH", .0.display())]
+    Dead(PathBuf),
+    /// No right to connect.
+    #[error("this user may not use {}; run the command as the agent's user", .0.display())]
+    Denied(PathBuf),
+    /// The connection failed.
+    #[error("the connection to {} failed", .path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The agent does not answer.
+    #[error("the agent at {} does not answer; see its log", .0.display())]
+    Silent(PathBuf),
+    /// The agent closed the connection without an answer.
+    #[error("the agent at {} closed the connection without an answer; see its log", .0.display())]
+    Closed(PathBuf),
+    /// The answer cannot be understood.
+    #[error("the agent at {} answered what this program cannot read; are both of the same version?", .path.display())]
+    Answer {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The agent refused.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Talks to one agent. Each call uses a connection of its own.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+}
+
+impl Client {
+    /// A client of the agent whose control socket this is; asks whether it is there.
+    ///
+    /// # Errors
+    /// [`ClientError`] when nobody answers.
+    pub fn connect(path: &Path) -> Result<Self, ClientError> {
+        let client = Self { path: path.into() };
+        client.ping()?;
+        Ok(client)
+    }
+
+    /// Asks whether the agent is there and who it is.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn ping(&self) -> Result<Pong, ClientError> {
+        self.call(&Request::Ping)
+    }
+
+    /// The agent's view of the cluster.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn status(&self) -> Result<Status, ClientError> {
+        self.call(&Request::Status)
+    }
+
+    /// Why a VM is as it is.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn explain_vm(&self, id: &VmId) -> Result<Explanation, ClientError> {
+        self.call(&Request::ExplainVm { id: id.clone() })
+    }
+
+    /// Why a host is judged as it is.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn explain_host(&self, id: &HostId) -> Result<Explanation, ClientError> {
+        self.call(&Request::ExplainHost { id: id.clone() })
+    }
+
+    /// Asks for a VM to be powered on there. Progress is seen in the events.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn power_on(&self, vm: &VmId) -> Result<(), ClientError> {
+        self.call(&Request::PowerOn { vm: vm.clone() })
+    }
+
+    /// Asks for a VM to be powered off. Progress is seen in the events.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn power_off(&self, vm: &VmId) -> Result<(), ClientError> {
+        self.call(&Request::PowerOff { vm: vm.clone() })
+    }
+
+    /// The last events, oldest first; with `follow` the iterator goes on until the agent ends.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn events(&self, last: Option<u64>, follow: bool) -> Result<Events, ClientError> {
+        let stream = self.send(&Request::Events { follow, last })?;
+        if follow {
+            stream.set_read_timeout(None).map_err(|e| self.fault(e))?;
+        }
+        Ok(Events {
+            client: self.clone(),
+            reader: BufReader::new(stream),
+        })
+    }
+
+    fn call<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ClientError> {
+        let mut reader = BufReader::new(self.send(request)?);
+        self.answer(&mut reader)?
+            .ok_or_else(|| ClientError::Closed(self.path.clone()))
+    }
+
+    fn send(&self, request: &Request) -> Result<UnixStream, ClientError> {
+        let mut stream = UnixStream::connect(&self.path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => ClientError::NoSocket(self.path.clone()),
+            io::ErrorKind::ConnectionRefused => ClientError::Dead(self.path.clone()),
+            io::ErrorKind::PermissionDenied => ClientError::Denied(self.path.clone()),
+            _ => self.fault(e),
+        })?;
+        let fault = |e| self.fault(e);
+        stream
+            .set_read_timeout(Some(ANSWER_TIMEOUT))
+            .map_err(fault)?;
+        stream
+            .set_write_timeout(Some(ANSWER_TIMEOUT))
+            .map_err(fault)?;
+        let mut line = serde_json::to_vec(request).map_err(|source| ClientError::Answer {
+            path: self.path.clone(),
+            source,
+        })?;
+        line.push(b'\n');
+        stream.write_all(&line).map_err(fault)?;
+        Ok(stream)
+    }
+
+    fn answer<T: DeserializeOwned>(
+        &self,
+        reader: &mut BufReader<UnixStream>,
+    ) -> Result<Option<T>, ClientError> {
+        let mut line = String::new();
+        reader.read_line(&mut line).map_err(|e| self.fault(e))?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        match serde_json::from_str(&line) {
+            Ok(Answer::Ok(value)) => Ok(Some(value)),
+            Ok(Answer::Error(text)) => Err(ClientError::Refused(text)),
+            Err(source) => Err(ClientError::Answer {
+                path: self.path.clone(),
+                source,
+            }),
+        }
+    }
+
+    fn fault(&self, source: io::Error) -> ClientError {
+        match source.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                ClientError::Silent(self.path.clone())
+            }
+            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
+                ClientError::Closed(self.path.clone())
+            }
+            _ => ClientError::Io {
+                path: self.path.clone(),
+                source,
+            },
+        }
+    }
+}
+
+/// Events as they come.
+#[derive(Debug)]
+pub struct Events {
+    client: Client,
+    reader: BufReader<UnixStream>,
+}
+
+impl Events {
+    /// Bounds the wait for each next event; a passed bound is [`ClientError::Silent`].
+    ///
+    /// # Errors
+    /// [`ClientError::Io`].
+    pub fn set_timeout(&self, timeout: Option<Duration>) -> Result<(), ClientError> {
+        self.reader
+            .get_ref()
+            .set_read_timeout(timeout)
+            .map_err(|e| self.client.fault(e))
+    }
+}
+
+impl Iterator for Events {
+    type Item = Result<EventLine, ClientError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.client.answer(&mut self.reader).transpose()
+    }
+}

@@ -1,0 +1,88 @@
+//! The control socket: how the command line talks to an agent on its own host.
+//!
+//! A connection carries one request as a line of JSON. Each answer is a line: `{"ok": VALUE}` or
+//! `{"error": "what is wrong and what to do"}`. `events` answers one line for each event and ends by
+//! closing the connection, or never when it follows.
+
+pub mod client;
+
+use mainstay_core::event::Event;
+use mainstay_core::id::{HostId, VmId};
+use serde::{Deserialize, Serialize};
+
+/// Longest request line.
+pub const REQUEST_MAX_BYTES: usize = 64 << 10;
+
+/// What the command line asks.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(tag = "cmd", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Request {
+    /// The agent's view of the cluster.
+    Status,
+    /// Events, oldest first.
+    Events {
+        /// Go on with new ones as they come.
+        #[serde(default)]
+        follow: bool,
+        /// At most this many old ones; all that the agent still has when it is left out.
+        #[serde(default)]
+        last: Option<u64>,
+    },
+    /// Why a VM is as it is.
+    ExplainVm {
+        /// The VM.
+        id: VmId,
+    },
+    /// Why a host is judged as it is.
+    ExplainHost {
+        /// The host.
+        id: HostId,
+    },
+    /// Power a VM on here.
+    PowerOn {
+        /// The VM.
+        vm: VmId,
+    },
+    /// Power a VM off that runs here.
+    PowerOff {
+        /// The VM.
+        vm: VmId,
+    },
+    /// Is somebody there?
+    Ping,
+}
+
+/// The answer to [`Request::Ping`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Pong {
+    /// The agent's host.
+    pub host: HostId,
+    /// The agent's process id.
+    pub pid: u32,
+    /// The guard's process id, when there is one.
+    pub guard_pid: Option<u32>,
+    /// The agent's version.
+    pub version: String,
+}
+
+/// An event as it is logged and answered.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct EventLine {
+    /// Running number of this agent's events.
+    pub n: u64,
+    /// Wall-clock time (RFC 3339), for people only: no decision uses it.
+    pub wall: String,
+    /// The event.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// An answer line.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer<T> {
+    /// The answer.
+    Ok(T),
+    /// What is wrong and what to do.
+    Error(String),
+}
