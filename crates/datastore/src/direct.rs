@@ -1,0 +1,139 @@
+//! Reads and writes past the page cache, with buffers aligned as O_DIRECT wants them.
+
+use mainstay_core::wire::RECORD_MAX_BYTES;
+use nix::fcntl::OFlag;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Alignment of buffers, lengths and offsets: the largest logical block that file systems ask for.
+const BLOCK: usize = 4096;
+
+/// A buffer whose used part begins at a multiple of [`BLOCK`].
+struct Aligned {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+impl Aligned {
+    /// Zeroes, `len` rounded up to whole blocks.
+    fn zeroed(len: usize) -> Self {
+        let len = len.max(1).next_multiple_of(BLOCK);
+        let bytes = vec![0; len + BLOCK];
+        let start = bytes.as_ptr().align_offset(BLOCK);
+        Self { bytes, start, len }
+    }
+
+    fn get(&self) -> &[u8] {
+        self.bytes
+            .get(self.start..self.start + self.len)
+            .unwrap_or_default()
+    }
+
+    fn get_mut(&mut self) -> &mut [u8] {
+        self.bytes
+            .get_mut(self.start..self.start + self.len)
+            .unwrap_or_default()
+    }
+}
+
+/// Whether a file system takes O_DIRECT, found out by using it.
+#[derive(Debug, Default)]
+pub(crate) struct Direct {
+    refused: AtomicBool,
+}
+
+impl Direct {
+    /// True when the file system refused O_DIRECT.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    fn flags(&self) -> OFlag {
+        let base = OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        if self.is_refused() {
+            base
+        } else {
+            base | OFlag::O_DIRECT
+        }
+    }
+
+    /// Opens with O_DIRECT, or without where the file system refuses it.
+    fn open(&self, options: &mut OpenOptions, extra: OFlag, path: &Path) -> io::Result<File> {
+        let file = options
+            .custom_flags((self.flags() | extra).bits())
+            .open(path);
+        match file {
+            Err(e) if is_invalid(&e) && !self.is_refused() => {
+                self.refused.store(true, Ordering::Relaxed);
+                options
+                    .custom_flags((self.flags() | extra).bits())
+                    .open(path)
+            }
+            other => other,
+        }
+    }
+
+    /// Reads a file whole.
+    pub(crate) fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        match self.read_once(path) {
+            // Some file systems take the flag at open and refuse the read.
+            Err(e) if is_invalid(&e) && !self.is_refused() => {
+                self.refused.store(true, Ordering::Relaxed);
+                self.read_once(path)
+            }
+            other => other,
+        }
+    }
+
+    fn read_once(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let file = self.open(OpenOptions::new().read(true), OFlag::empty(), path)?;
+        let meta = file.metadata()?;
+        if !meta.is_file() {
+            return Err(io::Error::other("not a regular file"));
+        }
+        let len = usize::try_from(meta.len()).unwrap_or(usize::MAX);
+        // A longer file is no record; its beginning says so to the decoder.
+        let mut buffer = Aligned::zeroed(len.min(RECORD_MAX_BYTES + BLOCK));
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut().get_mut(filled..).filter(|r| !r.is_empty()) {
+            let n = file.read_at(rest, filled as u64)?;
+            filled += n;
+            // Short of a whole block is the end of the file; a direct read cannot go on from there.
+            if n % BLOCK != 0 || n == 0 {
+                break;
+            }
+        }
+        Ok(buffer.get().get(..filled).unwrap_or_default().to_vec())
+    }
+
+    /// Opens an existing file for a synchronous write in place.
+    pub(crate) fn open_for_renewal(&self, path: &Path) -> io::Result<File> {
+        self.open(OpenOptions::new().write(true), OFlag::O_DSYNC, path)
+    }
+
+    /// Writes `bytes`, padded to whole blocks, at the beginning of the file, in one write.
+    pub(crate) fn write_padded(&self, file: &File, bytes: &[u8]) -> io::Result<()> {
+        let mut buffer = Aligned::zeroed(bytes.len());
+        if let Some(head) = buffer.get_mut().get_mut(..bytes.len()) {
+            head.copy_from_slice(bytes);
+        }
+        let written = file.write_at(buffer.get(), 0).inspect_err(|e| {
+            if is_invalid(e) {
+                // The next renewal goes without; this one is not known to be performed.
+                self.refused.store(true, Ordering::Relaxed);
+            }
+        })?;
+        if written != buffer.get().len() {
+            return Err(io::Error::new(io::ErrorKind::WriteZero, "short write"));
+        }
+        Ok(())
+    }
+}
+
+fn is_invalid(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(nix::libc::EINVAL)
+}

@@ -1,0 +1,363 @@
+use super::*;
+use crate::{CreateError, Worker};
+use mainstay_core::config::{ClusterConfig, DatastoreSpec, HostSpec, Settings, VmSpec};
+use mainstay_core::id::{Generation, OpId, VmId};
+use mainstay_core::wire::{HeartbeatRecord, LockRecord};
+use std::sync::{Arc, Barrier};
+use std::time::Duration;
+
+const CLUSTER: u64 = 0xabc;
+
+fn host() -> HostId {
+    HostId::new("host-1").expect("id")
+}
+
+fn ds() -> DatastoreId {
+    DatastoreId::new("ds-1").expect("id")
+}
+
+fn vm() -> VmId {
+    VmId::new("vm-1").expect("id")
+}
+
+fn config(cluster: u64) -> ClusterConfig {
+    let spec = |id: DatastoreId| DatastoreSpec {
+        id,
+        kind: Default::default(),
+        fence: Default::default(),
+    };
+    let host = HostSpec {
+        id: host(),
+        cpu_mhz: 1,
+        memory_mb: 1,
+        datastores: [ds()].into(),
+        maintenance: false,
+    };
+    let vm = VmSpec {
+        id: vm(),
+        datastore: ds(),
+        cpu_mhz: 1,
+        memory_mb: 1,
+        restart_priority: Default::default(),
+        isolation_response: None,
+        depends_on: vec![],
+    };
+    let stores = vec![spec(ds()), spec(DatastoreId::new("ds-2").expect("id"))];
+    ClusterConfig::new(
+        cluster,
+        Settings::default(),
+        vec![host],
+        stores,
+        vec![vm],
+        vec![],
+    )
+    .expect("sound")
+}
+
+fn made() -> (tempfile::TempDir, FileDatastore) {
+    let dir = tempfile::tempdir().expect("directory");
+    FileDatastore::create(dir.path(), &config(CLUSTER), &ds(), &host()).expect("added");
+    let datastore = FileDatastore::open(dir.path(), CLUSTER, &ds(), &host()).expect("open");
+    (dir, datastore)
+}
+
+fn done() -> StorageOutcome {
+    StorageOutcome::Ok(StorageValue::Done)
+}
+
+fn heartbeat() -> RecordKey {
+    RecordKey::Heartbeat(host())
+}
+
+fn lock(generation: u64) -> RecordKey {
+    RecordKey::VmLock(vm(), Generation(generation))
+}
+
+fn read(datastore: &FileDatastore, key: RecordKey) -> Vec<u8> {
+    match datastore.perform(&StorageRequest::Read(key)) {
+        StorageOutcome::Ok(StorageValue::Bytes(bytes)) => bytes,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_added_datastore_has_all_records_and_is_closed_to_others() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let (dir, datastore) = made();
+    assert!(HeartbeatRecord::decode(CLUSTER, &read(&datastore, heartbeat())).is_ok());
+    assert!(LockRecord::decode(CLUSTER, &read(&datastore, lock(0))).is_ok());
+    assert!(
+        LockRecord::decode(
+            CLUSTER,
+            &read(&datastore, RecordKey::OwnerLock(Generation(0)))
+        )
+        .is_ok()
+    );
+    let mode = std::fs::metadata(datastore.dir())
+        .expect("there")
+        .permissions()
+        .mode()
+        & 0o777;
+    assert_eq!(mode, 0o700);
+    let again = FileDatastore::create(dir.path(), &config(CLUSTER), &ds(), &host());
+    assert!(matches!(again, Err(CreateError::Exists(_))), "{again:?}");
+}
+
+#[test]
+fn a_missing_an_empty_and_a_foreign_mount_are_told_apart() {
+    let dir = tempfile::tempdir().expect("directory");
+    let open = |path: &Path, id: &DatastoreId| FileDatastore::open(path, CLUSTER, id, &host());
+    let missing = open(&dir.path().join("none"), &ds());
+    assert!(
+        matches!(missing, Err(OpenError::NoMount { .. })),
+        "{missing:?}"
+    );
+    let empty = open(dir.path(), &ds());
+    assert!(
+        matches!(empty, Err(OpenError::NotAdded { .. })),
+        "{empty:?}"
+    );
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").expect("write");
+    assert!(matches!(open(&file, &ds()), Err(OpenError::NoMount { .. })));
+    FileDatastore::create(dir.path(), &config(0xdef), &ds(), &host()).expect("added");
+    let foreign = open(dir.path(), &ds());
+    assert!(
+        matches!(foreign, Err(OpenError::OtherCluster { .. })),
+        "{foreign:?}"
+    );
+    let (dir, datastore) = made();
+    let other = open(dir.path(), &DatastoreId::new("ds-2").expect("id"));
+    assert!(
+        matches!(other, Err(OpenError::OtherDatastore { .. })),
+        "{other:?}"
+    );
+    let marker = datastore.dir().join(MARKER_FILE);
+    let bytes = std::fs::read(&marker).expect("marker");
+    std::fs::write(&marker, &bytes[..bytes.len() - 2]).expect("write");
+    assert!(matches!(
+        open(dir.path(), &ds()),
+        Err(OpenError::Damaged { .. })
+    ));
+}
+
+#[test]
+fn a_renewal_is_read_back_and_padded() {
+    let (_dir, datastore) = made();
+    assert_eq!(
+        datastore.perform(&StorageRequest::Renew(heartbeat(), vec![7; 100])),
+        done()
+    );
+    let bytes = read(&datastore, heartbeat());
+    assert_eq!(bytes.len(), 4096);
+    assert_eq!((bytes[99], bytes[100]), (7, 0));
+}
+
+#[test]
+fn a_renewal_of_a_missing_file_is_refused_and_makes_none() {
+    let (_dir, datastore) = made();
+    let path = datastore.path(&heartbeat());
+    std::fs::remove_file(&path).expect("removed");
+    let outcome = datastore.perform(&StorageRequest::Renew(heartbeat(), vec![7; 100]));
+    assert_eq!(outcome, StorageOutcome::NotDone(IoFault::Foreign));
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_renewal_of_a_file_that_was_replaced_or_unlinked_is_not_acknowledged() {
+    let (_dir, datastore) = made();
+    let path = datastore.path(&heartbeat());
+    let written = FileId::of(&std::fs::metadata(&path).expect("there"));
+    assert_eq!(datastore.confirm_renewal(&path, written), done());
+    let beside = datastore.dir().join("beside");
+    std::fs::write(&beside, "x").expect("write");
+    std::fs::rename(&beside, &path).expect("replaced");
+    assert_eq!(
+        datastore.confirm_renewal(&path, written),
+        StorageOutcome::Unknown(IoFault::Foreign)
+    );
+    std::fs::remove_file(&path).expect("unlinked");
+    assert_eq!(
+        datastore.confirm_renewal(&path, written),
+        StorageOutcome::Unknown(IoFault::Foreign)
+    );
+}
+
+#[test]
+fn nothing_is_done_on_another_datastore_at_the_same_path() {
+    let (dir, datastore) = made();
+    std::fs::rename(dir.path().join(".mainstay"), dir.path().join("old")).expect("moved");
+    let foreign = StorageOutcome::NotDone(IoFault::Foreign);
+    assert_eq!(
+        datastore.perform(&StorageRequest::Read(heartbeat())),
+        foreign,
+        "an empty mount point"
+    );
+    assert_eq!(datastore.perform(&StorageRequest::ListAllVmLocks), foreign);
+    FileDatastore::create(dir.path(), &config(CLUSTER), &ds(), &host()).expect("added");
+    assert_eq!(
+        datastore.perform(&StorageRequest::Renew(heartbeat(), vec![1])),
+        foreign,
+        "another one"
+    );
+    assert_eq!(
+        datastore.perform(&StorageRequest::Link(lock(1), vec![1])),
+        foreign
+    );
+}
+
+#[test]
+fn exactly_one_of_eight_racing_links_wins() {
+    let (dir, _) = made();
+    for generation in 1..20 {
+        let barrier = Barrier::new(8);
+        let wins: usize = std::thread::scope(|scope| {
+            let racer = |n: u8| {
+                let (dir, barrier) = (dir.path(), &barrier);
+                scope.spawn(move || {
+                    let host = HostId::new(&format!("host-{n}")).expect("id");
+                    let datastore = FileDatastore::open(dir, CLUSTER, &ds(), &host).expect("open");
+                    barrier.wait();
+                    match datastore.perform(&StorageRequest::Link(lock(generation), vec![n; 100])) {
+                        StorageOutcome::Ok(StorageValue::Done) => {
+                            assert_eq!(read(&datastore, lock(generation)), vec![n; 100]);
+                            1
+                        }
+                        StorageOutcome::Ok(StorageValue::Exists) => 0,
+                        other => panic!("{other:?}"),
+                    }
+                })
+            };
+            let racers: Vec<_> = (0..8).map(racer).collect();
+            racers.into_iter().map(|r| r.join().expect("racer")).sum()
+        });
+        assert_eq!(wins, 1);
+    }
+    let left = std::fs::read_dir(record_dir(dir.path(), CLUSTER)).expect("list");
+    let strays = left
+        .flatten()
+        .filter(|e| e.file_name().to_string_lossy().starts_with(TEMPORARY));
+    assert_eq!(strays.count(), 0);
+}
+
+#[test]
+fn lists_name_the_records_of_their_kind_and_nothing_else() {
+    let (_dir, datastore) = made();
+    assert_eq!(
+        datastore.perform(&StorageRequest::Link(lock(1), vec![1])),
+        done()
+    );
+    std::fs::write(datastore.dir().join("notes.txt"), "x").expect("write");
+    let keys = |request| match datastore.perform(&request) {
+        StorageOutcome::Ok(StorageValue::Keys(mut keys)) => {
+            keys.sort();
+            keys
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(keys(StorageRequest::ListVmLock(vm())), [lock(0), lock(1)]);
+    assert_eq!(keys(StorageRequest::ListAllVmLocks), [lock(0), lock(1)]);
+    assert_eq!(
+        keys(StorageRequest::ListVmLock(VmId::new("vm").expect("id"))),
+        []
+    );
+    assert_eq!(
+        keys(StorageRequest::ListOwnerLock),
+        [RecordKey::OwnerLock(Generation(0))]
+    );
+    assert_eq!(
+        keys(StorageRequest::ListProtected),
+        [RecordKey::Protected(Generation(0), 0)]
+    );
+}
+
+#[test]
+fn put_replaces_and_remove_removes() {
+    let (_dir, datastore) = made();
+    let key = RecordKey::Poweron(host());
+    assert_eq!(
+        datastore.perform(&StorageRequest::Read(key.clone())),
+        StorageOutcome::Ok(StorageValue::NotFound)
+    );
+    for byte in [1, 2] {
+        let long = vec![byte; 140_000];
+        assert_eq!(
+            datastore.perform(&StorageRequest::Put(key.clone(), long.clone())),
+            done()
+        );
+        assert_eq!(read(&datastore, key.clone()), long);
+    }
+    assert_eq!(
+        datastore.perform(&StorageRequest::Remove(key.clone())),
+        done()
+    );
+    assert_eq!(
+        datastore.perform(&StorageRequest::Remove(key)),
+        StorageOutcome::Ok(StorageValue::NotFound)
+    );
+}
+
+#[test]
+fn a_directory_in_place_of_a_record_is_an_error_and_not_absence() {
+    let (_dir, datastore) = made();
+    std::fs::create_dir(datastore.path(&lock(1))).expect("directory");
+    let outcome = datastore.perform(&StorageRequest::Read(lock(1)));
+    assert!(matches!(outcome, StorageOutcome::NotDone(_)), "{outcome:?}");
+    let outcome = datastore.perform(&StorageRequest::Link(lock(1), vec![1]));
+    assert_eq!(outcome, StorageOutcome::Ok(StorageValue::Exists));
+}
+
+#[test]
+fn a_torn_record_is_read_as_it_is_and_refused_by_its_decoder() {
+    let (_dir, datastore) = made();
+    let whole = read(&datastore, lock(0));
+    std::fs::write(datastore.path(&lock(0)), &whole[..whole.len() / 2]).expect("torn");
+    assert!(LockRecord::decode(CLUSTER, &read(&datastore, lock(0))).is_err());
+    std::fs::write(datastore.path(&lock(0)), "").expect("empty");
+    assert!(LockRecord::decode(CLUSTER, &read(&datastore, lock(0))).is_err());
+}
+
+#[test]
+fn strays_of_a_dead_process_of_this_host_are_removed_and_no_others() {
+    let (dir, datastore) = made();
+    let stray = datastore.dir().join(".tmp.host-1.999999999.3");
+    let others = [
+        datastore.dir().join(".tmp.host-2.999999999.3"),
+        datastore.dir().join(".tmp.host-1.5.999999999.3"),
+        datastore
+            .dir()
+            .join(format!(".tmp.host-1.{}.3", std::process::id())),
+    ];
+    for path in others.iter().chain([&stray]) {
+        std::fs::write(path, "x").expect("write");
+    }
+    FileDatastore::open(dir.path(), CLUSTER, &ds(), &host()).expect("open");
+    assert!(!stray.exists());
+    assert!(others.iter().all(|p| p.exists()));
+}
+
+#[test]
+fn a_worker_completes_what_it_is_given_and_refuses_what_it_cannot_hold() {
+    let (_dir, datastore) = made();
+    let (sender, outcomes) = std::sync::mpsc::channel();
+    let worker = Worker::start(Arc::new(datastore), move |op, outcome| {
+        drop(sender.send((op, outcome)))
+    })
+    .expect("threads");
+    worker
+        .submit(OpId(1), StorageRequest::Renew(heartbeat(), vec![1]))
+        .expect("queued");
+    worker
+        .submit(OpId(2), StorageRequest::ListProtected)
+        .expect("queued");
+    let mut seen: Vec<OpId> = (0..2)
+        .map(|_| {
+            outcomes
+                .recv_timeout(Duration::from_secs(10))
+                .expect("outcome")
+                .0
+        })
+        .collect();
+    seen.sort();
+    assert_eq!(seen, [OpId(1), OpId(2)]);
+}
