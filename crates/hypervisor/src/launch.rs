@@ -1,0 +1,354 @@
+//! Makes a guest's process and the record by which a later agent finds it.
+//!
+//! ```text
+//! run_dir/VM.process.json  who it is (Record)       VM.exit  how it ended (Marker)
+//!         VM.stderr VM.serial  logs                 VM.ctl VM.qmp VM.events  sockets
+//! ```
+//!
+//! The guest leads a session of its own: otherwise the death of the agent would
+//! make its process group an orphaned one, and the kernel sends SIGHUP and
+//! SIGCONT to such a group when a member is stopped, which would thaw or kill a
+//! frozen guest. Besides the record, its environment names it, so that a guest
+//! started by an agent that died before writing the record is found too.
+//!
+//! Never asks for a parent death signal, never leaves the guest a descriptor of
+//! the agent.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use nix::sys::resource::{Resource, setrlimit};
+use nix::unistd::{getuid, setsid};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::process::Process;
+use crate::{StartError, VmSpec, cgroup};
+
+const RECORD_SUFFIX: &str = ".process.json";
+const ENV_DRIVER: &str = "MAINSTAY_DRIVER";
+const ENV_VM: &str = "MAINSTAY_VM";
+const ENV_GENERATION: &str = "MAINSTAY_GENERATION";
+const ENV_RUN_DIR: &str = "MAINSTAY_RUN_DIR";
+const ENV_CGROUP: &str = "MAINSTAY_CGROUP";
+
+/// Who a guest's process is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub(crate) driver: String,
+    pub(crate) vm: String,
+    pub(crate) generation: u64,
+    pub(crate) boot_id: String,
+    #[serde(skip)]
+    pub(crate) run_dir: PathBuf,
+    #[serde(flatten)]
+    pub(crate) process: Process,
+}
+
+impl Record {
+    /// A file of this guest in its run directory.
+    pub(crate) fn file(&self, suffix: &str) -> PathBuf {
+        self.run_dir.join(format!("{}{suffix}", self.vm))
+    }
+
+    pub(crate) fn marker(&self) -> Option<Marker> {
+        let marker: Marker = read_json(&self.file(".exit"))?;
+        (marker.pid == self.process.pid && marker.generation == self.generation).then_some(marker)
+    }
+
+    pub(crate) fn write_marker(&self, crashed: Option<String>) -> io::Result<()> {
+        let marker = Marker {
+            pid: self.process.pid,
+            generation: self.generation,
+            crashed,
+        };
+        write_json(&self.file(".exit"), &marker)
+    }
+
+    pub(crate) fn remove_files(&self) {
+        for suffix in [".exit", ".ctl", ".qmp", ".events", RECORD_SUFFIX] {
+            let _ = fs::remove_file(self.file(suffix));
+        }
+        if let Some(dir) = &self.process.cgroup {
+            cgroup::remove(dir);
+        }
+    }
+}
+
+/// How a guest ended, written while its process still exists.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Marker {
+    pub(crate) pid: i32,
+    pub(crate) generation: u64,
+    /// `None`: the guest shut itself down.
+    pub(crate) crashed: Option<String>,
+}
+
+/// A process just made.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) child: Child,
+    pub(crate) record: Record,
+    /// What is weaker than asked for.
+    pub(crate) weakness: Option<String>,
+}
+
+/// Starts `command` as the guest of `spec`, in the run directory and with its input and output there.
+pub(crate) fn launch(
+    driver: &str,
+    spec: &VmSpec,
+    mut command: Command,
+) -> Result<Launched, StartError> {
+    let host = |action: &str| {
+        let action = action.to_owned();
+        move |source| StartError::Host { action, source }
+    };
+    let (dir, mut weakness) = match cgroup::create(spec) {
+        Ok(dir) => (dir, None),
+        Err(reason) => (
+            None,
+            Some(format!(
+                "no cgroup for guests ({reason}); they are frozen by signals"
+            )),
+        ),
+    };
+    let stderr = File::create(spec.run_dir.join(format!("{}.stderr", spec.vm)))
+        .map_err(host("write the guest's log"))?;
+    let procs = dir.as_ref().and_then(|dir| {
+        File::options()
+            .write(true)
+            .open(dir.join("cgroup.procs"))
+            .ok()
+    });
+    command
+        .current_dir(&spec.run_dir)
+        .env("LC_ALL", "C")
+        .env(ENV_DRIVER, driver)
+        .env(ENV_VM, &spec.vm)
+        .env(ENV_GENERATION, spec.generation.to_string())
+        .env(ENV_RUN_DIR, &spec.run_dir)
+        .env(ENV_CGROUP, dir.as_deref().unwrap_or(Path::new("")))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr);
+    let in_child = move || {
+        setsid()?;
+        // A core file of guest memory would fill the run directory.
+        let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+        if let Some(procs) = &procs {
+            // Whether it worked is seen by the parent.
+            let _ = nix::unistd::write(procs, b"0");
+        }
+        Ok(())
+    };
+    #[expect(unsafe_code, reason = "the guest needs a session of its own")]
+    // SAFETY: between fork and exec the closure only makes system calls
+    // (setsid, setrlimit, write); it neither allocates nor takes a lock.
+    unsafe {
+        command.pre_exec(in_child);
+    }
+    let mut child = command.spawn().map_err(|source| {
+        if let Some(dir) = &dir {
+            cgroup::remove(dir);
+        }
+        StartError::Host {
+            action: format!("start {}", command.get_program().display()),
+            source,
+        }
+    })?;
+    let pid = child.id().cast_signed();
+    // The agent may be protected from the OOM killer; its guests are not.
+    let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "0");
+    let dir = dir.filter(|dir| {
+        let inside = cgroup::lists(dir, pid);
+        if !inside {
+            weakness = Some(format!(
+                "{} refuses processes; guests are frozen by signals",
+                dir.display()
+            ));
+            cgroup::remove(dir);
+        }
+        inside
+    });
+    let recorded = Process::of_pid(pid).and_then(|process| {
+        let record = Record {
+            driver: driver.to_owned(),
+            vm: spec.vm.clone(),
+            generation: spec.generation,
+            boot_id: boot_id()?,
+            run_dir: spec.run_dir.clone(),
+            process: Process {
+                cgroup: dir,
+                ..process
+            },
+        };
+        write_json(&record.file(RECORD_SUFFIX), &record)?;
+        Ok(record)
+    });
+    match recorded {
+        Ok(record) => Ok(Launched {
+            child,
+            record,
+            weakness,
+        }),
+        Err(source) => {
+            // It executes nothing yet, and is our unreaped child.
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(host("record the guest's process")(source))
+        }
+    }
+}
+
+/// Checks what every driver needs, makes the run directory and its path absolute.
+pub(crate) fn check(spec: &VmSpec) -> Result<VmSpec, StartError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if !(1..=64).contains(&spec.vm.len())
+        || !spec.vm.chars().all(plain)
+        || !spec.vm.starts_with(|c: char| c.is_ascii_alphanumeric())
+    {
+        let expected = "1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter or digit";
+        return Err(StartError::Invalid {
+            what: "the VM's id",
+            value: spec.vm.clone(),
+            expected,
+        });
+    }
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|source| StartError::Host {
+            action: "find the current directory".to_owned(),
+            source,
+        })
+    };
+    let spec = VmSpec {
+        image: absolute(&spec.image)?,
+        run_dir: absolute(&spec.run_dir)?,
+        ..spec.clone()
+    };
+    fs::create_dir_all(&spec.run_dir).map_err(|source| StartError::Host {
+        action: format!("make {}", spec.run_dir.display()),
+        source,
+    })?;
+    match fs::metadata(&spec.image) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(StartError::ImageMissing { image: spec.image })
+        }
+        Err(source) => Err(StartError::Host {
+            action: format!("look at {}", spec.image.display()),
+            source,
+        }),
+        Ok(_) => Ok(spec),
+    }
+}
+
+/// The last thing a guest's process said.
+pub(crate) fn last_words(record: &Record) -> String {
+    let log = fs::read(record.file(".stderr")).unwrap_or_default();
+    let log = String::from_utf8_lossy(&log);
+    let words: Vec<&str> = log
+        .lines()
+        .rev()
+        .filter(|line| !line.trim().is_empty())
+        .take(2)
+        .collect();
+    words.into_iter().rev().collect::<Vec<_>>().join("; ")
+}
+
+/// The guests of a run directory that this driver started since the host's boot, gone or not.
+pub(crate) fn records(driver: &str, run_dir: &Path) -> Vec<Record> {
+    let Ok(run_dir) = std::path::absolute(run_dir) else {
+        return Vec::new();
+    };
+    let Ok(boot_id) = boot_id() else {
+        return Vec::new();
+    };
+    let mut records: Vec<Record> = Vec::new();
+    for entry in fs::read_dir(&run_dir).into_iter().flatten().flatten() {
+        if !entry.file_name().to_string_lossy().ends_with(RECORD_SUFFIX) {
+            continue;
+        }
+        let Some(mut record) = read_json::<Record>(&entry.path()) else {
+            continue;
+        };
+        if record.driver != driver {
+            continue;
+        }
+        record.run_dir.clone_from(&run_dir);
+        if record.boot_id == boot_id {
+            records.push(record);
+        } else {
+            record.remove_files();
+        }
+    }
+    for found in unrecorded(driver, &run_dir, &boot_id) {
+        let same = |record: &Record| record.vm == found.vm;
+        match records.iter_mut().find(|record| same(record)) {
+            Some(record) if record.process.pid == found.process.pid => {}
+            // The record is of a guest before this one.
+            Some(record) => *record = found,
+            None => records.push(found),
+        }
+    }
+    records
+}
+
+/// Processes of ours whose environment says that they are guests of this run directory.
+fn unrecorded(driver: &str, run_dir: &Path, boot_id: &str) -> Vec<Record> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let guest = |pid: i32| {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        if fs::metadata(&proc).ok()?.uid() != getuid().as_raw() {
+            return None;
+        }
+        let process = Process::of_pid(pid).ok()?;
+        let environment = fs::read(proc.join("environ")).ok()?;
+        let value = |name: &str| {
+            let mut entries = environment.split(|byte| *byte == 0);
+            entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
+        };
+        if value(ENV_DRIVER)? != driver.as_bytes()
+            || value(ENV_RUN_DIR)? != run_dir.as_os_str().as_encoded_bytes()
+        {
+            return None;
+        }
+        let text = |name| Some(std::str::from_utf8(value(name)?).ok()?.to_owned());
+        let cgroup = PathBuf::from(text(ENV_CGROUP)?);
+        Some(Record {
+            driver: driver.to_owned(),
+            vm: text(ENV_VM)?,
+            generation: text(ENV_GENERATION)?.parse().ok()?,
+            boot_id: boot_id.to_owned(),
+            run_dir: run_dir.to_owned(),
+            process: Process {
+                cgroup: cgroup::lists(&cgroup, pid).then_some(cgroup),
+                ..process
+            },
+        })
+    };
+    pids.filter_map(guest).collect()
+}
+
+fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Option<T> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+/// Replaces the file as a whole; it need not survive the host.
+fn write_json<T: Serialize>(path: &Path, content: &T) -> io::Result<()> {
+    let mut temporary = OsString::from(path);
+    temporary.push(".new");
+    let mut file = File::create(&temporary)?;
+    serde_json::to_writer(&mut file, content)?;
+    file.flush()?;
+    fs::rename(&temporary, path)
+}

@@ -1,0 +1,237 @@
+//! The two QMP sockets of a guest: one for commands, one for events.
+//!
+//! A command opens the control socket, negotiates, executes and closes, all
+//! within a limit. The events connection is kept, and read whenever somebody
+//! looks at the guest; nothing waits for it. On connecting it writes its
+//! questions without waiting for QEMU's greeting, so that a guest found frozen
+//! answers them when it is thawed.
+//!
+//! Never decides from a missing event that a guest is well.
+
+use std::io::{self, BufRead, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
+use qapi::{Command, ExecuteError, Qmp};
+
+use crate::DriverError;
+use crate::embedded::short_path;
+use crate::launch::Record;
+use crate::process::PidFd;
+use crate::table::{Watch, terminate};
+
+pub(super) const CONTROL: &str = ".qmp";
+pub(super) const EVENTS: &str = ".events";
+
+/// How long QEMU may take to end after it was asked to, its guest being off.
+const END_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Far more than any one event.
+const LONGEST_LINE: usize = 1 << 20;
+
+fn open(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
+    let fd: OwnedFd = socket(
+        AddressFamily::Unix,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let microseconds = i64::try_from(timeout.as_micros())
+        .unwrap_or(i64::MAX)
+        .max(1);
+    // It limits connect() too, which waits while the queue of connections is full.
+    setsockopt(
+        &fd,
+        sockopt::SendTimeout,
+        &TimeVal::microseconds(microseconds),
+    )?;
+    connect(fd.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(UnixStream::from(fd))
+}
+
+/// Executes one command on the control socket, within `timeout` for each step.
+pub(super) fn execute<C: Command>(
+    record: &Record,
+    command: &C,
+    timeout: Duration,
+) -> Result<C::Ok, DriverError> {
+    let start = Instant::now();
+    let vm = || record.vm.clone();
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => DriverError::Unresponsive {
+            vm: vm(),
+            waited: start.elapsed(),
+        },
+        _ => DriverError::Channel { vm: vm(), source },
+    };
+    let stream = short_path(record, CONTROL, |path| open(path, timeout)).map_err(failed)?;
+    stream.set_read_timeout(Some(timeout)).map_err(failed)?;
+    let mut qmp = Qmp::from_stream(&stream);
+    // The library panics when the greeting is an end of file.
+    if qmp.inner_mut().fill_buf().map_err(failed)?.is_empty() {
+        return Err(failed(io::ErrorKind::UnexpectedEof.into()));
+    }
+    let answered = |result: Result<C::Ok, ExecuteError>| match result {
+        Ok(answer) => Ok(answer),
+        Err(ExecuteError::Qapi(error)) => Err(DriverError::Refused {
+            vm: vm(),
+            reason: error.desc,
+        }),
+        Err(ExecuteError::Io(error)) => Err(failed(error)),
+    };
+    match qmp.handshake() {
+        Ok(_) => {}
+        Err(ExecuteError::Qapi(error)) => {
+            return Err(DriverError::Refused {
+                vm: vm(),
+                reason: error.desc,
+            });
+        }
+        Err(ExecuteError::Io(error)) => return Err(failed(error)),
+    }
+    qmp.write_command(command).map_err(failed)?;
+    loop {
+        match qmp.read_response::<C>() {
+            // An event that this library does not know stands before the answer.
+            Err(ExecuteError::Io(error))
+                if error.kind() == io::ErrorKind::InvalidData && start.elapsed() < timeout => {}
+            result => return answered(result),
+        }
+    }
+}
+
+/// The events connection of one guest.
+#[derive(Debug, Default)]
+pub(super) struct Events {
+    stream: Option<UnixStream>,
+    unread: Vec<u8>,
+    /// Since when QEMU has been asked to end.
+    ending: Option<Instant>,
+}
+
+impl Events {
+    fn connect(record: &Record) -> io::Result<UnixStream> {
+        // The limit is reached only when the queue of connections is full.
+        let mut stream = short_path(record, EVENTS, |path| open(path, Duration::from_millis(1)))?;
+        stream.set_nonblocking(true)?;
+        stream
+            .write_all(b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"query-status\"}\n")?;
+        Ok(stream)
+    }
+
+    /// Takes what has arrived; the lines are complete ones.
+    fn receive(&mut self) -> Vec<Vec<u8>> {
+        let Some(stream) = &mut self.stream else {
+            return Vec::new();
+        };
+        let mut chunk = [0; 4096];
+        loop {
+            match stream.read(&mut chunk) {
+                Ok(0) => break self.stream = None,
+                Ok(length) => self
+                    .unread
+                    .extend_from_slice(chunk.get(..length).unwrap_or_default()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => break self.stream = None,
+            }
+            if self.unread.len() > LONGEST_LINE {
+                self.unread.clear();
+                break self.stream = None;
+            }
+        }
+        let mut lines = Vec::new();
+        while let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
+            lines.push(self.unread.drain(..=end).collect());
+        }
+        if self.stream.is_none() {
+            self.unread.clear();
+        }
+        lines
+    }
+}
+
+/// How the machine ended, if this line says that it did: `Some(None)` is a clean shutdown.
+fn ended(line: &[u8]) -> Option<Option<String>> {
+    let message: serde_json::Value = serde_json::from_slice(line).ok()?;
+    let text = |pointer: &str| message.pointer(pointer).and_then(serde_json::Value::as_str);
+    match (text("/event"), text("/return/status")) {
+        (Some("SHUTDOWN"), _) => {
+            let reason = text("/data/reason").unwrap_or("unknown");
+            let by_guest = message.pointer("/data/guest") == Some(&serde_json::Value::Bool(true));
+            match (by_guest, reason) {
+                (true, "guest-shutdown") => Some(None),
+                (true, reason) => Some(Some(reason.to_owned())),
+                // Somebody ended QEMU; whether it was this driver is known where that is decided.
+                (false, _) => None,
+            }
+        }
+        (Some("GUEST_PANICKED"), _) => match text("/data/action") {
+            Some("run") => None,
+            _ => Some(Some("the guest panicked".to_owned())),
+        },
+        (None, Some("shutdown")) => Some(None),
+        (None, Some(status @ ("guest-panicked" | "internal-error"))) => {
+            Some(Some(status.to_owned()))
+        }
+        _ => None,
+    }
+}
+
+impl Watch for Events {
+    fn look(&mut self, record: &Record, pidfd: Option<&PidFd>, gone: bool) {
+        if self.stream.is_none() && !gone {
+            // Not yet there while QEMU starts; looked at again the next time.
+            self.stream = Self::connect(record).ok();
+        }
+        for line in self.receive() {
+            let Some(crashed) = ended(&line) else {
+                continue;
+            };
+            if record.marker().is_none()
+                && let Err(error) = record.write_marker(crashed)
+            {
+                tracing::warn!(vm = record.vm, %error, "could not write the exit marker");
+            }
+            self.ending.get_or_insert_with(|| {
+                terminate(pidfd, Signal::SIGTERM);
+                Instant::now()
+            });
+        }
+        if self
+            .ending
+            .is_some_and(|since| since.elapsed() > END_TIMEOUT)
+            && !gone
+        {
+            terminate(pidfd, Signal::SIGKILL);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_guest_itself_shuts_down_cleanly() {
+        let event = |guest, reason| {
+            format!(r#"{{"event":"SHUTDOWN","data":{{"guest":{guest},"reason":"{reason}"}}}}"#)
+        };
+        assert_eq!(ended(event(true, "guest-shutdown").as_bytes()), Some(None));
+        assert_eq!(
+            ended(event(true, "guest-panic").as_bytes()),
+            Some(Some("guest-panic".to_owned()))
+        );
+        assert_eq!(ended(event(false, "host-signal").as_bytes()), None);
+        assert_eq!(ended(br#"{"return":{"status":"shutdown"}}"#), Some(None));
+        assert_eq!(ended(br#"{"return":{"status":"running"}}"#), None);
+        assert_eq!(ended(b"{"), None);
+    }
+}

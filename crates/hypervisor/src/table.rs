@@ -1,0 +1,300 @@
+//! The guests a driver knows, and what their ends meant.
+//!
+//! A guest is gone when every thread of its process is; only then is its exit
+//! decided: clean if its marker says so, else killed if this driver did it,
+//! else crashed. Never holds the table's lock while it waits.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::path::Path;
+use std::process::Child;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::launch::{self, Launched, Record};
+use crate::process::{PidFd, all_threads_gone};
+use crate::{DriverError, Exit, ExitCause, Found, StartError, cgroup};
+
+/// How often a waiting call looks for what no descriptor announces.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What a driver keeps beside each guest.
+pub(crate) trait Watch: Debug + Send {
+    /// Takes notice of what the guest reported; called often, must not block.
+    fn look(&mut self, record: &Record, pidfd: Option<&PidFd>, gone: bool);
+}
+
+impl Watch for () {
+    fn look(&mut self, _: &Record, _: Option<&PidFd>, _: bool) {}
+}
+
+#[derive(Debug)]
+pub(crate) struct Guest<W> {
+    pub(crate) record: Record,
+    pidfd: Option<Arc<PidFd>>,
+    child: Option<Child>,
+    killed: bool,
+    exit: Option<Exit>,
+    watch: W,
+}
+
+impl<W: Watch> Guest<W> {
+    /// Looks at the process; true when it is gone, with `exit` decided.
+    fn look(&mut self) -> bool {
+        if self.exit.is_some() {
+            return true;
+        }
+        let gone = all_threads_gone(self.record.process.pid, self.record.process.start_time);
+        self.watch.look(&self.record, self.pidfd.as_deref(), gone);
+        if !gone {
+            return false;
+        }
+        let status = self
+            .child
+            .as_mut()
+            .and_then(|child| child.try_wait().ok().flatten());
+        let cause = match self.record.marker() {
+            Some(marker) => marker
+                .crashed
+                .map_or(ExitCause::Clean, |detail| ExitCause::Crashed { detail }),
+            None if self.killed => ExitCause::Killed,
+            None => {
+                let status = status.map_or_else(
+                    || "ended while no agent was its parent".to_owned(),
+                    |s| s.to_string(),
+                );
+                let words = launch::last_words(&self.record);
+                let detail = if words.is_empty() {
+                    status
+                } else {
+                    format!("{status}: {words}")
+                };
+                ExitCause::Crashed { detail }
+            }
+        };
+        if let Some(dir) = &self.record.process.cgroup {
+            cgroup::remove(dir);
+        }
+        self.exit = Some(Exit { cause });
+        true
+    }
+}
+
+type Shared<W> = Arc<Mutex<Guest<W>>>;
+
+/// All guests of one driver, by VM id.
+#[derive(Debug)]
+pub(crate) struct Table<W> {
+    guests: Mutex<BTreeMap<String, Shared<W>>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing is left half done by a thread that panicked.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl<W: Watch> Table<W> {
+    pub(crate) fn new() -> Self {
+        Self {
+            guests: Mutex::new(BTreeMap::new()),
+        }
+    }
+
+    fn guest(&self, vm: &str) -> Option<Shared<W>> {
+        lock(&self.guests).get(vm).cloned()
+    }
+
+    /// The record of a guest that is not gone.
+    pub(crate) fn living(&self, vm: &str) -> Result<Record, DriverError> {
+        let unknown = || DriverError::Unknown { vm: vm.to_owned() };
+        let guest = self.guest(vm).ok_or_else(unknown)?;
+        let mut guest = lock(&guest);
+        if guest.look() {
+            Err(unknown())
+        } else {
+            Ok(guest.record.clone())
+        }
+    }
+
+    /// Makes room for a new guest of this name.
+    pub(crate) fn clear(&self, vm: &str, run_dir: &Path, driver: &str) -> Result<(), StartError> {
+        // Also one that an earlier agent left and nobody has adopted.
+        let left = launch::records(driver, run_dir)
+            .into_iter()
+            .find(|record| record.vm == vm);
+        if let Some(record) = left {
+            let Record { process, .. } = &record;
+            if !all_threads_gone(process.pid, process.start_time) {
+                return Err(StartError::Exists { pid: process.pid });
+            }
+            record.remove_files();
+        }
+        if let Some(guest) = self.guest(vm) {
+            let mut guest = lock(&guest);
+            if !guest.look() {
+                return Err(StartError::Exists {
+                    pid: guest.record.process.pid,
+                });
+            }
+            guest.record.remove_files();
+        }
+        lock(&self.guests).remove(vm);
+        Ok(())
+    }
+
+    /// Takes in a guest just launched.
+    pub(crate) fn add(&self, launched: Launched, watch: W) {
+        self.insert(launched.record, Some(launched.child), watch);
+    }
+
+    fn insert(&self, record: Record, child: Option<Child>, watch: W) {
+        let pidfd = PidFd::open(record.process.pid, record.process.start_time)
+            .ok()
+            .flatten()
+            .map(Arc::new);
+        let vm = record.vm.clone();
+        let guest = Guest {
+            record,
+            pidfd,
+            child,
+            killed: false,
+            exit: None,
+            watch,
+        };
+        lock(&self.guests).insert(vm, Arc::new(Mutex::new(guest)));
+    }
+
+    /// Adopts what is in the run directory; guests already known stay as they are.
+    pub(crate) fn find(
+        &self,
+        driver: &str,
+        run_dir: &Path,
+        watch: impl Fn(&Record) -> W,
+    ) -> Vec<Found> {
+        let mut found = Vec::new();
+        for record in launch::records(driver, run_dir) {
+            let known = self
+                .guest(&record.vm)
+                .is_some_and(|guest| lock(&guest).record.process == record.process);
+            if !known {
+                let watch = watch(&record);
+                self.insert(record.clone(), None, watch);
+            }
+            let exit = self.guest(&record.vm).and_then(|guest| {
+                let mut guest = lock(&guest);
+                guest.look();
+                guest.exit.clone()
+            });
+            let Record {
+                vm,
+                generation,
+                process,
+                ..
+            } = record;
+            found.push(Found {
+                vm,
+                generation,
+                process,
+                exit,
+            });
+        }
+        found
+    }
+
+    pub(crate) fn kill(&self, vm: &str) -> Result<(), DriverError> {
+        let guest = self
+            .guest(vm)
+            .ok_or_else(|| DriverError::Unknown { vm: vm.to_owned() })?;
+        let mut guest = lock(&guest);
+        if guest.look() {
+            return Ok(());
+        }
+        match crate::freeze::kill(&guest.record.process) {
+            Ok(()) => guest.killed = true,
+            Err(crate::freeze::FreezeError::Gone { .. }) => {}
+            Err(crate::freeze::FreezeError::Refused { source, .. }) => {
+                return Err(DriverError::Channel {
+                    vm: vm.to_owned(),
+                    source,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_gone(&self, vm: &str) -> bool {
+        self.guest(vm).is_none_or(|guest| lock(&guest).look())
+    }
+
+    pub(crate) fn wait_exit(&self, vm: &str, timeout: Duration) -> Option<Exit> {
+        let start = Instant::now();
+        let guest = self.guest(vm)?;
+        loop {
+            let pidfd = {
+                let mut guest = lock(&guest);
+                if guest.look() {
+                    return guest.exit.clone();
+                }
+                guest.pidfd.clone()
+            };
+            let left = timeout
+                .checked_sub(start.elapsed())
+                .filter(|left| !left.is_zero())?;
+            match pidfd {
+                Some(pidfd) => pidfd.wait(left.min(LOOK)),
+                // Adopted with its leader reaped or no descriptor to be had.
+                None => std::thread::sleep(left.min(LOOK)),
+            }
+        }
+    }
+
+    pub(crate) fn forget(&self, vm: &str) {
+        let Some(guest) = self.guest(vm) else { return };
+        let mut guest = lock(&guest);
+        if guest.look() {
+            guest.record.remove_files();
+            lock(&self.guests).remove(vm);
+        }
+    }
+
+    /// Kills a guest that did not become ready, and says what to report.
+    pub(crate) fn give_up(&self, vm: &str, waited: Duration) -> StartError {
+        let words = self
+            .guest(vm)
+            .map(|guest| launch::last_words(&lock(&guest).record))
+            .unwrap_or_default();
+        let pid = self
+            .guest(vm)
+            .map_or(0, |guest| lock(&guest).record.process.pid);
+        let _ = self.kill(vm);
+        if self.wait_exit(vm, Duration::from_secs(2)).is_none() {
+            return StartError::Stuck { pid, waited };
+        }
+        self.forget(vm);
+        StartError::Failed {
+            detail: format!("not ready after {waited:?}; killed; {words}"),
+        }
+    }
+
+    /// The exit code of a child that is gone.
+    pub(crate) fn exit_code(&self, vm: &str) -> Option<i32> {
+        let guest = self.guest(vm)?;
+        let mut guest = lock(&guest);
+        guest.child.as_mut()?.try_wait().ok()??.code()
+    }
+
+    /// Waits up to `pause` for the process to end; true when it has.
+    pub(crate) fn pause(&self, vm: &str, pause: Duration) -> bool {
+        self.wait_exit(vm, pause).is_some()
+    }
+}
+
+/// Asks a process to end on its own terms.
+pub(crate) fn terminate(pidfd: Option<&PidFd>, signal: Signal) {
+    if let Some(pidfd) = pidfd {
+        // It is gone, or the caller comes again.
+        let _ = pidfd.signal(signal);
+    }
+}
