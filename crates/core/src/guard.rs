@@ -84,14 +84,27 @@ impl Word {
     /// The word after an extension, or none when the right has lapsed or is of another generation.
     #[must_use]
     pub fn extended(self, now: Instant, generation: Generation, deadline: Instant) -> Option<Self> {
-        let valid = self.state() == SlotState::Running && self.is_of(generation) && now < self.deadline();
-        valid.then(|| Self::new(SlotState::Running, generation, deadline.max(self.deadline())))
+        let valid =
+            self.state() == SlotState::Running && self.is_of(generation) && now < self.deadline();
+        valid.then(|| {
+            Self::new(
+                SlotState::Running,
+                generation,
+                deadline.max(self.deadline()),
+            )
+        })
     }
 
     /// The word after a thaw, or none when the slot is of another generation or the new deadline has passed.
     /// The slot may still read *running* with a passed deadline: the guard has not looked yet.
     #[must_use]
-    pub fn thawed(self, now: Instant, from: Generation, to: Generation, deadline: Instant) -> Option<Self> {
+    pub fn thawed(
+        self,
+        now: Instant,
+        from: Generation,
+        to: Generation,
+        deadline: Instant,
+    ) -> Option<Self> {
         let valid = self.state() != SlotState::Free && self.is_of(from) && now < deadline;
         valid.then(|| Self::new(SlotState::Running, to, deadline))
     }
@@ -127,7 +140,10 @@ enum Seen {
     /// A guard that has just started does not know whether the process is stopped.
     Unsure,
     Running,
-    Frozen { since: Instant, killed: bool },
+    Frozen {
+        since: Instant,
+        killed: bool,
+    },
 }
 
 /// The guard's own state.
@@ -141,7 +157,10 @@ impl Guard {
     /// A guard that has just started.
     #[must_use]
     pub fn new(frozen_limit: Option<Duration>) -> Self {
-        Self { frozen_limit, seen: Vec::new() }
+        Self {
+            frozen_limit,
+            seen: Vec::new(),
+        }
     }
 
     /// Looks at every slot and says what to do. Call it at least at [`Guard::next`], and whenever the
@@ -157,7 +176,10 @@ impl Guard {
                 SlotState::Running if word.deadline() <= now => {
                     let lapsed = Word::new(SlotState::Lapsed, word.generation(), word.deadline());
                     if words.compare_exchange(slot, word, lapsed) {
-                        *seen = Seen::Frozen { since: now, killed: false };
+                        *seen = Seen::Frozen {
+                            since: now,
+                            killed: false,
+                        };
                         actions.push(GuardAction::Freeze(slot));
                     }
                 }
@@ -170,12 +192,18 @@ impl Guard {
                 SlotState::Lapsed => match *seen {
                     Seen::Frozen { since, killed } => {
                         if !killed && limit.is_some_and(|l| now >= since + l) {
-                            *seen = Seen::Frozen { since, killed: true };
+                            *seen = Seen::Frozen {
+                                since,
+                                killed: true,
+                            };
                             actions.push(GuardAction::Kill(slot));
                         }
                     }
                     Seen::Unsure | Seen::Running => {
-                        *seen = Seen::Frozen { since: now, killed: false };
+                        *seen = Seen::Frozen {
+                            since: now,
+                            killed: false,
+                        };
                         actions.push(GuardAction::Freeze(slot));
                     }
                 },
@@ -194,7 +222,13 @@ impl Guard {
                 SlotState::Free => continue,
                 SlotState::Running => word.deadline(),
                 SlotState::Lapsed => match (self.seen.get(slot), self.frozen_limit) {
-                    (Some(Seen::Frozen { since, killed: false }), Some(limit)) => *since + limit,
+                    (
+                        Some(Seen::Frozen {
+                            since,
+                            killed: false,
+                        }),
+                        Some(limit),
+                    ) => *since + limit,
                     _ => continue,
                 },
             };
@@ -206,7 +240,6 @@ impl Guard {
 
 /// Deadlines are kept in whole milliseconds, rounded down: up to this much of a right is given away.
 pub const DEADLINE_GRAIN: Duration = Duration::from_millis(1);
-
 
 #[cfg(test)]
 mod tests {
@@ -242,14 +275,21 @@ mod tests {
     #[test]
     fn a_word_keeps_its_three_parts() {
         let word = Word::new(SlotState::Lapsed, Generation(77), at(123_456_789));
-        assert_eq!((word.state(), word.generation(), word.deadline()), (SlotState::Lapsed, Generation(77), at(123_456_789)));
+        assert_eq!(
+            (word.state(), word.generation(), word.deadline()),
+            (SlotState::Lapsed, Generation(77), at(123_456_789))
+        );
     }
 
     #[test]
     fn a_vm_is_frozen_at_its_deadline_and_not_before() {
         let words = table(Word::new(SlotState::Running, Generation(1), at(1000)));
         let mut guard = Guard::new(None);
-        assert_eq!(guard.poll(at(999), &words), [GuardAction::Unfreeze(0)], "a new guard makes sure that it runs");
+        assert_eq!(
+            guard.poll(at(999), &words),
+            [GuardAction::Unfreeze(0)],
+            "a new guard makes sure that it runs"
+        );
         assert_eq!(guard.next(&words), Some(at(1000)));
         assert_eq!(guard.poll(at(1000), &words), [GuardAction::Freeze(0)]);
         assert_eq!(guard.poll(at(1001), &words), []);
@@ -272,8 +312,14 @@ mod tests {
         let mut guard = Guard::new(None);
         guard.poll(at(1000), &words);
         let lapsed = words.load(0);
-        assert_eq!(lapsed.thawed(at(1500), Generation(1), Generation(2), at(1400)), None, "deadline passed");
-        let thawed = lapsed.thawed(at(1500), Generation(1), Generation(2), at(3000)).expect("valid");
+        assert_eq!(
+            lapsed.thawed(at(1500), Generation(1), Generation(2), at(1400)),
+            None,
+            "deadline passed"
+        );
+        let thawed = lapsed
+            .thawed(at(1500), Generation(1), Generation(2), at(3000))
+            .expect("valid");
         assert!(words.compare_exchange(0, lapsed, thawed));
         assert_eq!(guard.poll(at(1600), &words), [GuardAction::Unfreeze(0)]);
         assert_eq!(guard.poll(at(3000), &words), [GuardAction::Freeze(0)]);
@@ -282,7 +328,10 @@ mod tests {
     #[test]
     fn a_restarted_guard_freezes_what_has_lapsed_again() {
         let words = table(Word::new(SlotState::Lapsed, Generation(1), at(1000)));
-        assert_eq!(Guard::new(None).poll(at(5000), &words), [GuardAction::Freeze(0)]);
+        assert_eq!(
+            Guard::new(None).poll(at(5000), &words),
+            [GuardAction::Freeze(0)]
+        );
     }
 
     #[test]

@@ -18,7 +18,9 @@ pub enum IdError {
     #[error("id \"{0}\" is longer than 64 bytes")]
     TooLong(String),
     /// The text has a character that is not allowed in an id (ids become file names).
-    #[error("id \"{0}\" may have letters, digits, '-', '_' and '.' only, and must not begin with '.'")]
+    #[error(
+        "id \"{0}\" may have letters, digits, '-', '_' and '.' only, and must not begin with '.'"
+    )]
     Character(String),
 }
 
@@ -170,7 +172,10 @@ mod tests {
         assert_eq!(HostId::new(""), Err(IdError::Empty));
         assert!(matches!(HostId::new("../x"), Err(IdError::Character(_))));
         assert!(matches!(VmId::new("a/b"), Err(IdError::Character(_))));
-        assert!(matches!(VmId::new(&"a".repeat(65)), Err(IdError::TooLong(_))));
+        assert!(matches!(
+            VmId::new(&"a".repeat(65)),
+            Err(IdError::TooLong(_))
+        ));
         assert!(VmId::new("vm-7").is_ok());
     }
 

@@ -9,7 +9,7 @@ use crate::event::Event;
 use crate::id::{DatastoreId, Generation, HostId, OpId, VmId};
 use crate::time::Instant;
 use crate::wire::{Message, RecordKey};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -218,6 +218,8 @@ pub struct Durable {
     pub vm_generations: BTreeMap<(DatastoreId, VmId), Generation>,
     /// Highest generation seen of each owner lock.
     pub owner_generations: BTreeMap<DatastoreId, Generation>,
+    /// VMs whose user wants them off and whose lock does not say so yet.
+    pub wanted_off: BTreeSet<VmId>,
     /// The last primary: found again more quickly after a restart, and shown.
     pub last_primary: Option<HostId>,
 }

@@ -21,16 +21,25 @@ extern crate std;
 
 mod agent;
 pub mod config;
+mod election;
 pub mod event;
+mod explain;
 pub mod guard;
 pub mod id;
 pub mod io;
+mod liveness;
+mod lock;
+mod ownership;
+mod placement;
 #[cfg(feature = "planted")]
 pub mod planted;
 pub mod provision;
+mod restart;
 pub mod rng;
 pub mod status;
+mod store;
 pub mod time;
+mod vms;
 pub mod wire;
 
 pub use agent::{Agent, Command, CommandError, Identity};

@@ -38,7 +38,11 @@ impl Rng {
 
     /// A number in `0..bound`; 0 when `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        if bound == 0 { 0 } else { self.next_u64() % bound }
+        if bound == 0 {
+            0
+        } else {
+            self.next_u64() % bound
+        }
     }
 
     /// True in `percent` of 100 draws.
@@ -48,7 +52,11 @@ impl Rng {
 
     /// A number in `low..=high`; `low` when the range is empty.
     pub fn between(&mut self, low: u64, high: u64) -> u64 {
-        if high <= low { low } else { low + self.below(high - low + 1) }
+        if high <= low {
+            low
+        } else {
+            low + self.below(high - low + 1)
+        }
     }
 }
 

@@ -158,7 +158,9 @@ pub enum ConfigError {
     #[error("the cluster has no host; add at least one")]
     NoHost,
     /// The agent's own host is not part of the cluster.
-    #[error("this host is \"{0}\", which the configuration does not have; add it or start the agent with another id")]
+    #[error(
+        "this host is \"{0}\", which the configuration does not have; add it or start the agent with another id"
+    )]
     NotMember(HostId),
 }
 
@@ -176,21 +178,36 @@ impl ClusterConfig {
         rules: Vec<Rule>,
     ) -> Result<Self, ConfigError> {
         settings.timing.check()?;
-        let mut config =
-            Self { cluster_id, settings, hosts: BTreeMap::new(), datastores: BTreeMap::new(), vms: BTreeMap::new(), rules };
+        let mut config = Self {
+            cluster_id,
+            settings,
+            hosts: BTreeMap::new(),
+            datastores: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            rules,
+        };
         for d in datastores {
             if let Some(twice) = config.datastores.insert(d.id.clone(), d) {
-                return Err(ConfigError::Duplicate { what: "datastore", id: twice.id.into() });
+                return Err(ConfigError::Duplicate {
+                    what: "datastore",
+                    id: twice.id.into(),
+                });
             }
         }
         for h in hosts {
             if let Some(twice) = config.hosts.insert(h.id.clone(), h) {
-                return Err(ConfigError::Duplicate { what: "host", id: twice.id.into() });
+                return Err(ConfigError::Duplicate {
+                    what: "host",
+                    id: twice.id.into(),
+                });
             }
         }
         for v in vms {
             if let Some(twice) = config.vms.insert(v.id.clone(), v) {
-                return Err(ConfigError::Duplicate { what: "VM", id: twice.id.into() });
+                return Err(ConfigError::Duplicate {
+                    what: "VM",
+                    id: twice.id.into(),
+                });
             }
         }
         if config.hosts.is_empty() {
@@ -218,7 +235,12 @@ impl ClusterConfig {
             }
             for h in &rule.hosts {
                 if !self.hosts.contains_key(h) {
-                    return Err(missing("a rule", "host", h.as_str(), self.hosts.keys().map(HostId::as_str)));
+                    return Err(missing(
+                        "a rule",
+                        "host",
+                        h.as_str(),
+                        self.hosts.keys().map(HostId::as_str),
+                    ));
                 }
             }
         }
@@ -229,22 +251,39 @@ impl ClusterConfig {
         if self.datastores.contains_key(id) {
             return Ok(());
         }
-        Err(missing(place, "datastore", id.as_str(), self.datastores.keys().map(DatastoreId::as_str)))
+        Err(missing(
+            place,
+            "datastore",
+            id.as_str(),
+            self.datastores.keys().map(DatastoreId::as_str),
+        ))
     }
 
     fn need_vm(&self, id: &VmId, place: &str) -> Result<(), ConfigError> {
         if self.vms.contains_key(id) {
             return Ok(());
         }
-        Err(missing(place, "VM", id.as_str(), self.vms.keys().map(VmId::as_str)))
+        Err(missing(
+            place,
+            "VM",
+            id.as_str(),
+            self.vms.keys().map(VmId::as_str),
+        ))
     }
 
     /// The datastores on which the primary looks for this host's heartbeat: those that the most hosts
     /// mount, then by id, at most `heartbeat_datastores_per_host`. Every host computes the same.
     #[must_use]
     pub fn heartbeat_datastores(&self, host: &HostId) -> Vec<DatastoreId> {
-        let Some(spec) = self.hosts.get(host) else { return Vec::new() };
-        let mounted_by = |d: &DatastoreId| self.hosts.values().filter(|h| h.datastores.contains(d)).count();
+        let Some(spec) = self.hosts.get(host) else {
+            return Vec::new();
+        };
+        let mounted_by = |d: &DatastoreId| {
+            self.hosts
+                .values()
+                .filter(|h| h.datastores.contains(d))
+                .count()
+        };
         let mut all: Vec<(core::cmp::Reverse<usize>, DatastoreId)> = spec
             .datastores
             .iter()
@@ -252,12 +291,18 @@ impl ClusterConfig {
             .filter(|(n, _)| n.0 > 1)
             .collect();
         all.sort();
-        let limit = usize::try_from(self.settings.heartbeat_datastores_per_host).unwrap_or(usize::MAX);
+        let limit =
+            usize::try_from(self.settings.heartbeat_datastores_per_host).unwrap_or(usize::MAX);
         all.into_iter().take(limit).map(|(_, d)| d).collect()
     }
 }
 
-fn missing<'a>(place: &str, what: &'static str, id: &str, known: impl Iterator<Item = &'a str>) -> ConfigError {
+fn missing<'a>(
+    place: &str,
+    what: &'static str,
+    id: &str,
+    known: impl Iterator<Item = &'a str>,
+) -> ConfigError {
     ConfigError::Missing {
         place: place.into(),
         what,

@@ -5,9 +5,12 @@ mod cluster;
 mod settings;
 mod timing;
 
-pub use cluster::{ClusterConfig, ConfigError, DatastoreSpec, DatastoreKind, FenceClass, HostSpec, Rule, RuleKind, VmSpec};
+pub use cluster::{
+    ClusterConfig, ConfigError, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, Rule, RuleKind,
+    VmSpec,
+};
 pub use settings::{
-    ApdResponse, HostShutdown, IsolationResponse, PdlResponse, RestartPriority, SETTINGS, SettingDoc, SettingError,
-    Settings, format_duration, nearest, parse_duration,
+    ApdResponse, HostShutdown, IsolationResponse, PdlResponse, RestartPriority, SETTINGS,
+    SettingDoc, SettingError, Settings, format_duration, nearest, parse_duration,
 };
 pub use timing::{Inequality, Profile, Timing, TimingError};

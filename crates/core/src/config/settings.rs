@@ -22,7 +22,9 @@ pub enum IsolationResponse {
 }
 
 /// In which order VMs are restarted.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
 #[serde(rename_all = "snake_case")]
 pub enum RestartPriority {
     /// First.
@@ -131,40 +133,160 @@ const fn doc(key: &'static str, values: &'static str, what: &'static str) -> Set
 
 /// Every setting that can be named, in the order in which it is documented.
 pub const SETTINGS: &[SettingDoc] = &[
-    doc("profile", "classic, balanced, fast", "named set of all timers"),
-    doc("network_heartbeat", "time", "between two network heartbeats"),
-    doc("datastore_heartbeat", "time", "between two datastore heartbeats, and between two reads of them"),
-    doc("election_start", "time", "a secondary without its primary starts an election"),
+    doc(
+        "profile",
+        "classic, balanced, fast",
+        "named set of all timers",
+    ),
+    doc(
+        "network_heartbeat",
+        "time",
+        "between two network heartbeats",
+    ),
+    doc(
+        "datastore_heartbeat",
+        "time",
+        "between two datastore heartbeats, and between two reads of them",
+    ),
+    doc(
+        "election_start",
+        "time",
+        "a secondary without its primary starts an election",
+    ),
     doc("election", "time", "how long an election lasts"),
-    doc("elected_to_restart", "time", "from being elected to the first restarts"),
-    doc("isolation_ping", "time", "a secondary without network pings isolation addresses"),
-    doc("isolation_declare", "time", "a secondary declares itself isolated"),
-    doc("primary_isolation_declare", "time", "a primary declares itself isolated"),
+    doc(
+        "elected_to_restart",
+        "time",
+        "from being elected to the first restarts",
+    ),
+    doc(
+        "isolation_ping",
+        "time",
+        "a secondary without network pings isolation addresses",
+    ),
+    doc(
+        "isolation_declare",
+        "time",
+        "a secondary declares itself isolated",
+    ),
+    doc(
+        "primary_isolation_declare",
+        "time",
+        "a primary declares itself isolated",
+    ),
     doc("isolation_policy_delay", "time", "from declaring to acting"),
-    doc("look_datastore", "time", "the primary looks at a silent secondary's datastore heartbeat from here on"),
-    doc("unreachable", "time", "a silent secondary is called unreachable and pinged"),
-    doc("dead_without_datastores", "time", "a silent secondary without heartbeat datastores is called dead"),
-    doc("dead", "time", "a silent secondary with heartbeat datastores is called dead, or its agent unreachable"),
-    doc("poweron_poll", "time", "between two reads of the powered-on lists of cut-off hosts"),
-    doc("freeze", "time", "a VM whose right to run was not renewed for so long is frozen"),
-    doc("break", "time", "a lock may be broken when its holder's heartbeat stood still for longer"),
+    doc(
+        "look_datastore",
+        "time",
+        "the primary looks at a silent secondary's datastore heartbeat from here on",
+    ),
+    doc(
+        "unreachable",
+        "time",
+        "a silent secondary is called unreachable and pinged",
+    ),
+    doc(
+        "dead_without_datastores",
+        "time",
+        "a silent secondary without heartbeat datastores is called dead",
+    ),
+    doc(
+        "dead",
+        "time",
+        "a silent secondary with heartbeat datastores is called dead, or its agent unreachable",
+    ),
+    doc(
+        "poweron_poll",
+        "time",
+        "between two reads of the powered-on lists of cut-off hosts",
+    ),
+    doc(
+        "freeze",
+        "time",
+        "a VM whose right to run was not renewed for so long is frozen",
+    ),
+    doc(
+        "break",
+        "time",
+        "a lock may be broken when its holder's heartbeat stood still for longer",
+    ),
     doc("apd_timeout", "time", "all paths down is declared"),
-    doc("apd_delay", "time", "from the declaration to the restart elsewhere"),
-    doc("clock_drift_ppm", "0 to 100000", "how far clocks may be off, in millionths"),
+    doc(
+        "apd_delay",
+        "time",
+        "from the declaration to the restart elsewhere",
+    ),
+    doc(
+        "clock_drift_ppm",
+        "0 to 100000",
+        "how far clocks may be off, in millionths",
+    ),
     doc("guard_latency", "time", "the guard's worst latency"),
-    doc("host_monitoring", "true, false", "react to failures of hosts"),
-    doc("isolation_response", "leave_powered_on, power_off, shut_down", "what an isolated host does with its VMs"),
-    doc("isolation_shutdown_timeout", "time", "a clean shutdown becomes a hard stop"),
-    doc("max_restart_attempts", "0 to 100", "retries after the first attempt"),
-    doc("restart_retry_delays", "times, separated by commas", "waits before each retry; the last one repeats"),
-    doc("heartbeat_datastores_per_host", "0 to 5", "datastores on which the primary looks for a host's heartbeat"),
-    doc("pdl_response", "disabled, warn, restart", "reaction to permanent device loss"),
-    doc("apd_response", "disabled, warn, restart_conservative, restart_aggressive", "reaction to all paths down"),
-    doc("apd_cleared_response", "none, reset", "reaction when all paths down clears in between"),
-    doc("frozen_limit", "time, off", "a VM frozen for longer is killed"),
-    doc("host_shutdown", "restart_elsewhere, wait", "what happens to VMs of a host that its admin shuts down"),
-    doc("accept_late_writes", "true, false", "break locks on open datastores without proof of death (a weakness)"),
-    doc("order_timeout", "time", "a host that was told to start a VM and says nothing is asked again"),
+    doc(
+        "host_monitoring",
+        "true, false",
+        "react to failures of hosts",
+    ),
+    doc(
+        "isolation_response",
+        "leave_powered_on, power_off, shut_down",
+        "what an isolated host does with its VMs",
+    ),
+    doc(
+        "isolation_shutdown_timeout",
+        "time",
+        "a clean shutdown becomes a hard stop",
+    ),
+    doc(
+        "max_restart_attempts",
+        "0 to 100",
+        "retries after the first attempt",
+    ),
+    doc(
+        "restart_retry_delays",
+        "times, separated by commas",
+        "waits before each retry; the last one repeats",
+    ),
+    doc(
+        "heartbeat_datastores_per_host",
+        "0 to 5",
+        "datastores on which the primary looks for a host's heartbeat",
+    ),
+    doc(
+        "pdl_response",
+        "disabled, warn, restart",
+        "reaction to permanent device loss",
+    ),
+    doc(
+        "apd_response",
+        "disabled, warn, restart_conservative, restart_aggressive",
+        "reaction to all paths down",
+    ),
+    doc(
+        "apd_cleared_response",
+        "none, reset",
+        "reaction when all paths down clears in between",
+    ),
+    doc(
+        "frozen_limit",
+        "time, off",
+        "a VM frozen for longer is killed",
+    ),
+    doc(
+        "host_shutdown",
+        "restart_elsewhere, wait",
+        "what happens to VMs of a host that its admin shuts down",
+    ),
+    doc(
+        "accept_late_writes",
+        "true, false",
+        "break locks on open datastores without proof of death (a weakness)",
+    ),
+    doc(
+        "order_timeout",
+        "time",
+        "a host that was told to start a VM and says nothing is asked again",
+    ),
 ];
 
 /// Why a setting was refused. Nothing was changed.
@@ -191,7 +313,10 @@ pub enum SettingError {
 }
 
 fn suggestion(nearest: &Option<String>) -> String {
-    nearest.as_ref().map(|n| format!("; did you mean \"{n}\"?")).unwrap_or_default()
+    nearest
+        .as_ref()
+        .map(|n| format!("; did you mean \"{n}\"?"))
+        .unwrap_or_default()
 }
 
 /// Reads `300ms`, `30s`, `5m`, `1h`, also with a decimal point.
@@ -212,7 +337,10 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
         return None;
     }
     // Whole microseconds, so that 0.3 s and 300 ms are one value.
-    Some(Duration::from_micros((seconds * 1e6 + 0.5) as u64))
+    let exact = Duration::from_secs_f64(seconds) + Duration::from_nanos(500);
+    Some(Duration::from_micros(
+        u64::try_from(exact.as_micros()).ok()?,
+    ))
 }
 
 /// Writes a duration as [`parse_duration`] reads it.
@@ -262,8 +390,15 @@ impl Settings {
     #[must_use]
     pub fn retry_delay(&self, retry: u32) -> Duration {
         let index = usize::try_from(retry).unwrap_or(usize::MAX);
-        let last = self.restart_retry_delays.last().copied().unwrap_or(Duration::from_secs(480));
-        self.restart_retry_delays.get(index).copied().unwrap_or(last)
+        let last = self
+            .restart_retry_delays
+            .last()
+            .copied()
+            .unwrap_or(Duration::from_secs(480));
+        self.restart_retry_delays
+            .get(index)
+            .copied()
+            .unwrap_or(last)
     }
 
     /// Sets one setting from its text. `profile` sets all timers, so it must come first.
@@ -273,11 +408,22 @@ impl Settings {
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), SettingError> {
         if !SETTINGS.iter().any(|s| s.key == key) {
             let nearest = nearest(key, SETTINGS.iter().map(|s| s.key)).map(Into::into);
-            return Err(SettingError::Unknown { key: key.into(), nearest });
+            return Err(SettingError::Unknown {
+                key: key.into(),
+                nearest,
+            });
         }
         self.apply(key, value.trim()).ok_or_else(|| {
-            let values = SETTINGS.iter().find(|s| s.key == key).map(|s| s.values).unwrap_or_default();
-            SettingError::Value { key: key.into(), value: value.into(), values: values.into() }
+            let values = SETTINGS
+                .iter()
+                .find(|s| s.key == key)
+                .map(|s| s.values)
+                .unwrap_or_default();
+            SettingError::Value {
+                key: key.into(),
+                value: value.into(),
+                values: values.into(),
+            }
         })
     }
 
@@ -323,7 +469,9 @@ impl Settings {
             "host_monitoring" => self.host_monitoring = truth(value)?,
             "accept_late_writes" => self.accept_late_writes = truth(value)?,
             "max_restart_attempts" => self.max_restart_attempts = in_range(value, 0, 100)?,
-            "heartbeat_datastores_per_host" => self.heartbeat_datastores_per_host = in_range(value, 0, 5)?,
+            "heartbeat_datastores_per_host" => {
+                self.heartbeat_datastores_per_host = in_range(value, 0, 5)?
+            }
             "restart_retry_delays" => {
                 let delays: Option<Vec<Duration>> = value.split(',').map(parse_duration).collect();
                 self.restart_retry_delays = delays.filter(|d| !d.is_empty())?;
@@ -361,7 +509,11 @@ impl Settings {
                 }
             }
             "frozen_limit" => {
-                self.frozen_limit = if value == "off" { None } else { Some(parse_duration(value)?) }
+                self.frozen_limit = if value == "off" {
+                    None
+                } else {
+                    Some(parse_duration(value)?)
+                }
             }
             "host_shutdown" => {
                 self.host_shutdown = match value {
@@ -408,7 +560,11 @@ fn distance(a: &str, b: &str) -> usize {
             let above = row.get(j + 1).copied().unwrap_or(usize::MAX);
             let diagonal = row.get(j).copied().unwrap_or(usize::MAX);
             let left = next.last().copied().unwrap_or(usize::MAX);
-            next.push((diagonal + usize::from(ca != *cb)).min(above + 1).min(left + 1));
+            next.push(
+                (diagonal + usize::from(ca != *cb))
+                    .min(above + 1)
+                    .min(left + 1),
+            );
         }
         row = next;
     }
@@ -433,19 +589,37 @@ mod tests {
 
     #[test]
     fn a_slip_of_the_pen_gets_the_nearest_key() {
-        let error = Settings::default().set("isolation_respons", "power_off").expect_err("unknown");
-        assert!(error.to_string().contains("did you mean \"isolation_response\""), "{error}");
+        let error = Settings::default()
+            .set("isolation_respons", "power_off")
+            .expect_err("unknown");
+        assert!(
+            error
+                .to_string()
+                .contains("did you mean \"isolation_response\""),
+            "{error}"
+        );
     }
 
     #[test]
     fn a_wrong_value_says_what_the_setting_takes() {
-        let error = Settings::default().set("host_shutdown", "never").expect_err("no value");
-        assert!(error.to_string().contains("restart_elsewhere, wait"), "{error}");
+        let error = Settings::default()
+            .set("host_shutdown", "never")
+            .expect_err("no value");
+        assert!(
+            error.to_string().contains("restart_elsewhere, wait"),
+            "{error}"
+        );
     }
 
     #[test]
     fn durations_are_read_and_written() {
-        for (text, ms) in [("300ms", 300), ("30s", 30_000), ("5m", 300_000), ("1h", 3_600_000), ("1.5s", 1500)] {
+        for (text, ms) in [
+            ("300ms", 300),
+            ("30s", 30_000),
+            ("5m", 300_000),
+            ("1h", 3_600_000),
+            ("1.5s", 1500),
+        ] {
             let d = parse_duration(text).expect(text);
             assert_eq!(crate::time::millis(d), ms);
             assert_eq!(parse_duration(&format_duration(d)), Some(d));

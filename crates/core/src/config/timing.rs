@@ -108,11 +108,21 @@ pub struct Inequality {
 
 impl Inequality {
     fn strictly_above(rule: &str, left: f64, right: f64) -> Self {
-        Self { rule: rule.to_string(), left_ms: left, right_ms: right, holds: left > right }
+        Self {
+            rule: rule.to_string(),
+            left_ms: left,
+            right_ms: right,
+            holds: left > right,
+        }
     }
 
     fn at_most(rule: &str, left: f64, right: f64) -> Self {
-        Self { rule: rule.to_string(), left_ms: left, right_ms: right, holds: left <= right }
+        Self {
+            rule: rule.to_string(),
+            left_ms: left,
+            right_ms: right,
+            holds: left <= right,
+        }
     }
 }
 
@@ -217,8 +227,16 @@ impl Timing {
                 ms(self.r#break) + 2.0 * heartbeat,
                 ms(self.dead),
             ),
-            Inequality::strictly_above("freeze > 2 x datastore_heartbeat", ms(self.freeze), 2.0 * heartbeat),
-            Inequality::at_most("look_datastore <= unreachable", ms(self.look_datastore), ms(self.unreachable)),
+            Inequality::strictly_above(
+                "freeze > 2 x datastore_heartbeat",
+                ms(self.freeze),
+                2.0 * heartbeat
+            ),
+            Inequality::at_most(
+                "look_datastore <= unreachable",
+                ms(self.look_datastore),
+                ms(self.unreachable)
+            ),
             Inequality::at_most(
                 "unreachable <= dead_without_datastores",
                 ms(self.unreachable),
@@ -265,7 +283,8 @@ impl Timing {
     #[must_use]
     pub fn margin(&self) -> Duration {
         let e = f64::from(self.clock_drift_ppm) / 1e6;
-        let room = ms(self.r#break) * (1.0 - e) - ms(self.freeze) * (1.0 + e) - ms(self.guard_latency);
+        let room =
+            ms(self.r#break) * (1.0 - e) - ms(self.freeze) * (1.0 + e) - ms(self.guard_latency);
         Duration::from_secs_f64(room.max(0.0) / 1000.0)
     }
 }
@@ -279,7 +298,11 @@ mod tests {
         for profile in [Profile::Classic, Profile::Balanced, Profile::Fast] {
             let timing = Timing::of(profile);
             assert_eq!(timing.check(), Ok(()), "{profile:?}");
-            assert!(timing.margin() > Duration::from_millis(100), "{profile:?}: {:?}", timing.margin());
+            assert!(
+                timing.margin() > Duration::from_millis(100),
+                "{profile:?}: {:?}",
+                timing.margin()
+            );
         }
     }
 

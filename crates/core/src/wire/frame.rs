@@ -63,7 +63,9 @@ pub enum DecodeError {
     #[error("this is no record of Mainstay")]
     Magic,
     /// Written by a newer version.
-    #[error("format version {found} is newer than {FORMAT_VERSION}, the newest that this agent understands; upgrade this agent")]
+    #[error(
+        "format version {found} is newer than {FORMAT_VERSION}, the newest that this agent understands; upgrade this agent"
+    )]
     Version {
         /// The version in the record.
         found: u16,
@@ -106,7 +108,11 @@ pub fn encode<T: Serialize>(kind: FrameKind, cluster: u64, stamp: &Stamp, body: 
     out.push(kind as u8);
     out.push(0);
     out.extend_from_slice(&cluster.to_le_bytes());
-    out.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes());
+    out.extend_from_slice(
+        &u32::try_from(payload.len())
+            .unwrap_or(u32::MAX)
+            .to_le_bytes(),
+    );
     out.extend_from_slice(&payload);
     let crc = crc32fast::hash(&out);
     out.extend_from_slice(&crc.to_le_bytes());
@@ -121,8 +127,15 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
 ///
 /// # Errors
 /// [`DecodeError`] for anything that is not a sound frame of this kind and cluster.
-pub fn decode<T: DeserializeOwned>(kind: FrameKind, cluster: u64, bytes: &[u8]) -> Result<(Stamp, T), DecodeError> {
-    let torn = |need| DecodeError::Torn { have: bytes.len(), need };
+pub fn decode<T: DeserializeOwned>(
+    kind: FrameKind,
+    cluster: u64,
+    bytes: &[u8],
+) -> Result<(Stamp, T), DecodeError> {
+    let torn = |need| DecodeError::Torn {
+        have: bytes.len(),
+        need,
+    };
     let magic: [u8; 4] = array(bytes, 0).ok_or(torn(HEAD))?;
     if magic != MAGIC {
         return Err(DecodeError::Magic);
@@ -146,10 +159,16 @@ pub fn decode<T: DeserializeOwned>(kind: FrameKind, cluster: u64, bytes: &[u8]) 
         return Err(DecodeError::Checksum);
     }
     if found_kind != kind as u8 {
-        return Err(DecodeError::Kind { found: found_kind, wanted: kind });
+        return Err(DecodeError::Kind {
+            found: found_kind,
+            wanted: kind,
+        });
     }
     if found_cluster != cluster {
-        return Err(DecodeError::Foreign { found: found_cluster, own: cluster });
+        return Err(DecodeError::Foreign {
+            found: found_cluster,
+            own: cluster,
+        });
     }
     postcard::from_bytes::<(Stamp, T)>(payload).map_err(|_| DecodeError::Body)
 }

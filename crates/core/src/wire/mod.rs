@@ -7,8 +7,10 @@ mod record;
 
 pub use frame::{DecodeError, FORMAT_VERSION, FrameKind, RECORD_MAX_BYTES, Stamp, decode, encode};
 pub use message::{
-    HostReport, Message, Rank, RoleTag, StartOrder, StartOutcome, StartResult, VmReport, VmReportState,
+    HostReport, Message, Rank, RoleTag, StartOrder, StartOutcome, StartResult, VmReport,
+    VmReportState,
 };
 pub use record::{
-    Desired, HeartbeatRecord, LockRecord, MarkerRecord, PoweronRecord, ProtectedRecord, ProtectedVm, RecordKey,
+    Desired, HeartbeatRecord, LockRecord, MarkerRecord, PoweronRecord, ProtectedRecord,
+    ProtectedVm, RecordKey,
 };

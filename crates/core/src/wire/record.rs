@@ -33,7 +33,9 @@ impl RecordKey {
             Self::Poweron(host) => format!("{host}-poweron"),
             Self::VmLock(vm, generation) => format!("{vm}.lock.{:016}", generation.0),
             Self::OwnerLock(generation) => format!("protectedlist.lock.{:016}", generation.0),
-            Self::Protected(generation, copy) => format!("protectedlist.{:016}.{copy}", generation.0),
+            Self::Protected(generation, copy) => {
+                format!("protectedlist.{:016}.{copy}", generation.0)
+            }
         }
     }
 
@@ -45,15 +47,23 @@ impl RecordKey {
         }
         if let Some(rest) = name.strip_prefix("protectedlist.") {
             let (generation, copy) = rest.split_once('.')?;
-            return Some(Self::Protected(Generation(generation.parse().ok()?), copy.parse().ok()?));
+            return Some(Self::Protected(
+                Generation(generation.parse().ok()?),
+                copy.parse().ok()?,
+            ));
         }
         if let Some((vm, generation)) = name.rsplit_once(".lock.") {
-            return Some(Self::VmLock(VmId::new(vm).ok()?, Generation(generation.parse().ok()?)));
+            return Some(Self::VmLock(
+                VmId::new(vm).ok()?,
+                Generation(generation.parse().ok()?),
+            ));
         }
         if let Some(host) = name.strip_suffix("-poweron") {
             return Some(Self::Poweron(HostId::new(host).ok()?));
         }
-        Some(Self::Heartbeat(HostId::new(name.strip_suffix("-hb")?).ok()?))
+        Some(Self::Heartbeat(
+            HostId::new(name.strip_suffix("-hb")?).ok()?,
+        ))
     }
 }
 
@@ -163,23 +173,29 @@ pub struct MarkerRecord {
 
 record!(MarkerRecord, FrameKind::Marker);
 
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::id::{BootId, InstanceId};
-    use alloc::vec;
     use proptest::prelude::*;
 
     fn stamp() -> Stamp {
-        Stamp { writer: HostId::new("host-1").expect("id"), boot: BootId(1), instance: InstanceId(2), seq: 3 }
+        Stamp {
+            writer: HostId::new("host-1").expect("id"),
+            boot: BootId(1),
+            instance: InstanceId(2),
+            seq: 3,
+        }
     }
 
     fn lock() -> LockRecord {
         LockRecord {
             generation: Generation(4),
             nonce: Nonce(5),
-            holder: Some(Holder { host: HostId::new("host-1").expect("id"), boot: BootId(1) }),
+            holder: Some(Holder {
+                host: HostId::new("host-1").expect("id"),
+                boot: BootId(1),
+            }),
             desired: Desired::On,
             freeze: Duration::from_secs(3),
             r#break: Duration::from_millis(4500),
@@ -198,23 +214,38 @@ mod tests {
     #[test]
     fn a_foreign_torn_or_damaged_record_is_told_apart() {
         let bytes = lock().encode(9, &stamp());
-        assert!(matches!(LockRecord::decode(8, &bytes), Err(DecodeError::Foreign { found: 9, own: 8 })));
-        assert!(matches!(HeartbeatRecord::decode(9, &bytes), Err(DecodeError::Kind { .. })));
-        assert!(matches!(LockRecord::decode(9, &bytes[..bytes.len() - 1]), Err(DecodeError::Torn { .. })));
+        assert!(matches!(
+            LockRecord::decode(8, &bytes),
+            Err(DecodeError::Foreign { found: 9, own: 8 })
+        ));
+        assert!(matches!(
+            HeartbeatRecord::decode(9, &bytes),
+            Err(DecodeError::Kind { .. })
+        ));
+        assert!(matches!(
+            LockRecord::decode(9, &bytes[..bytes.len() - 1]),
+            Err(DecodeError::Torn { .. })
+        ));
         let mut damaged = bytes.clone();
         damaged[30] ^= 1;
         assert_eq!(LockRecord::decode(9, &damaged), Err(DecodeError::Checksum));
         let mut newer = bytes;
         newer[4] = 99;
-        assert!(matches!(LockRecord::decode(9, &newer), Err(DecodeError::Version { found: 99 })));
-        assert_eq!(LockRecord::decode(9, b"something else entirely"), Err(DecodeError::Magic));
+        assert!(matches!(
+            LockRecord::decode(9, &newer),
+            Err(DecodeError::Version { found: 99 })
+        ));
+        assert_eq!(
+            LockRecord::decode(9, b"something else entirely"),
+            Err(DecodeError::Magic)
+        );
     }
 
     #[test]
     fn file_names_lead_back_to_their_keys() {
         let host = HostId::new("host-1").expect("id");
         let vm = VmId::new("vm-1.lock").expect("id");
-        for key in vec![
+        for key in [
             RecordKey::Heartbeat(host.clone()),
             RecordKey::Poweron(host),
             RecordKey::VmLock(vm, Generation(77)),

@@ -1,0 +1,298 @@
+//! Who is the primary.
+//!
+//! ```text
+//!             election ends, best candidate is this host
+//!   electing ──────────────────────────────────────────▶ primary
+//!     ▲  │ a primary is heard                               │ hears a better primary
+//!     │  ▼                                                  ▼
+//!   secondary ◀───────────────────────────────────────── abdicates
+//!     (primary silent for `election_start`: electing)
+//! ```
+//! The candidate with the most datastores wins, then the lexically highest id. An election lasts as
+//! long as its timer says: nobody is elected early. Timers of silence run from the first heartbeat
+//! that is missing, not from the last that came, so that no figure of a profile is ever undercut.
+
+use crate::agent::Agent;
+use crate::event::EventKind;
+use crate::id::{HostId, InstanceId};
+use crate::io::Channel;
+use crate::time::Instant;
+use crate::wire::{Message, Rank, RoleTag};
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// What this agent is.
+#[derive(Clone, Debug)]
+pub(crate) enum Role {
+    /// In an election until `until`.
+    Electing {
+        until: Instant,
+        candidates: BTreeMap<HostId, Rank>,
+    },
+    /// Follows a primary, last heard at `heard`.
+    Secondary {
+        primary: HostId,
+        rank: Rank,
+        heard: Instant,
+        silent_at: Instant,
+    },
+    /// Is the primary; asks for restarts from then on.
+    Primary { restarts_from: Instant },
+}
+
+impl Role {
+    pub(crate) fn starting(now: Instant) -> Self {
+        Self::Electing {
+            until: now,
+            candidates: BTreeMap::new(),
+        }
+    }
+
+    pub(crate) fn tag(&self) -> RoleTag {
+        match self {
+            Self::Electing { .. } => RoleTag::Electing,
+            Self::Secondary { .. } => RoleTag::Secondary,
+            Self::Primary { .. } => RoleTag::Primary,
+        }
+    }
+
+    pub(crate) fn is_primary(&self) -> bool {
+        matches!(self, Self::Primary { .. })
+    }
+
+    pub(crate) fn is_secondary(&self) -> bool {
+        matches!(self, Self::Secondary { .. })
+    }
+
+    /// The primary that is followed.
+    pub(crate) fn followed(&self) -> Option<&HostId> {
+        match self {
+            Self::Secondary { primary, .. } => Some(primary),
+            Self::Electing { .. } | Self::Primary { .. } => None,
+        }
+    }
+
+    pub(crate) fn due(&self) -> Option<Instant> {
+        match self {
+            Self::Electing { until, .. } => Some(*until),
+            Self::Secondary { silent_at, .. } => Some(*silent_at),
+            Self::Primary { restarts_from, .. } => Some(*restarts_from),
+        }
+    }
+}
+
+impl Agent {
+    /// All heartbeats on the datastores are watched by a primary, by a candidate, and by a secondary
+    /// from its primary's first missing heartbeat (safety rule H27).
+    pub(crate) fn watches_all(&self) -> bool {
+        match &self.role {
+            Role::Electing { .. } | Role::Primary { .. } => true,
+            Role::Secondary { heard, .. } => {
+                self.now > *heard + 2 * self.timing().network_heartbeat
+            }
+        }
+    }
+
+    pub(crate) fn begin_election(&mut self, why: &str) {
+        let (host, now) = (self.me.host.clone(), self.now);
+        let until = now + self.timing().election;
+        // The primary that was lost has been silent since its last heartbeat; of the other hosts nothing
+        // was to be heard before now.
+        let lost = self.role.followed().cloned();
+        self.role = Role::Electing {
+            until,
+            candidates: BTreeMap::new(),
+        };
+        self.emit(EventKind::ElectionStarted { host }, String::from(why));
+        for (host, peer) in &mut self.peers {
+            if Some(host) != lost.as_ref() {
+                peer.listened_since = now;
+            }
+        }
+        self.send_candidate();
+    }
+
+    fn send_candidate(&mut self) {
+        if self.own_spec().is_some_and(|s| s.maintenance) {
+            return;
+        }
+        let rank = self.rank();
+        let others: Vec<HostId> = self.peers.keys().cloned().collect();
+        for to in others {
+            self.send(
+                &to,
+                Channel::Datagram,
+                Message::Candidate { rank: rank.clone() },
+            );
+        }
+    }
+
+    /// Heartbeats: a primary's to every host of the cluster, so that other primaries see it too.
+    pub(crate) fn send_heartbeats(&mut self) {
+        let to: Vec<HostId> = match &self.role {
+            Role::Electing { .. } => {
+                self.send_candidate();
+                return;
+            }
+            Role::Secondary { primary, .. } => alloc::vec![primary.clone()],
+            Role::Primary { .. } => self.peers.keys().cloned().collect(),
+        };
+        for to in to {
+            self.send_heartbeat(&to);
+        }
+    }
+
+    fn send_heartbeat(&mut self, to: &HostId) {
+        let primary = match &self.role {
+            Role::Primary { .. } => Some(self.me.host.clone()),
+            Role::Secondary { primary, .. } => Some(primary.clone()),
+            Role::Electing { .. } => None,
+        };
+        let message = Message::Heartbeat {
+            role: self.role.tag(),
+            rank: self.rank(),
+            primary,
+            instance: self.me.instance,
+        };
+        self.send(to, Channel::Datagram, message);
+    }
+
+    pub(crate) fn run_election(&mut self) {
+        match &self.role {
+            Role::Electing {
+                until, candidates, ..
+            } if self.now >= *until => {
+                let own = self.rank();
+                let fit = self.own_spec().is_some_and(|s| !s.maintenance);
+                let best = candidates.values().max();
+                match best {
+                    Some(best) if !fit || *best > own => {
+                        // The winner will be heard; if it is not, the next round is without it.
+                        let until = self.now + self.timing().election;
+                        self.role = Role::Electing {
+                            until,
+                            candidates: BTreeMap::new(),
+                        };
+                    }
+                    _ if fit => self.become_primary(own),
+                    _ => {
+                        let until = self.now + self.timing().election;
+                        self.role = Role::Electing {
+                            until,
+                            candidates: BTreeMap::new(),
+                        };
+                    }
+                }
+            }
+            Role::Secondary {
+                primary, silent_at, ..
+            } if self.now >= *silent_at => {
+                let why = format!(
+                    "no heartbeat of the primary {primary} for {} ms",
+                    self.timing().election_start.as_millis()
+                );
+                self.begin_election(&why);
+            }
+            _ => {}
+        }
+    }
+
+    fn become_primary(&mut self, rank: Rank) {
+        let now = self.now;
+        self.role = Role::Primary {
+            restarts_from: now + self.timing().elected_to_restart,
+        };
+        let host = self.me.host.clone();
+        let why = format!(
+            "no candidate with more than {} datastores, or as many and a higher id, was heard",
+            rank.datastores
+        );
+        self.emit(EventKind::PrimaryElected { host: host.clone() }, why);
+        self.alone_since = Some(now);
+        self.durable.last_primary = Some(host);
+        self.durable_dirty = true;
+        self.restarts.clear();
+        self.begin_watch();
+        self.send_heartbeats();
+    }
+
+    pub(crate) fn on_candidate(&mut self, from: &HostId, rank: Rank) {
+        self.note_heard(from);
+        match &mut self.role {
+            Role::Electing { candidates, .. } => {
+                candidates.insert(from.clone(), rank);
+            }
+            Role::Primary { .. } => self.send_heartbeat(from),
+            Role::Secondary { .. } => {}
+        }
+    }
+
+    pub(crate) fn on_heartbeat(
+        &mut self,
+        from: &HostId,
+        role: RoleTag,
+        rank: Rank,
+        primary: Option<HostId>,
+        instance: InstanceId,
+    ) {
+        self.note_heard(from);
+        self.note_instance(from, instance);
+        match role {
+            RoleTag::Primary => self.on_primary_heard(from, rank),
+            RoleTag::Secondary | RoleTag::Electing => self.note_follower(from, role, primary),
+        }
+    }
+
+    fn on_primary_heard(&mut self, from: &HostId, rank: Rank) {
+        let own = self.rank();
+        match &self.role {
+            Role::Electing { .. } => self.follow(from, rank),
+            Role::Secondary {
+                primary,
+                rank: followed,
+                heard,
+                ..
+            } => {
+                let lost = self.now > *heard + 3 * self.timing().network_heartbeat;
+                if primary == from || lost || rank > *followed {
+                    self.follow(from, rank);
+                }
+            }
+            Role::Primary { .. } if rank > own => {
+                let why = format!(
+                    "{from} is a primary too and would win an election ({} datastores against {})",
+                    rank.datastores, own.datastores
+                );
+                let host = self.me.host.clone();
+                self.emit(EventKind::PrimaryAbdicated { host }, why);
+                self.give_up_ownership("this primary abdicated", true);
+                self.restarts.clear();
+                self.follow(from, rank);
+            }
+            // The other one will abdicate when it hears this one.
+            Role::Primary { .. } => self.send_heartbeat(from),
+        }
+    }
+
+    fn follow(&mut self, primary: &HostId, rank: Rank) {
+        let now = self.now;
+        let silent_at = now + self.timing().network_heartbeat + self.timing().election_start;
+        let same = self.role.followed() == Some(primary);
+        self.role = Role::Secondary {
+            primary: primary.clone(),
+            rank,
+            heard: now,
+            silent_at,
+        };
+        if !same {
+            self.protected_here.clear();
+            self.durable.last_primary = Some(primary.clone());
+            self.durable_dirty = true;
+            self.send_heartbeat(primary);
+            self.send_report();
+            self.free_leftover_ownership();
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! What an agent says of itself: its status, and why a VM or a host is as it is.
+
+use crate::agent::Agent;
+use crate::config::FenceClass;
+use crate::election::Role;
+use crate::event::{Event, HostState};
+use crate::id::{HostId, VmId};
+use crate::ownership::Own;
+use crate::restart::Step;
+use crate::status::{DatastoreStatus, Explanation, HostStatus, Status, VmStatus};
+use crate::time::{Instant, millis};
+use crate::wire::{HostReport, RoleTag, VmReportState};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+impl Agent {
+    /// The agent's view of the cluster.
+    #[must_use]
+    pub fn status(&self, now: Instant) -> Option<Status> {
+        let mut issues: Vec<String> = self.said.iter().cloned().collect();
+        issues.extend(self.shell_issues.iter().cloned());
+        if self.config.hosts.len() < 2 {
+            issues.push(String::from(
+                "the cluster has one host: nothing can be restarted elsewhere; add another",
+            ));
+        }
+        if self.config.settings.accept_late_writes {
+            issues.push(String::from("accept_late_writes is on: on open datastores a lost host's late writes may land after a restart"));
+        }
+        Some(Status {
+            host: self.host().clone(),
+            role: self.role.tag(),
+            primary: match &self.role {
+                Role::Primary { .. } => Some(self.host().clone()),
+                Role::Secondary { primary, .. } => Some(primary.clone()),
+                Role::Electing { .. } => None,
+            },
+            profile: self.config.settings.profile.name().to_string(),
+            margin_ms: millis(self.timing().margin()),
+            inequalities: self.timing().inequalities(),
+            hosts: self
+                .config
+                .hosts
+                .keys()
+                .map(|h| self.host_status(h, now))
+                .collect(),
+            datastores: self.datastore_statuses(now),
+            vms: self.vm_statuses(),
+            issues,
+            ignored: self
+                .ignored
+                .iter()
+                .map(|(k, n)| ((*k).to_string(), *n))
+                .collect(),
+        })
+    }
+
+    fn host_status(&self, host: &HostId, now: Instant) -> HostStatus {
+        let own = host == self.host();
+        let peer = self.peers.get(host);
+        let report: Option<HostReport> = if own {
+            Some(self.own_report(0))
+        } else {
+            peer.and_then(|p| p.report.clone())
+        };
+        let spec = self.config.hosts.get(host);
+        let sum = |f: fn(&crate::wire::VmReport) -> u64| {
+            report.as_ref().map_or(0, |r| r.vms.iter().map(f).sum())
+        };
+        let role = if own {
+            Some(self.role.tag())
+        } else {
+            peer.and_then(|p| p.role)
+        };
+        let (state, why) = match peer {
+            None => (HostState::Live, String::from("this agent's own host")),
+            Some(peer) if self.role.is_primary() => (peer.state, peer.why.clone()),
+            Some(peer) => (
+                peer.state,
+                String::from("a secondary judges nobody; ask the primary"),
+            ),
+        };
+        HostStatus {
+            host: host.clone(),
+            role: if self.role.followed() == Some(host) {
+                Some(RoleTag::Primary)
+            } else {
+                role
+            },
+            state,
+            heartbeat_age_ms: peer.and_then(|p| p.heard).map(|h| millis(now.since(h))),
+            vms: report
+                .as_ref()
+                .map_or(0, |r| u32::try_from(r.vms.len()).unwrap_or(u32::MAX)),
+            cpu_mhz: (sum(|v| v.spec.cpu_mhz), spec.map_or(0, |s| s.cpu_mhz)),
+            memory_mb: (sum(|v| v.spec.memory_mb), spec.map_or(0, |s| s.memory_mb)),
+            why,
+        }
+    }
+
+    fn datastore_statuses(&self, now: Instant) -> Vec<DatastoreStatus> {
+        self.stores
+            .iter()
+            .map(|(id, store)| {
+                let owner = match self.owned.get(id) {
+                    Some(Own::Acting(_)) => Some(self.host().clone()),
+                    Some(Own::Waiting { record, .. }) => {
+                        record.holder.as_ref().map(|h| h.host.clone())
+                    }
+                    Some(Own::None { holder, .. }) => holder.clone(),
+                    _ => None,
+                };
+                let protected = self.acting(id).map_or(0, |a| a.list.len());
+                let right = store.right.deadline().map_or(0, |d| millis(d.since(now)));
+                let fence = self
+                    .config
+                    .datastores
+                    .get(id)
+                    .map(|d| d.fence)
+                    .unwrap_or_default();
+                let problem = store.quarantine.clone().or_else(|| {
+                    store
+                        .fault
+                        .map(|f| format!("its last operation failed: {f:?}"))
+                });
+                DatastoreStatus {
+                    datastore: id.clone(),
+                    usable: store.usable(now, self.timing().r#break),
+                    owner,
+                    protected: u32::try_from(protected).unwrap_or(u32::MAX),
+                    right_ms: right,
+                    fence: match fence {
+                        FenceClass::Enforced => "enforced",
+                        FenceClass::Open => "open",
+                    }
+                    .to_string(),
+                    problem,
+                }
+            })
+            .collect()
+    }
+
+    fn vm_statuses(&self) -> Vec<VmStatus> {
+        let located = self.located();
+        self.config
+            .vms
+            .values()
+            .map(|spec| {
+                let vm = &spec.id;
+                let local = self.vms.get(vm);
+                let restart = self.restarts.get(vm);
+                let (state, host, why) = match (located.get(vm), restart) {
+                    (Some(l), _) => {
+                        let state = match l.state {
+                            VmReportState::Starting => "starting",
+                            VmReportState::Running => "running",
+                            VmReportState::Frozen => "frozen",
+                            VmReportState::Stopping => "stopping",
+                        };
+                        (
+                            state,
+                            Some(l.host.clone()),
+                            format!("{} reports it", l.host),
+                        )
+                    }
+                    (None, Some(r)) => {
+                        let state = match r.step {
+                            Step::Abandoned => "abandoned",
+                            Step::Ordered { .. } => "restarting",
+                            _ => "waiting",
+                        };
+                        (state, None, r.why.clone())
+                    }
+                    (None, None) if self.role.is_primary() => (
+                        "powered_off",
+                        None,
+                        String::from("no host reports it and it is not protected"),
+                    ),
+                    (None, None) => (
+                        "unknown",
+                        None,
+                        String::from("not on this host; ask the primary"),
+                    ),
+                };
+                VmStatus {
+                    vm: vm.clone(),
+                    datastore: spec.datastore.clone(),
+                    host,
+                    state: state.to_string(),
+                    generation: local.map(crate::vms::LocalVm::generation),
+                    protected: self.protected_here.contains(vm)
+                        || self
+                            .acting(&spec.datastore)
+                            .is_some_and(|a| a.list.contains_key(vm)),
+                    why,
+                }
+            })
+            .collect()
+    }
+
+    /// Why a VM is as it is.
+    #[must_use]
+    pub fn explain_vm(&self, now: Instant, vm: &VmId) -> Option<Explanation> {
+        let _ = now;
+        let status = self.vm_statuses().into_iter().find(|s| s.vm == *vm)?;
+        let mut sentences = Vec::new();
+        let at = status
+            .host
+            .as_ref()
+            .map(|h| format!(" on {h}"))
+            .unwrap_or_default();
+        sentences.push(format!("{vm} is {}{at}: {}.", status.state, status.why));
+        sentences.push(if status.protected {
+            format!("It is protected: it is on the protected list of {} on disk.", status.datastore)
+        } else if !self.role.is_primary() {
+            String::from("Whether it is protected is known to the primary; this agent has not been told that it is.")
+        } else if self.acting(&status.datastore).is_none() {
+            format!("It is not protected by this primary, which does not own {}.", status.datastore)
+        } else {
+            String::from("It is not protected: it has not been seen running.")
+        });
+        if let Some(restart) = self.restarts.get(vm) {
+            sentences.push(format!(
+                "Restart: {} attempts spent; {}.",
+                restart.attempt, restart.why
+            ));
+        }
+        let events: Vec<Event> = self
+            .journal
+            .iter()
+            .filter(|e| e.kind.vm() == Some(vm))
+            .cloned()
+            .collect();
+        if let Some(last) = events.last() {
+            sentences.push(format!("The last that happened to it: {}.", last.why));
+        }
+        Some(Explanation {
+            subject: vm.to_string(),
+            sentences,
+            events,
+        })
+    }
+
+    /// Why a host is judged as it is.
+    #[must_use]
+    pub fn explain_host(&self, now: Instant, host: &HostId) -> Option<Explanation> {
+        self.config.hosts.get(host)?;
+        let status = self.host_status(host, now);
+        let mut sentences = Vec::new();
+        sentences.push(format!(
+            "{host} is {}: {}.",
+            Self::state_name(status.state),
+            status.why
+        ));
+        if let Some(age) = status.heartbeat_age_ms {
+            sentences.push(format!("Its last network heartbeat came {age} ms ago."));
+        }
+        for (id, store) in &self.stores {
+            if let Some(window) = store.windows.get(host) {
+                sentences.push(format!(
+                    "Its heartbeat on {id} has been seen to stand still for {} ms (a lock may be broken after {} ms).",
+                    window.length().as_millis(),
+                    self.longest_break(&[window.break_named()]).as_millis()
+                ));
+            }
+        }
+        let events = self
+            .journal
+            .iter()
+            .filter(|e| e.kind.host() == Some(host))
+            .cloned()
+            .collect();
+        Some(Explanation {
+            subject: host.to_string(),
+            sentences,
+            events,
+        })
+    }
+}

@@ -1,0 +1,483 @@
+//! What a primary decides about every other host: live, unreachable, dead, partitioned, isolated, or
+//! its agent unreachable (the table in `docs/protocol.md`, "Verdicts").
+//!
+//! ```text
+//!          silent for `unreachable`          no ping, no datastore heartbeat for `dead`
+//!   live ───────────────────────▶ unreachable ───────────────────────────▶ dead
+//!    ▲                               │  │ ping answers, no datastore heartbeat
+//!    │ heartbeat                     │  └──────────────▶ agent unreachable
+//!    └──────── from every state      │ datastore heartbeat
+//!                                    └──────────────▶ partitioned / isolated
+//! ```
+//! A verdict never breaks a lock: that needs a proof of its own (`store`, window proof). Unknown is
+//! never dead: a ping that could not be sent and a heartbeat that could not be read leave the host
+//! unreachable.
+
+mod window;
+
+pub(crate) use window::{Seen, Window};
+
+use crate::agent::{Agent, Pending};
+use crate::event::{EventKind, HostState};
+use crate::id::{DatastoreId, HostId, InstanceId};
+use crate::io::{Channel, PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue};
+use crate::time::{Duration, Instant};
+use crate::wire::{HostReport, Message, PoweronRecord, RecordKey, RoleTag, VmReport};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+/// Another host as this agent sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) heard: Option<Instant>,
+    /// Silence is not counted from before this agent listened.
+    pub(crate) listened_since: Instant,
+    pub(crate) instance: Option<InstanceId>,
+    pub(crate) role: Option<RoleTag>,
+    /// It follows this agent.
+    pub(crate) follows: bool,
+    pub(crate) state: HostState,
+    pub(crate) why: String,
+    pinging: bool,
+    ping_answered: Option<Instant>,
+    /// The last ping that ended: when it was sent is not needed, only what it found.
+    last_ping: Option<PingOutcome>,
+    pub(crate) report: Option<HostReport>,
+    pub(crate) poweron: Option<PoweronRecord>,
+}
+
+impl Peer {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            heard: None,
+            listened_since: now,
+            instance: None,
+            role: None,
+            follows: false,
+            state: HostState::Live,
+            why: String::from("nothing was heard of it yet"),
+            pinging: false,
+            ping_answered: None,
+            last_ping: None,
+            report: None,
+            poweron: None,
+        }
+    }
+
+    /// Connected: it follows this primary and its heartbeats come.
+    pub(crate) fn connected(&self) -> bool {
+        self.follows && self.state == HostState::Live && self.heard.is_some()
+    }
+
+    /// The moment at which the first missing heartbeat was due.
+    fn silent_from(&self, interval: Duration) -> Instant {
+        self.heard
+            .map_or(self.listened_since, |h| h.max(self.listened_since))
+            + interval
+    }
+}
+
+/// What the datastores say of a silent host.
+enum DatastoreSign {
+    /// It has no heartbeat datastores.
+    None,
+    /// Its heartbeat changed.
+    Alive(DatastoreId),
+    /// It stood still on all that could be read.
+    Still,
+    /// None could be read for long enough.
+    Unknown,
+}
+
+impl Agent {
+    pub(crate) fn note_heard(&mut self, from: &HostId) {
+        let now = self.now;
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.heard = Some(now);
+        }
+    }
+
+    pub(crate) fn note_instance(&mut self, from: &HostId, instance: InstanceId) {
+        let Some(peer) = self.peers.get_mut(from) else {
+            return;
+        };
+        if peer.instance != Some(instance) {
+            peer.instance = Some(instance);
+            // A new agent counts its reports from the beginning.
+            peer.report = None;
+        }
+    }
+
+    pub(crate) fn note_follower(&mut self, from: &HostId, role: RoleTag, primary: Option<HostId>) {
+        let me = self.me.host.clone();
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.role = Some(role);
+            peer.follows = primary.as_ref() == Some(&me);
+        }
+    }
+
+    /// A new primary judges from what was seen before, and of hosts that it did not listen to from now on.
+    pub(crate) fn begin_watch(&mut self) {
+        for peer in self.peers.values_mut() {
+            peer.state = HostState::Live;
+            peer.follows = false;
+            peer.report = None;
+            peer.why = String::from("this primary has just been elected");
+        }
+    }
+
+    /// Pings hosts that are silent, and the isolation addresses while this primary is alone.
+    pub(crate) fn ping_silent(&mut self) {
+        if self.role.is_secondary() {
+            return;
+        }
+        let (now, interval, from) = (
+            self.now,
+            self.timing().network_heartbeat,
+            self.timing().unreachable,
+        );
+        let mut targets: Vec<HostId> = Vec::new();
+        for (host, peer) in &mut self.peers {
+            if now >= peer.silent_from(interval) + from && !peer.pinging {
+                peer.pinging = true;
+                targets.push(host.clone());
+            }
+        }
+        for host in targets {
+            self.ping(PingTarget::Host(host));
+        }
+        let connected = self.peers.values().any(Peer::connected);
+        if connected {
+            self.alone_since = None;
+        } else {
+            if self.alone_since.is_none() {
+                self.alone_since = Some(now);
+            }
+            if !self.isolation_pinging {
+                self.isolation_pinging = true;
+                self.ping(PingTarget::IsolationAddress);
+            }
+        }
+    }
+
+    pub(crate) fn on_ping(&mut self, host: Option<HostId>, outcome: PingOutcome) {
+        let now = self.now;
+        let Some(host) = host else {
+            self.isolation_pinging = false;
+            match outcome {
+                PingOutcome::Answered => self.isolation_answered = Some(now),
+                PingOutcome::NoAnswer => {}
+                PingOutcome::CannotProbe => self.issue(String::from(
+                    "no isolation address can be pinged from this host; set isolation_addresses, and give the agent CAP_NET_RAW or a ping_group_range that has its group",
+                )),
+            }
+            return;
+        };
+        if let Some(peer) = self.peers.get_mut(&host) {
+            peer.pinging = false;
+            peer.last_ping = Some(outcome);
+            if outcome == PingOutcome::Answered {
+                peer.ping_answered = Some(now);
+            }
+        }
+    }
+
+    pub(crate) fn verdict_due(&self) -> Option<Instant> {
+        if !self.role.is_primary() {
+            return None;
+        }
+        let t = self.timing();
+        let thresholds = [t.unreachable, t.dead_without_datastores, t.dead];
+        self.peers
+            .values()
+            .flat_map(|p| thresholds.map(|d| p.silent_from(t.network_heartbeat) + d))
+            .filter(|at| *at > self.now)
+            .min()
+    }
+
+    pub(crate) fn judge_hosts(&mut self) {
+        if !self.role.is_primary() {
+            return;
+        }
+        let hosts: Vec<HostId> = self.peers.keys().cloned().collect();
+        for host in hosts {
+            let Some((state, why)) = self.verdict(&host) else {
+                continue;
+            };
+            let Some(peer) = self.peers.get_mut(&host) else {
+                continue;
+            };
+            let from = core::mem::replace(&mut peer.state, state);
+            if from != state {
+                peer.why.clone_from(&why);
+                if state != HostState::Live {
+                    peer.follows = false;
+                    peer.poweron = None;
+                }
+                let observer = self.me.host.clone();
+                self.emit(
+                    EventKind::HostState {
+                        observer,
+                        host,
+                        from,
+                        to: state,
+                    },
+                    why,
+                );
+            }
+        }
+    }
+
+    /// The verdict about a host now; none: as before.
+    fn verdict(&self, host: &HostId) -> Option<(HostState, String)> {
+        let peer = self.peers.get(host)?;
+        let t = self.timing();
+        let silent_from = peer.silent_from(t.network_heartbeat);
+        if self.config.hosts.get(host).is_some_and(|h| h.maintenance) {
+            return Some((HostState::Maintenance, String::from("it is in maintenance")));
+        }
+        if self.now < silent_from + t.unreachable {
+            // Before the time is up nothing is decided; after a heartbeat came the host is live.
+            let came = peer.heard.is_some_and(|h| h >= peer.listened_since);
+            return came.then(|| (HostState::Live, String::from("its network heartbeats come")));
+        }
+        let silence = self.now.since(silent_from).as_millis();
+        let unreachable = |why: String| {
+            Some((
+                HostState::Unreachable,
+                format!("no network heartbeat for {silence} ms; {why}"),
+            ))
+        };
+        let sign = self.datastore_sign(host, silent_from);
+        let decided = match &sign {
+            DatastoreSign::Alive(_) | DatastoreSign::None => t.dead_without_datastores,
+            DatastoreSign::Still | DatastoreSign::Unknown => t.dead,
+        };
+        if self.now < silent_from + decided {
+            // A verdict that was reached before stays until there is another reason.
+            let early = matches!(peer.state, HostState::Live | HostState::Unreachable);
+            return if early {
+                unreachable(String::from("it is pinged"))
+            } else {
+                None
+            };
+        }
+        match sign {
+            DatastoreSign::Alive(datastore) => {
+                let isolated = peer.poweron.as_ref().is_some_and(|p| p.isolated);
+                let state = if isolated {
+                    HostState::Isolated
+                } else {
+                    HostState::Partitioned
+                };
+                Some((
+                    state,
+                    format!(
+                        "no network heartbeat for {silence} ms, but its heartbeat on {datastore} goes on"
+                    ),
+                ))
+            }
+            DatastoreSign::Unknown => unreachable(String::from(
+                "its datastore heartbeats cannot be read, which says nothing of it",
+            )),
+            DatastoreSign::Still | DatastoreSign::None => {
+                self.verdict_by_ping(peer, silence, &sign)
+            }
+        }
+    }
+
+    fn verdict_by_ping(
+        &self,
+        peer: &Peer,
+        silence: u128,
+        sign: &DatastoreSign,
+    ) -> Option<(HostState, String)> {
+        let t = self.timing();
+        let datastores = match sign {
+            DatastoreSign::None => "no heartbeat datastores are configured",
+            _ => "its datastore heartbeats stand still",
+        };
+        let lately = t.dead.saturating_sub(t.unreachable);
+        let answered = peer
+            .ping_answered
+            .is_some_and(|at| self.now.since(at) < lately);
+        if answered {
+            let why = format!(
+                "no network heartbeat for {silence} ms, {datastores}, but it answers pings: its agent is gone or stuck"
+            );
+            return Some((HostState::AgentUnreachable, why));
+        }
+        match peer.last_ping {
+            Some(PingOutcome::NoAnswer) => Some((
+                HostState::Dead,
+                format!("no network heartbeat for {silence} ms, no ping is answered, {datastores}"),
+            )),
+            // An answer that is too old to count, while the next ping is out: wait for it.
+            Some(PingOutcome::Answered) | None => None,
+            Some(PingOutcome::CannotProbe) => {
+                let why = format!(
+                    "no network heartbeat for {silence} ms, {datastores}, but it cannot be pinged from here, which says nothing of it"
+                );
+                Some((HostState::Unreachable, why))
+            }
+        }
+    }
+
+    fn datastore_sign(&self, host: &HostId, silent_from: Instant) -> DatastoreSign {
+        let t = self.timing();
+        if self.config.heartbeat_datastores(host).is_empty() {
+            return DatastoreSign::None;
+        }
+        let look = silent_from + t.look_datastore;
+        let lately = t.dead.saturating_sub(t.look_datastore);
+        let since = if self.now.since(look) > lately {
+            self.now - lately
+        } else {
+            look
+        };
+        let mut still = false;
+        for (datastore, store) in &self.stores {
+            let Some(window) = store.windows.get(host) else {
+                continue;
+            };
+            if window.changed().is_some_and(|at| at > since) {
+                return DatastoreSign::Alive(datastore.clone());
+            }
+            still |= window.length() > t.r#break;
+        }
+        if still {
+            DatastoreSign::Still
+        } else {
+            DatastoreSign::Unknown
+        }
+    }
+
+    // Powered-on lists of hosts that are cut off.
+
+    pub(crate) fn read_poweron_lists(&mut self) {
+        if !self.role.is_primary() {
+            return;
+        }
+        let now = self.now;
+        let every = self.timing().poweron_poll;
+        let cut_off: Vec<HostId> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| {
+                matches!(
+                    p.state,
+                    HostState::Unreachable
+                        | HostState::Partitioned
+                        | HostState::Isolated
+                        | HostState::AgentUnreachable
+                )
+            })
+            .map(|(h, _)| h.clone())
+            .collect();
+        for host in cut_off {
+            let chosen = self.config.heartbeat_datastores(&host);
+            let due: Vec<DatastoreId> = self
+                .stores
+                .iter()
+                .filter(|(d, s)| chosen.contains(d) && now >= s.poweron_next_read)
+                .map(|(d, _)| d.clone())
+                .collect();
+            for datastore in due {
+                if let Some(store) = self.stores.get_mut(&datastore) {
+                    store.poweron_next_read = now + every;
+                }
+                let request = StorageRequest::Read(RecordKey::Poweron(host.clone()));
+                self.storage(
+                    &datastore,
+                    request,
+                    Pending::PoweronRead { host: host.clone() },
+                );
+            }
+        }
+    }
+
+    pub(crate) fn on_poweron_read(&mut self, host: &HostId, outcome: &StorageOutcome) {
+        let StorageOutcome::Ok(StorageValue::Bytes(bytes)) = outcome else {
+            return;
+        };
+        match PoweronRecord::decode(self.config.cluster_id, bytes) {
+            Ok((_, record)) => {
+                if let Some(peer) = self.peers.get_mut(host) {
+                    peer.poweron = Some(record);
+                }
+            }
+            Err(error) => self.issue(format!(
+                "the powered-on list of {host} cannot be read: {error}"
+            )),
+        }
+    }
+
+    // Reports of secondaries.
+
+    pub(crate) fn on_report(&mut self, from: &HostId, report: HostReport) {
+        self.note_heard(from);
+        let Some(peer) = self.peers.get_mut(from) else {
+            return;
+        };
+        if peer
+            .report
+            .as_ref()
+            .is_some_and(|known| known.seq >= report.seq)
+        {
+            self.ignore("old report");
+            return;
+        }
+        peer.report = Some(report);
+        peer.follows = true;
+        self.reconcile();
+    }
+
+    pub(crate) fn own_report(&self, seq: u64) -> HostReport {
+        let usable = |s: &crate::store::Store| s.usable(self.now, self.timing().r#break);
+        let spec = self.own_spec();
+        HostReport {
+            seq,
+            cpu_mhz: spec.map_or(0, |s| s.cpu_mhz),
+            memory_mb: spec.map_or(0, |s| s.memory_mb),
+            datastores: self
+                .stores
+                .iter()
+                .filter(|(_, s)| usable(s))
+                .map(|(d, _)| d.clone())
+                .collect(),
+            vms: self
+                .vms
+                .values()
+                .map(|v| VmReport {
+                    spec: v.spec.clone(),
+                    generation: v.generation(),
+                    state: v.report_state(),
+                })
+                .collect(),
+        }
+    }
+
+    pub(crate) fn send_report(&mut self) {
+        self.report_dirty = false;
+        if let Some(primary) = self.role.followed().cloned() {
+            self.report_seq += 1;
+            let report = self.own_report(self.report_seq);
+            self.send(&primary, Channel::Stream, Message::Report(report));
+        }
+    }
+
+    /// A state's name as events show it.
+    pub(crate) fn state_name(state: HostState) -> String {
+        match state {
+            HostState::Live => "live",
+            HostState::Unreachable => "unreachable",
+            HostState::Dead => "dead",
+            HostState::Partitioned => "partitioned",
+            HostState::Isolated => "isolated",
+            HostState::AgentUnreachable => "agent_unreachable",
+            HostState::Maintenance => "maintenance",
+        }
+        .to_string()
+    }
+}

@@ -1,0 +1,287 @@
+//! Swapping a lock from one generation to the next.
+//!
+//! ```text
+//! link g+1 ──ok──▶ verify: is g still there? ──yes──▶ won
+//!    │ exists          │ no (H11: our link is a stray below the head)
+//!    ▼                 ▼
+//! read g+1 ─ other ─▶ lost        unknown ─▶ read g+1 by path until decided; absent ─▶ link again
+//! ```
+//! The same bytes with the same nonce are linked again after an unknown outcome, so that whichever
+//! link lands is ours and at most one does.
+
+use super::{LockName, Step};
+use crate::id::{Generation, Nonce};
+use crate::io::{IoFault, StorageOutcome, StorageRequest, StorageValue};
+use crate::wire::{LockRecord, Stamp};
+use alloc::vec::Vec;
+
+/// How a swap ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum SwapOutcome {
+    /// The lock is at our record.
+    Won,
+    /// Another swap from the same generation won; ours never will.
+    Lost,
+    /// The storage certainly did not do it and never will.
+    NotDone(IoFault),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    Linking,
+    Reading,
+    Verifying,
+    /// Lost with a stray of ours: remove it.
+    RemovingStray,
+}
+
+/// A swap under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Swap {
+    name: LockName,
+    cluster: u64,
+    from: Generation,
+    from_nonce: Nonce,
+    new: LockRecord,
+    bytes: Vec<u8>,
+    stage: Stage,
+    /// An operation had an unknown outcome: from then on "not done" proves nothing.
+    unsure: bool,
+    /// Tries until it is decided, also when the storage certainly did nothing: giving a lock back.
+    pub(crate) stubborn: bool,
+    /// The predecessor is not looked at (planted bug).
+    pub(crate) skip_check: bool,
+    /// An unknown outcome is taken as won (planted bug).
+    pub(crate) trust_unknown: bool,
+}
+
+impl Swap {
+    /// Begins a swap from generation `from` with that nonce to `new`, which must be the next one.
+    pub(crate) fn begin(
+        name: LockName,
+        cluster: u64,
+        stamp: &Stamp,
+        (from, from_nonce): (Generation, Nonce),
+        new: LockRecord,
+    ) -> Self {
+        assert!(
+            new.generation == from.next(),
+            "a swap makes the next generation"
+        );
+        let bytes = new.encode(cluster, stamp);
+        Self {
+            name,
+            cluster,
+            from,
+            from_nonce,
+            new,
+            bytes,
+            stage: Stage::Linking,
+            unsure: false,
+            stubborn: false,
+            skip_check: false,
+            trust_unknown: false,
+        }
+    }
+
+    /// The record that the swap makes.
+    pub(crate) fn new_record(&self) -> &LockRecord {
+        &self.new
+    }
+
+    /// True while an operation of unknown outcome may still take effect.
+    pub(crate) fn is_unsure(&self) -> bool {
+        self.unsure
+    }
+
+    /// The operation that is to be issued (again).
+    pub(crate) fn retry(&self) -> StorageRequest {
+        match self.stage {
+            Stage::Linking => {
+                StorageRequest::Link(self.name.key(self.new.generation), self.bytes.clone())
+            }
+            Stage::Reading => StorageRequest::Read(self.name.key(self.new.generation)),
+            Stage::Verifying => StorageRequest::Read(self.name.key(self.from)),
+            Stage::RemovingStray => StorageRequest::Remove(self.name.key(self.new.generation)),
+        }
+    }
+
+    fn to(&mut self, stage: Stage) -> Step {
+        self.stage = stage;
+        Step::Do(self.retry())
+    }
+
+    /// Takes an outcome.
+    pub(crate) fn on_outcome(&mut self, outcome: &StorageOutcome) -> Step {
+        match (self.stage, outcome) {
+            (Stage::Linking, StorageOutcome::Ok(StorageValue::Done)) => self.landed(),
+            (Stage::Linking, StorageOutcome::Ok(_)) => self.to(Stage::Reading),
+            (Stage::Linking, StorageOutcome::NotDone(_)) if self.stubborn && !self.unsure => {
+                Step::Wait
+            }
+            (Stage::Linking, StorageOutcome::NotDone(fault)) if !self.unsure => {
+                Step::Swapped(SwapOutcome::NotDone(*fault))
+            }
+            (Stage::Linking, StorageOutcome::NotDone(_) | StorageOutcome::Unknown(_)) => {
+                self.unsure = true;
+                if self.trust_unknown {
+                    return Step::Swapped(SwapOutcome::Won);
+                }
+                self.stage = Stage::Reading;
+                Step::Wait
+            }
+            (Stage::Reading, StorageOutcome::Ok(StorageValue::Bytes(bytes))) => {
+                match LockRecord::decode(self.cluster, bytes) {
+                    Ok((_, record)) if record.nonce == self.new.nonce => self.landed(),
+                    Ok(_) => Step::Swapped(SwapOutcome::Lost),
+                    // A damaged record under our key: whose it is cannot be said.
+                    Err(_) => Step::Wait,
+                }
+            }
+            (Stage::Reading, StorageOutcome::Ok(_)) => self.to(Stage::Linking),
+            (Stage::Verifying, StorageOutcome::Ok(StorageValue::Bytes(bytes))) => {
+                match LockRecord::decode(self.cluster, bytes) {
+                    Ok((_, record))
+                        if record.nonce == self.from_nonce && record.generation == self.from =>
+                    {
+                        Step::Swapped(SwapOutcome::Won)
+                    }
+                    Ok(_) => self.to(Stage::RemovingStray),
+                    Err(_) => Step::Wait,
+                }
+            }
+            (Stage::Verifying, StorageOutcome::Ok(_)) => self.to(Stage::RemovingStray),
+            (Stage::RemovingStray, _) => Step::Swapped(SwapOutcome::Lost),
+            (
+                Stage::Reading | Stage::Verifying,
+                StorageOutcome::NotDone(_) | StorageOutcome::Unknown(_),
+            ) => Step::Wait,
+        }
+    }
+
+    fn landed(&mut self) -> Step {
+        if self.skip_check {
+            return Step::Swapped(SwapOutcome::Won);
+        }
+        self.to(Stage::Verifying)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{BootId, Holder, HostId, InstanceId};
+    use crate::time::Duration;
+    use crate::wire::Desired;
+
+    fn record(generation: u64, nonce: u64) -> LockRecord {
+        LockRecord {
+            generation: Generation(generation),
+            nonce: Nonce(nonce),
+            holder: Some(Holder {
+                host: HostId::new("a").expect("id"),
+                boot: BootId(1),
+            }),
+            desired: Desired::On,
+            freeze: Duration::from_secs(3),
+            r#break: Duration::from_secs(5),
+        }
+    }
+
+    fn stamp() -> Stamp {
+        Stamp {
+            writer: HostId::new("a").expect("id"),
+            boot: BootId(1),
+            instance: InstanceId(1),
+            seq: 1,
+        }
+    }
+
+    fn swap() -> Swap {
+        Swap::begin(
+            LockName::Owner,
+            1,
+            &stamp(),
+            (Generation(4), Nonce(40)),
+            record(5, 50),
+        )
+    }
+
+    fn bytes(r: &LockRecord) -> StorageOutcome {
+        StorageOutcome::Ok(StorageValue::Bytes(r.encode(1, &stamp())))
+    }
+
+    const DONE: StorageOutcome = StorageOutcome::Ok(StorageValue::Done);
+    const NOT_FOUND: StorageOutcome = StorageOutcome::Ok(StorageValue::NotFound);
+    const UNKNOWN: StorageOutcome = StorageOutcome::Unknown(IoFault::TimedOut);
+
+    #[test]
+    fn a_link_is_won_only_while_its_predecessor_is_there() {
+        let mut s = swap();
+        assert!(matches!(
+            s.on_outcome(&DONE),
+            Step::Do(StorageRequest::Read(_))
+        ));
+        assert_eq!(
+            s.on_outcome(&bytes(&record(4, 40))),
+            Step::Swapped(SwapOutcome::Won)
+        );
+
+        let mut s = swap();
+        s.on_outcome(&DONE);
+        assert!(matches!(
+            s.on_outcome(&NOT_FOUND),
+            Step::Do(StorageRequest::Remove(_))
+        ));
+        assert_eq!(s.on_outcome(&DONE), Step::Swapped(SwapOutcome::Lost));
+    }
+
+    #[test]
+    fn an_unknown_link_is_read_until_decided() {
+        let mut s = swap();
+        assert_eq!(s.on_outcome(&UNKNOWN), Step::Wait);
+        assert_eq!(s.on_outcome(&UNKNOWN), Step::Wait);
+        assert!(
+            matches!(s.on_outcome(&NOT_FOUND), Step::Do(StorageRequest::Link(..))),
+            "nothing there: again"
+        );
+        assert!(matches!(
+            s.on_outcome(&StorageOutcome::Ok(StorageValue::Exists)),
+            Step::Do(StorageRequest::Read(_))
+        ));
+        assert!(
+            matches!(
+                s.on_outcome(&bytes(&record(5, 50))),
+                Step::Do(StorageRequest::Read(_))
+            ),
+            "ours: verify"
+        );
+        assert_eq!(
+            s.on_outcome(&bytes(&record(4, 40))),
+            Step::Swapped(SwapOutcome::Won)
+        );
+    }
+
+    #[test]
+    fn another_nonce_under_the_next_generation_is_a_loss() {
+        let mut s = swap();
+        s.on_outcome(&StorageOutcome::Ok(StorageValue::Exists));
+        assert_eq!(
+            s.on_outcome(&bytes(&record(5, 51))),
+            Step::Swapped(SwapOutcome::Lost)
+        );
+    }
+
+    #[test]
+    fn not_done_is_final_only_when_nothing_was_unknown_before() {
+        let full = StorageOutcome::NotDone(IoFault::Full);
+        assert_eq!(
+            swap().on_outcome(&full),
+            Step::Swapped(SwapOutcome::NotDone(IoFault::Full))
+        );
+        let mut s = swap();
+        s.on_outcome(&UNKNOWN);
+        s.on_outcome(&NOT_FOUND);
+        assert_eq!(s.on_outcome(&full), Step::Wait);
+    }
+}

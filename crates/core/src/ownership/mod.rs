@@ -1,0 +1,730 @@
+//! Which datastores this primary owns: it alone restarts the VMs there, and keeps the protected list.
+//!
+//! ```text
+//!   none ─▶ reading the owner lock ─▶ free, mine, or its holder proven lapsed ─▶ swap
+//!    ▲                                                                            │ won
+//!    │ a gap in the right, not primary any more, a list write of unknown outcome  ▼
+//!    └──────────────────── acting ◀── copied to the own slot ◀── reading the list ┘
+//! ```
+//! An owner acts only while its own heartbeat there is fresh without a gap since before its swap; after
+//! a gap only under a new owner generation (safety rule H5). A new owner breaks no VM lock for one
+//! `break`, except its predecessor's and free ones (H6). A VM is called protected only when the list is
+//! on disk and the owner still acts.
+
+use crate::agent::{Agent, Pending, TaskFor, planted};
+use crate::event::EventKind;
+use crate::id::{DatastoreId, Generation, HostId, VmId};
+use crate::io::{Channel, StorageOutcome, StorageRequest, StorageValue};
+use crate::liveness::Peer;
+use crate::lock::{LockName, SwapOutcome, Token};
+use crate::time::Instant;
+use crate::wire::{Desired, LockRecord, Message, ProtectedRecord, ProtectedVm, RecordKey};
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// A list that is being loaded after the owner lock was won.
+#[derive(Clone, Debug)]
+enum Loading {
+    Listing,
+    /// Reading this slot; the rest, best first, is left.
+    Reading {
+        generation: Generation,
+        left: Vec<(Generation, u8)>,
+        best: Option<ProtectedRecord>,
+    },
+    /// Writing the copy into the own slot.
+    Copying,
+}
+
+/// An owner's state.
+#[derive(Clone, Debug)]
+pub(crate) struct Acting {
+    pub(crate) generation: Generation,
+    token: Token,
+    pub(crate) won_at: Instant,
+    pub(crate) predecessor: Option<HostId>,
+    from: (Generation, crate::id::Nonce),
+    loading: Option<Loading>,
+    /// What is on disk.
+    pub(crate) list: BTreeMap<VmId, ProtectedVm>,
+    /// What should be: differs while a write is out or due.
+    wanted: BTreeMap<VmId, ProtectedVm>,
+    why_removed: BTreeMap<VmId, String>,
+    writing: Option<BTreeMap<VmId, ProtectedVm>>,
+    retry_at: Instant,
+    seq: u64,
+    /// Slots of earlier owners, removed when the own copy is on disk.
+    obsolete: Vec<(Generation, u8)>,
+    pub(crate) longest_break: crate::time::Duration,
+}
+
+/// How this agent stands to one datastore's owner lock.
+#[derive(Clone, Debug)]
+pub(crate) enum Own {
+    /// Not owned; looked at again then.
+    None {
+        next: Instant,
+        holder: Option<HostId>,
+    },
+    /// Its lock is being read.
+    Reading,
+    /// Held by a host whose right has not been proven to have lapsed.
+    Waiting {
+        record: LockRecord,
+        read_done: Instant,
+        next: Instant,
+    },
+    /// The swap is out.
+    Swapping {
+        token: Token,
+        predecessor: Option<HostId>,
+        named: crate::time::Duration,
+    },
+    /// Owned.
+    Acting(Acting),
+    /// Being given back.
+    Releasing,
+}
+
+impl Agent {
+    /// The owner's state when it may act now.
+    pub(crate) fn acting(&self, datastore: &DatastoreId) -> Option<&Acting> {
+        match self.owned.get(datastore) {
+            Some(Own::Acting(acting))
+                if acting.loading.is_none() && self.holds(datastore, acting.token) =>
+            {
+                Some(acting)
+            }
+            _ => None,
+        }
+    }
+
+    fn holds(&self, datastore: &DatastoreId, token: Token) -> bool {
+        let Some(store) = self.stores.get(datastore) else {
+            return false;
+        };
+        if planted!(self, OwnerResumes) {
+            return store.right.valid(self.now);
+        }
+        store.quarantine.is_none() && store.right.unbroken(token, self.now)
+    }
+
+    pub(crate) fn ownership_due(&self) -> Option<Instant> {
+        if !self.role.is_primary() {
+            return None;
+        }
+        self.owned
+            .values()
+            .filter_map(|o| match o {
+                Own::None { next, .. } => Some(*next),
+                Own::Waiting { next, .. } => Some(*next),
+                Own::Acting(a)
+                    if a.writing.is_none() && a.loading.is_none() && a.wanted != a.list =>
+                {
+                    Some(a.retry_at)
+                }
+                _ => None,
+            })
+            .filter(|at| *at > self.now)
+            .min()
+    }
+
+    /// A primary that is alone owns nothing until a secondary joins or an isolation address answers.
+    fn may_own(&self) -> Result<(), String> {
+        if self.peers.values().any(Peer::connected) {
+            return Ok(());
+        }
+        let lately = self.timing().primary_isolation_declare;
+        if self
+            .isolation_answered
+            .is_some_and(|at| self.now.since(at) <= lately)
+        {
+            return Ok(());
+        }
+        Err(String::from(
+            "this primary is alone and no isolation address answers",
+        ))
+    }
+
+    pub(crate) fn run_ownership(&mut self) {
+        if !self.role.is_primary() {
+            return;
+        }
+        let now = self.now;
+        let allowed = self.may_own();
+        if let Err(why) = &allowed {
+            // Only after the time of the primary's own isolation: one lost ping gives nothing up.
+            let patience = self.timing().primary_isolation_declare;
+            if self
+                .alone_since
+                .is_some_and(|since| now.since(since) >= patience)
+            {
+                let why = why.clone();
+                self.give_up_ownership(&why, true);
+            }
+        }
+        let datastores: Vec<DatastoreId> = self.stores.keys().cloned().collect();
+        for datastore in datastores {
+            if allowed.is_ok() || matches!(self.owned.get(&datastore), Some(Own::Acting(_))) {
+                self.run_owned(&datastore);
+            }
+        }
+    }
+
+    fn run_owned(&mut self, datastore: &DatastoreId) {
+        let now = self.now;
+        let valid = self
+            .stores
+            .get(datastore)
+            .is_some_and(|s| s.right.valid(now) && s.quarantine.is_none());
+        match self.owned.get(datastore) {
+            None => {
+                self.owned.insert(
+                    datastore.clone(),
+                    Own::None {
+                        next: now,
+                        holder: None,
+                    },
+                );
+            }
+            Some(Own::Acting(acting)) if !self.holds(datastore, acting.token) => {
+                self.lose(datastore, "its own heartbeat there was late: it may act again only under a new generation");
+            }
+            Some(Own::Acting(acting)) => {
+                let due = acting.loading.is_none()
+                    && acting.writing.is_none()
+                    && acting.wanted != acting.list;
+                if due && now >= acting.retry_at {
+                    self.write_list(datastore);
+                }
+            }
+            Some(Own::None { next, .. }) if valid && now >= *next => self.read_owner(datastore),
+            Some(Own::Waiting {
+                record,
+                read_done,
+                next,
+            }) => {
+                let (record, read_done, next) = (record.clone(), *read_done, *next);
+                let Some(holder) = record.holder.clone() else {
+                    return;
+                };
+                if valid
+                    && self
+                        .window_proof(datastore, &holder.host, read_done, record.r#break)
+                        .is_ok()
+                {
+                    self.take_over(datastore, &record, Some(holder.host));
+                } else if now >= next {
+                    self.read_owner(datastore);
+                }
+            }
+            Some(Own::None { .. } | Own::Reading | Own::Swapping { .. } | Own::Releasing) => {}
+        }
+    }
+
+    fn read_owner(&mut self, datastore: &DatastoreId) {
+        self.owned.insert(datastore.clone(), Own::Reading);
+        self.read_lock(datastore, LockName::Owner, TaskFor::Own(datastore.clone()));
+    }
+
+    pub(crate) fn on_own_head(&mut self, datastore: &DatastoreId, record: Option<LockRecord>) {
+        if !matches!(self.owned.get(datastore), Some(Own::Reading)) {
+            return;
+        }
+        let now = self.now;
+        let next = now + self.timing().poweron_poll;
+        if !self.role.is_primary() {
+            self.owned
+                .insert(datastore.clone(), Own::None { next, holder: None });
+            let mine = record.filter(|r| r.holder.as_ref().is_some_and(|h| h.host == self.me.host));
+            if let Some(record) = mine {
+                self.free_owner(datastore, (record.generation, record.nonce));
+            }
+            return;
+        }
+        let Some(record) = record else {
+            self.owned
+                .insert(datastore.clone(), Own::None { next, holder: None });
+            return;
+        };
+        match &record.holder {
+            None => self.take_over(datastore, &record, None),
+            Some(h) if h.host == self.me.host => self.take_over(datastore, &record, None),
+            Some(_) => {
+                self.owned.insert(
+                    datastore.clone(),
+                    Own::Waiting {
+                        record,
+                        read_done: now,
+                        next,
+                    },
+                );
+            }
+        }
+    }
+
+    fn take_over(
+        &mut self,
+        datastore: &DatastoreId,
+        record: &LockRecord,
+        predecessor: Option<HostId>,
+    ) {
+        let now = self.now;
+        let Some(token) = self.stores.get(datastore).and_then(|s| s.right.token(now)) else {
+            let next = now + self.timing().datastore_heartbeat;
+            self.owned
+                .insert(datastore.clone(), Own::None { next, holder: None });
+            return;
+        };
+        let swapping = Own::Swapping {
+            token,
+            predecessor,
+            named: record.r#break,
+        };
+        self.owned.insert(datastore.clone(), swapping);
+        let from = (record.generation, record.nonce);
+        let holder = Some(self.holder());
+        self.swap_lock(
+            datastore,
+            LockName::Owner,
+            TaskFor::Own(datastore.clone()),
+            from,
+            holder,
+            Desired::Off,
+        );
+    }
+
+    pub(crate) fn on_own_swapped(
+        &mut self,
+        datastore: &DatastoreId,
+        record: LockRecord,
+        outcome: &SwapOutcome,
+    ) {
+        let now = self.now;
+        let next = now + self.timing().datastore_heartbeat;
+        let none = Own::None { next, holder: None };
+        match self.owned.get(datastore).cloned() {
+            Some(Own::Swapping {
+                token,
+                predecessor,
+                named,
+            }) if *outcome == SwapOutcome::Won => {
+                if !self.role.is_primary() {
+                    let from = (record.generation, record.nonce);
+                    self.free_owner(datastore, from);
+                    return;
+                }
+                if !self.holds(datastore, token) {
+                    self.owned.insert(datastore.clone(), none);
+                    return;
+                }
+                let acting = Acting {
+                    generation: record.generation,
+                    token,
+                    won_at: now,
+                    predecessor,
+                    from: (record.generation, record.nonce),
+                    loading: Some(Loading::Listing),
+                    list: BTreeMap::new(),
+                    wanted: BTreeMap::new(),
+                    why_removed: BTreeMap::new(),
+                    writing: None,
+                    retry_at: now,
+                    seq: 0,
+                    obsolete: Vec::new(),
+                    longest_break: self.longest_break(&[named]),
+                };
+                self.owned.insert(datastore.clone(), Own::Acting(acting));
+                let pending = Pending::List {
+                    datastore: datastore.clone(),
+                    generation: record.generation,
+                };
+                self.storage(datastore, StorageRequest::ListProtected, pending);
+            }
+            Some(Own::Swapping { .. } | Own::Releasing) => {
+                self.owned.insert(datastore.clone(), none);
+            }
+            _ => {}
+        }
+    }
+
+    fn acting_mut(&mut self, datastore: &DatastoreId) -> Option<&mut Acting> {
+        match self.owned.get_mut(datastore) {
+            Some(Own::Acting(acting)) => Some(acting),
+            _ => None,
+        }
+    }
+
+    /// An answer about the protected list.
+    pub(crate) fn on_list(
+        &mut self,
+        datastore: &DatastoreId,
+        of: Generation,
+        outcome: &StorageOutcome,
+    ) {
+        let now = self.now;
+        if let Some(store) = self.stores.get_mut(datastore) {
+            store.note(now, outcome);
+        }
+        // Answers to an ownership that was lost meanwhile say nothing about this one.
+        let Some(acting) = self.acting_mut(datastore).filter(|a| a.generation == of) else {
+            return;
+        };
+        if acting.writing.is_some() {
+            self.on_list_written(datastore, outcome);
+            return;
+        }
+        let own = acting.generation;
+        match (acting.loading.clone(), outcome) {
+            (Some(Loading::Listing), StorageOutcome::Ok(StorageValue::Keys(keys))) => {
+                let mut slots: Vec<(Generation, u8)> = keys
+                    .iter()
+                    .filter_map(|k| match k {
+                        RecordKey::Protected(g, copy) if *g < own => Some((*g, *copy)),
+                        _ => None,
+                    })
+                    .collect();
+                slots.sort();
+                acting.obsolete = slots.clone();
+                self.read_slots(datastore, slots, None);
+            }
+            (
+                Some(Loading::Reading {
+                    generation,
+                    left,
+                    best,
+                }),
+                StorageOutcome::Ok(value),
+            ) => {
+                self.on_slot(datastore, generation, left, best, value);
+            }
+            (Some(Loading::Copying), StorageOutcome::Ok(StorageValue::Done)) => {
+                acting.loading = None;
+                let host = self.me.host.clone();
+                let why = String::from(
+                    "the lock on its protected list was won, the list read and copied",
+                );
+                self.emit(
+                    EventKind::DatastoreOwned {
+                        host,
+                        datastore: datastore.clone(),
+                    },
+                    why,
+                );
+                self.drop_old_lists(datastore);
+                self.reconcile();
+            }
+            // Nothing is known of the list: begin again under a new generation.
+            _ => self.lose(datastore, "its protected list could not be read or written"),
+        }
+    }
+
+    /// Reads the slots from the highest owner generation downwards until one generation has a list.
+    fn read_slots(
+        &mut self,
+        datastore: &DatastoreId,
+        mut left: Vec<(Generation, u8)>,
+        best: Option<ProtectedRecord>,
+    ) {
+        let copied = planted!(self, ListNotCopied);
+        let Some((generation, copy)) = left.pop() else {
+            let list = best.unwrap_or_default();
+            self.copy_list(
+                datastore,
+                if copied {
+                    ProtectedRecord::default()
+                } else {
+                    list
+                },
+            );
+            return;
+        };
+        let Some(acting) = self.acting_mut(datastore) else {
+            return;
+        };
+        let of = acting.generation;
+        acting.loading = Some(Loading::Reading {
+            generation,
+            left,
+            best,
+        });
+        let request = StorageRequest::Read(RecordKey::Protected(generation, copy));
+        self.storage(
+            datastore,
+            request,
+            Pending::List {
+                datastore: datastore.clone(),
+                generation: of,
+            },
+        );
+    }
+
+    fn on_slot(
+        &mut self,
+        datastore: &DatastoreId,
+        generation: Generation,
+        left: Vec<(Generation, u8)>,
+        best: Option<ProtectedRecord>,
+        value: &StorageValue,
+    ) {
+        let mut best = best;
+        if let StorageValue::Bytes(bytes) = value {
+            match ProtectedRecord::decode(self.config.cluster_id, bytes) {
+                Ok((_, record)) => {
+                    if best.as_ref().is_none_or(|b| record.seq > b.seq) {
+                        best = Some(record);
+                    }
+                }
+                Err(error) => {
+                    self.issue(format!("datastore {datastore}: a protected list of owner generation {generation} cannot be read: {error}"));
+                }
+            }
+        }
+        let same_generation = left.last().is_some_and(|(g, _)| *g == generation);
+        if best.is_some() && !same_generation {
+            self.read_slots(datastore, Vec::new(), best);
+        } else {
+            self.read_slots(datastore, left, best);
+        }
+    }
+
+    fn copy_list(&mut self, datastore: &DatastoreId, record: ProtectedRecord) {
+        let Some(acting) = self.acting_mut(datastore) else {
+            return;
+        };
+        acting.list = record.vms.into_iter().map(|v| (v.vm.clone(), v)).collect();
+        acting.wanted = acting.list.clone();
+        acting.loading = Some(Loading::Copying);
+        acting.seq = 1;
+        self.put_list(datastore);
+    }
+
+    fn put_list(&mut self, datastore: &DatastoreId) {
+        let stamp = self.stamp();
+        let cluster = self.config.cluster_id;
+        let Some(acting) = self.acting_mut(datastore) else {
+            return;
+        };
+        let record = ProtectedRecord {
+            seq: acting.seq,
+            vms: acting.wanted.values().cloned().collect(),
+        };
+        let copy = u8::from(acting.seq % 2 == 0);
+        let generation = acting.generation;
+        let key = RecordKey::Protected(generation, copy);
+        let bytes = record.encode(cluster, &stamp);
+        let pending = Pending::List {
+            datastore: datastore.clone(),
+            generation,
+        };
+        self.storage(datastore, StorageRequest::Put(key, bytes), pending);
+    }
+
+    /// The own copy is on disk, so nobody reads the slots of earlier owners again.
+    fn drop_old_lists(&mut self, datastore: &DatastoreId) {
+        let Some(acting) = self.acting_mut(datastore) else {
+            return;
+        };
+        for (generation, copy) in core::mem::take(&mut acting.obsolete) {
+            let request = StorageRequest::Remove(RecordKey::Protected(generation, copy));
+            self.storage(datastore, request, Pending::Forget);
+        }
+    }
+
+    fn write_list(&mut self, datastore: &DatastoreId) {
+        let early = planted!(self, ProtectedTooEarly);
+        let Some(acting) = self.acting_mut(datastore) else {
+            return;
+        };
+        acting.seq += 1;
+        acting.writing = Some(acting.wanted.clone());
+        self.put_list(datastore);
+        if early {
+            self.announce_list(datastore);
+        }
+    }
+
+    /// Says what the list that was written changes.
+    fn announce_list(&mut self, datastore: &DatastoreId) {
+        let Some(acting) = self.acting_mut(datastore) else {
+            return;
+        };
+        let Some(written) = acting.writing.clone() else {
+            return;
+        };
+        let added: Vec<VmId> = written
+            .keys()
+            .filter(|v| !acting.list.contains_key(*v))
+            .cloned()
+            .collect();
+        let removed: Vec<VmId> = acting
+            .list
+            .keys()
+            .filter(|v| !written.contains_key(*v))
+            .cloned()
+            .collect();
+        let mut reasons = core::mem::take(&mut acting.why_removed);
+        acting.list = written;
+        for vm in added {
+            let why = format!("it is on the protected list of {datastore} on disk");
+            self.emit(
+                EventKind::VmProtected {
+                    vm,
+                    datastore: datastore.clone(),
+                },
+                why,
+            );
+        }
+        for vm in removed {
+            let reason = reasons.remove(&vm).unwrap_or_default();
+            self.emit(
+                EventKind::VmUnprotected {
+                    vm,
+                    reason: reason.clone(),
+                },
+                reason,
+            );
+        }
+        self.tell_protected();
+    }
+
+    fn on_list_written(&mut self, datastore: &DatastoreId, outcome: &StorageOutcome) {
+        let now = self.now;
+        let retry = now + self.timing().datastore_heartbeat;
+        let acts = self.acting(datastore).is_some();
+        match outcome {
+            StorageOutcome::Ok(_) if acts => {
+                self.announce_list(datastore);
+                if let Some(acting) = self.acting_mut(datastore) {
+                    acting.writing = None;
+                }
+            }
+            StorageOutcome::NotDone(fault) if acts => {
+                let fault = *fault;
+                if let Some(acting) = self.acting_mut(datastore) {
+                    acting.writing = None;
+                    acting.seq -= 1;
+                    acting.retry_at = retry;
+                }
+                self.issue(format!("datastore {datastore}: the protected list cannot be written ({fault:?}); new VMs there are not protected until it can"));
+            }
+            // It may land late: only another generation has a slot that it cannot touch (H19).
+            _ => self.lose(
+                datastore,
+                "a write of its protected list has an unknown outcome",
+            ),
+        }
+    }
+
+    fn tell_protected(&mut self) {
+        let all: Vec<VmId> = self
+            .owned
+            .values()
+            .filter_map(|o| match o {
+                Own::Acting(a) => Some(a.list.keys().cloned()),
+                _ => None,
+            })
+            .flatten()
+            .collect();
+        let connected: Vec<HostId> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.connected())
+            .map(|(h, _)| h.clone())
+            .collect();
+        for to in connected {
+            self.send(
+                &to,
+                Channel::Stream,
+                Message::Protected { vms: all.clone() },
+            );
+        }
+        self.protected_here = all.into_iter().collect();
+    }
+
+    /// Adds a VM to the list of a datastore that is owned.
+    pub(crate) fn want_protected(&mut self, datastore: &DatastoreId, vm: ProtectedVm) {
+        let Some(acting) = self.acting_mut(datastore) else {
+            return;
+        };
+        if acting.wanted.get(&vm.vm) != Some(&vm) {
+            acting.wanted.insert(vm.vm.clone(), vm);
+        }
+    }
+
+    /// Takes a VM off the list.
+    pub(crate) fn want_unprotected(&mut self, datastore: &DatastoreId, vm: &VmId, why: String) {
+        let Some(acting) = self.acting_mut(datastore) else {
+            return;
+        };
+        if acting.wanted.remove(vm).is_some() {
+            acting.why_removed.insert(vm.clone(), why);
+        }
+    }
+
+    /// The datastore is owned no more; nothing is written.
+    fn lose(&mut self, datastore: &DatastoreId, why: &str) {
+        let next = self.now + self.timing().datastore_heartbeat;
+        let was = self
+            .owned
+            .insert(datastore.clone(), Own::None { next, holder: None });
+        if let Some(Own::Acting(acting)) = was
+            && acting.loading.is_none()
+        {
+            let host = self.me.host.clone();
+            self.emit(
+                EventKind::DatastoreReleased {
+                    host,
+                    datastore: datastore.clone(),
+                },
+                String::from(why),
+            );
+        }
+    }
+
+    /// Stops acting everywhere at once, then gives the locks back.
+    pub(crate) fn give_up_ownership(&mut self, why: &str, free: bool) {
+        let datastores: Vec<DatastoreId> = self.owned.keys().cloned().collect();
+        for datastore in datastores {
+            let from = match self.owned.get(&datastore) {
+                Some(Own::Acting(acting)) => Some(acting.from),
+                Some(Own::Reading | Own::Waiting { .. }) => {
+                    self.drop_tasks(&TaskFor::Own(datastore.clone()));
+                    None
+                }
+                // A swap that is out is given back when it is decided.
+                Some(Own::Swapping { .. } | Own::Releasing) => continue,
+                Some(Own::None { .. }) | None => continue,
+            };
+            self.lose(&datastore, why);
+            if let (Some(from), true) = (from, free) {
+                self.free_owner(&datastore, from);
+            }
+        }
+    }
+
+    /// A secondary gives back owner locks that an earlier agent of this host left: its heartbeat would
+    /// keep them alive, and the primary would own nothing.
+    pub(crate) fn free_leftover_ownership(&mut self) {
+        let datastores: Vec<DatastoreId> = self.stores.keys().cloned().collect();
+        for datastore in datastores {
+            if matches!(self.owned.get(&datastore), None | Some(Own::None { .. })) {
+                self.read_owner(&datastore);
+            }
+        }
+    }
+
+    fn free_owner(&mut self, datastore: &DatastoreId, from: (Generation, crate::id::Nonce)) {
+        self.owned.insert(datastore.clone(), Own::Releasing);
+        self.swap_lock(
+            datastore,
+            LockName::Owner,
+            TaskFor::Own(datastore.clone()),
+            from,
+            None,
+            Desired::Off,
+        );
+    }
+}

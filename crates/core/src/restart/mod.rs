@@ -1,0 +1,673 @@
+//! Restarting VMs that should run and do not: finding them, proving that nothing of them can run,
+//! placing them, ordering the start, and trying again.
+//!
+//! ```text
+//!  protected, nobody reports it ─▶ read its lock ─▶ free, should run ──────────────▶ ready ─▶ ordered ─▶ runs
+//!                                     │ free, switched off: off the list            ▲  ▲         │ failed
+//!                                     │ held: waits for the holder's verdict,       │  │ retry   ▼
+//!                                     └── and for the proof that its right lapsed ──┘  └── waits 2, 4, 8, 8, 8 min
+//! ```
+//! The lock decides, not the reports: every order names the one generation that was proven, and the
+//! target's swap expects exactly it. Attempts are spent only by a hypervisor that could not start the
+//! VM; a lock that is still held, or a host that was not ready, costs none.
+
+use crate::agent::{Agent, TaskFor, planted};
+use crate::config::{FenceClass, RestartPriority, VmSpec};
+use crate::election::Role;
+use crate::event::{EventKind, HostState};
+use crate::id::{DatastoreId, HostId, VmId};
+use crate::io::Channel;
+use crate::lock::LockName;
+use crate::placement::{Choice, Room, View, plan};
+use crate::time::{Duration, Instant};
+use crate::wire::{
+    Desired, HostReport, LockRecord, Message, ProtectedVm, StartOrder, StartOutcome, StartResult,
+    VmReportState,
+};
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+/// A VM that ran for less than this after a restart spends an attempt when it dies, as a failed start does.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// A restart under way.
+#[derive(Clone, Debug)]
+pub(crate) struct Restart {
+    pub(crate) datastore: DatastoreId,
+    /// Attempts that were spent.
+    pub(crate) attempt: u32,
+    pub(crate) step: Step,
+    pub(crate) why: String,
+    said: String,
+    /// The last request that was said: a start that is tried again for free is not said again.
+    requested: Option<(u32, HostId)>,
+    order: u64,
+}
+
+/// Where a restart stands.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// Its lock is to be read, not before that moment.
+    Look(Instant),
+    /// Its lock is being read.
+    Looking,
+    /// The lock was read; it is held, or there is no room.
+    Waiting {
+        record: LockRecord,
+        read_done: Instant,
+        reread: Instant,
+    },
+    /// A host was asked.
+    Ordered { host: HostId, since: Instant },
+    /// It runs again since then; forgotten when it has run for long enough.
+    Runs { since: Instant },
+    /// No more attempts.
+    Abandoned,
+}
+
+/// Why a restart cannot be asked for yet.
+enum Wait {
+    /// Over within a few heartbeats: shown in `explain` only.
+    Passing(String),
+    /// Worth an event.
+    Worth(String),
+}
+
+/// Where a VM was reported.
+#[derive(Clone, Debug)]
+pub(crate) struct Located {
+    pub(crate) host: HostId,
+    pub(crate) state: VmReportState,
+    pub(crate) spec: VmSpec,
+}
+
+impl Agent {
+    fn restarts_from(&self) -> Option<Instant> {
+        match &self.role {
+            Role::Primary { restarts_from, .. } => Some(*restarts_from),
+            Role::Electing { .. } | Role::Secondary { .. } => None,
+        }
+    }
+
+    pub(crate) fn restarts_due(&self) -> Option<Instant> {
+        self.restarts
+            .values()
+            .filter_map(|r| match &r.step {
+                Step::Look(at) => Some(*at),
+                Step::Waiting { reread, .. } => Some(*reread),
+                _ => None,
+            })
+            .filter(|at| *at > self.now)
+            .min()
+    }
+
+    /// The reports of all connected hosts and of this one.
+    fn reports(&self) -> Vec<(HostId, HostReport)> {
+        let mut all = alloc::vec![(self.me.host.clone(), self.own_report(0))];
+        for (host, peer) in &self.peers {
+            if let (true, Some(report)) = (peer.connected(), &peer.report) {
+                all.push((host.clone(), report.clone()));
+            }
+        }
+        all
+    }
+
+    /// Where each VM is, by the reports of connected hosts.
+    pub(crate) fn located(&self) -> BTreeMap<VmId, Located> {
+        let mut located: BTreeMap<VmId, Located> = BTreeMap::new();
+        for (host, report) in self.reports() {
+            for vm in report.vms {
+                let better = located
+                    .get(&vm.spec.id)
+                    .is_none_or(|l| l.state != VmReportState::Running);
+                if better {
+                    let entry = Located {
+                        host: host.clone(),
+                        state: vm.state,
+                        spec: vm.spec,
+                    };
+                    located.insert(entry.spec.id.clone(), entry);
+                }
+            }
+        }
+        located
+    }
+
+    /// Holds what is protected against what runs.
+    pub(crate) fn reconcile(&mut self) {
+        if !self.role.is_primary() {
+            return;
+        }
+        let located = self.located();
+        let owned: Vec<DatastoreId> = self
+            .stores
+            .keys()
+            .filter(|d| self.acting(d).is_some())
+            .cloned()
+            .collect();
+        self.restarts.retain(|_, r| owned.contains(&r.datastore));
+        for l in located.values() {
+            if owned.contains(&l.spec.datastore)
+                && matches!(l.state, VmReportState::Running | VmReportState::Frozen)
+            {
+                let vm = ProtectedVm {
+                    vm: l.spec.id.clone(),
+                    cpu_mhz: l.spec.cpu_mhz,
+                    memory_mb: l.spec.memory_mb,
+                    restart_priority: l.spec.restart_priority,
+                    last_host: Some(l.host.clone()),
+                };
+                let datastore = l.spec.datastore.clone();
+                self.want_protected(&datastore, vm);
+            }
+        }
+        for datastore in owned {
+            let listed: Vec<VmId> = self
+                .acting(&datastore)
+                .map(|a| a.list.keys().cloned().collect())
+                .unwrap_or_default();
+            for vm in listed {
+                self.reconcile_vm(&datastore, &vm, located.get(&vm));
+            }
+        }
+    }
+
+    fn reconcile_vm(&mut self, datastore: &DatastoreId, vm: &VmId, located: Option<&Located>) {
+        let now = self.now;
+        let Some(located) = located else {
+            match self.restarts.get_mut(vm) {
+                Some(restart) => {
+                    if let Step::Runs { since } = restart.step {
+                        // A report or two may be on its way.
+                        if now.since(since) > 3 * self.config.settings.timing.network_heartbeat {
+                            self.fell_again(vm, since);
+                        }
+                    }
+                }
+                None => {
+                    let restart = Restart {
+                        datastore: datastore.clone(),
+                        attempt: 0,
+                        step: Step::Look(now),
+                        why: String::from("no connected host reports it"),
+                        said: String::new(),
+                        requested: None,
+                        order: 0,
+                    };
+                    self.restarts.insert(vm.clone(), restart);
+                }
+            }
+            return;
+        };
+        let Some(restart) = self.restarts.get_mut(vm) else {
+            return;
+        };
+        match (&restart.step, located.state) {
+            (Step::Runs { since }, _) if now.since(*since) >= STABLE_AFTER => {
+                self.restarts.remove(vm);
+            }
+            (
+                Step::Runs { .. } | Step::Ordered { .. },
+                VmReportState::Starting | VmReportState::Stopping | VmReportState::Frozen,
+            ) => {}
+            (Step::Runs { .. }, VmReportState::Running) => {}
+            (_, VmReportState::Running) => {
+                restart.why = format!("it runs on {}", located.host);
+                restart.step = Step::Runs { since: now };
+            }
+            // Somebody has it in hand: nothing is to be done, and nothing forgotten.
+            (_, VmReportState::Starting | VmReportState::Stopping | VmReportState::Frozen) => {}
+        }
+    }
+
+    /// It died again after a restart: too soon after counts as a failed start.
+    fn fell_again(&mut self, vm: &VmId, since: Instant) {
+        let now = self.now;
+        let soon = now.since(since) < STABLE_AFTER;
+        let Some(restart) = self.restarts.get_mut(vm) else {
+            return;
+        };
+        restart.said.clear();
+        restart.requested = None;
+        restart.step = Step::Look(now);
+        if soon && restart.attempt > 0 {
+            let host = self.me.host.clone();
+            self.attempt_failed(
+                vm,
+                &host,
+                String::from("it stopped right after its restart"),
+            );
+        } else if let Some(restart) = self.restarts.get_mut(vm) {
+            restart.attempt = 0;
+        }
+    }
+
+    /// Carries restarts on: reads locks, collects proofs, places and orders.
+    pub(crate) fn run_restarts(&mut self) {
+        let Some(from) = self.restarts_from() else {
+            return;
+        };
+        let now = self.now;
+        let mut ready: Vec<(VmSpec, LockRecord, Option<HostId>)> = Vec::new();
+        let ids: Vec<VmId> = self.restarts.keys().cloned().collect();
+        for vm in ids {
+            let Some(restart) = self.restarts.get(&vm) else {
+                continue;
+            };
+            let datastore = restart.datastore.clone();
+            if self.acting(&datastore).is_none() {
+                continue;
+            }
+            match restart.step.clone() {
+                Step::Look(at) if now >= at => self.look(&vm, &datastore),
+                Step::Waiting { reread, .. } if now >= reread => self.look(&vm, &datastore),
+                Step::Waiting {
+                    record, read_done, ..
+                } => match self.may_restart(&vm, &datastore, &record, read_done) {
+                    Ok((spec, broken)) if now >= from => ready.push((spec, record, broken)),
+                    Ok(_) => {}
+                    Err(Wait::Worth(why)) => self.say_waiting(&vm, &why),
+                    Err(Wait::Passing(why)) => {
+                        if let Some(restart) = self.restarts.get_mut(&vm) {
+                            restart.why = why;
+                        }
+                    }
+                },
+                Step::Ordered { host, since } => self.check_order(&vm, &host, since),
+                Step::Look(_) | Step::Looking | Step::Runs { .. } | Step::Abandoned => {}
+            }
+        }
+        if !ready.is_empty() {
+            self.order_starts(ready);
+        }
+    }
+
+    fn look(&mut self, vm: &VmId, datastore: &DatastoreId) {
+        if self.has_task(&TaskFor::Look(vm.clone())) {
+            return;
+        }
+        if let Some(restart) = self.restarts.get_mut(vm) {
+            restart.step = Step::Looking;
+        }
+        self.read_lock(
+            datastore,
+            LockName::Vm(vm.clone()),
+            TaskFor::Look(vm.clone()),
+        );
+    }
+
+    /// The lock of a VM that nobody reports was read.
+    pub(crate) fn on_look(&mut self, vm: &VmId, record: Option<LockRecord>) {
+        let now = self.now;
+        let reread = now + self.timing().poweron_poll;
+        let ignore_intent = planted!(self, IntentIgnored);
+        let Some(restart) = self.restarts.get_mut(vm) else {
+            return;
+        };
+        if !matches!(restart.step, Step::Looking) {
+            return;
+        }
+        let Some(record) = record else {
+            restart.step = Step::Look(reread);
+            return;
+        };
+        let datastore = restart.datastore.clone();
+        if record.holder.is_none() && record.desired == Desired::Off && !ignore_intent {
+            self.restarts.remove(vm);
+            let why = String::from(
+                "its lock is free and says that its user, or the guest, switched it off",
+            );
+            self.want_unprotected(&datastore, vm, why);
+            return;
+        }
+        if let Some(holder) = record.holder.clone() {
+            if holder.host == self.me.host {
+                self.on_check_lock(vm, &datastore, record.generation);
+            } else if self.peers.get(&holder.host).is_some_and(|p| p.connected()) {
+                let message = Message::CheckLock {
+                    vm: vm.clone(),
+                    datastore: datastore.clone(),
+                    generation: record.generation,
+                };
+                self.send(&holder.host, Channel::Stream, message);
+            }
+        }
+        if let Some(restart) = self.restarts.get_mut(vm) {
+            restart.step = Step::Waiting {
+                record,
+                read_done: now,
+                reread,
+            };
+        }
+    }
+
+    /// May it be restarted now? The spec, and whose lock that breaks; or why not.
+    fn may_restart(
+        &self,
+        vm: &VmId,
+        datastore: &DatastoreId,
+        record: &LockRecord,
+        read_done: Instant,
+    ) -> Result<(VmSpec, Option<HostId>), Wait> {
+        let worth = |why: &str| Err(Wait::Worth(String::from(why)));
+        let Some(acting) = self.acting(datastore) else {
+            return Err(Wait::Passing(format!("{datastore} is not owned")));
+        };
+        let Some(listed) = acting.list.get(vm) else {
+            return worth("it is not protected");
+        };
+        let spec = self.config.vms.get(vm).cloned().unwrap_or_else(|| VmSpec {
+            id: vm.clone(),
+            datastore: datastore.clone(),
+            cpu_mhz: listed.cpu_mhz,
+            memory_mb: listed.memory_mb,
+            restart_priority: listed.restart_priority,
+            isolation_response: None,
+            depends_on: Vec::new(),
+        });
+        if !self.config.settings.host_monitoring {
+            return worth("host_monitoring is off");
+        }
+        if spec.restart_priority == RestartPriority::Disabled {
+            return worth("its restart priority is disabled");
+        }
+        let Some(holder) = &record.holder else {
+            return Ok((spec, None));
+        };
+        let host = &holder.host;
+        let Some(peer) = self.peers.get(host) else {
+            if *host == self.me.host {
+                return Err(Wait::Passing(String::from(
+                    "its lock names this host, which gives it back",
+                )));
+            }
+            return Err(Wait::Worth(format!(
+                "its lock names {host}, which is not in the cluster's configuration"
+            )));
+        };
+        let enforced = self
+            .config
+            .datastores
+            .get(datastore)
+            .is_some_and(|d| d.fence == FenceClass::Enforced);
+        match peer.state {
+            HostState::Dead => {}
+            HostState::AgentUnreachable if enforced => {}
+            HostState::AgentUnreachable => {
+                return Err(Wait::Worth(format!(
+                    "the agent of {host} is unreachable but the host answers pings, and {datastore} does not refuse late writes"
+                )));
+            }
+            HostState::Live | HostState::Maintenance => {
+                return Err(Wait::Passing(format!(
+                    "{host} holds its lock and is live; it is asked to give it back"
+                )));
+            }
+            HostState::Unreachable => {
+                return Err(Wait::Passing(format!(
+                    "{host} holds its lock and is being judged: {}",
+                    peer.why
+                )));
+            }
+            HostState::Partitioned | HostState::Isolated => {
+                return Err(Wait::Worth(format!(
+                    "{host} holds its lock and is {}: {}",
+                    Self::state_name(peer.state),
+                    peer.why
+                )));
+            }
+        }
+        if !enforced && !self.config.settings.accept_late_writes {
+            return Err(Wait::Worth(format!(
+                "{datastore} does not refuse late writes of {host}; its lock is broken only with proof of death (power fencing), or with accept_late_writes"
+            )));
+        }
+        self.window_proof(datastore, host, read_done, record.r#break)
+            .map_err(Wait::Passing)?;
+        let waited = self.now.since(acting.won_at);
+        let needed = acting.longest_break.max(record.r#break);
+        if acting.predecessor.as_ref() != Some(host) && waited <= needed {
+            return Err(Wait::Passing(format!(
+                "a new owner breaks no lock for {} ms; {} ms have passed",
+                needed.as_millis(),
+                waited.as_millis()
+            )));
+        }
+        Ok((spec, Some(host.clone())))
+    }
+
+    /// Says once for what a restart waits.
+    fn say_waiting(&mut self, vm: &VmId, why: &str) {
+        let Some(restart) = self.restarts.get_mut(vm) else {
+            return;
+        };
+        // Numbers change with each look; the sentence without them is the reason.
+        let reason: String = why.chars().filter(|c| !c.is_ascii_digit()).collect();
+        restart.why = why.to_string();
+        if restart.said == reason {
+            return;
+        }
+        restart.said = reason;
+        self.emit(
+            EventKind::RestartWaiting {
+                vm: vm.clone(),
+                reason: why.to_string(),
+            },
+            why.to_string(),
+        );
+    }
+
+    /// What each host has left, with the starts that are on their way.
+    fn view(&self) -> View {
+        let mut view = View::default();
+        for (host, report) in self.reports() {
+            if self.config.hosts.get(&host).is_none_or(|h| h.maintenance) {
+                continue;
+            }
+            let room = Room {
+                cpu_mhz: (
+                    report.cpu_mhz,
+                    report.vms.iter().map(|v| v.spec.cpu_mhz).sum(),
+                ),
+                memory_mb: (
+                    report.memory_mb,
+                    report.vms.iter().map(|v| v.spec.memory_mb).sum(),
+                ),
+                datastores: report.datastores.into_iter().collect(),
+                vms: report.vms.iter().map(|v| v.spec.id.clone()).collect(),
+            };
+            view.hosts.insert(host, room);
+        }
+        for (vm, restart) in &self.restarts {
+            let Step::Ordered { host, .. } = &restart.step else {
+                continue;
+            };
+            let (Some(spec), Some(room)) = (self.config.vms.get(vm), view.hosts.get_mut(host))
+            else {
+                continue;
+            };
+            if room.vms.insert(vm.clone()) {
+                room.cpu_mhz.1 += spec.cpu_mhz;
+                room.memory_mb.1 += spec.memory_mb;
+            }
+        }
+        view
+    }
+
+    fn order_starts(&mut self, mut ready: Vec<(VmSpec, LockRecord, Option<HostId>)>) {
+        ready.sort_by(|(a, ..), (b, ..)| {
+            (a.restart_priority, core::cmp::Reverse(a.memory_mb), &a.id).cmp(&(
+                b.restart_priority,
+                core::cmp::Reverse(b.memory_mb),
+                &b.id,
+            ))
+        });
+        let specs: Vec<VmSpec> = ready.iter().map(|(s, ..)| s.clone()).collect();
+        let choices = plan(&self.view(), &self.config.rules, &specs);
+        for ((spec, record, broken), (vm, choice)) in ready.into_iter().zip(choices) {
+            match choice {
+                Choice::Nowhere(refusals) => {
+                    let why = if refusals.is_empty() {
+                        String::from("no host is connected")
+                    } else {
+                        format!("no host has room for it ({})", refusals.join("; "))
+                    };
+                    self.say_waiting(&vm, &why);
+                }
+                Choice::Host(host, refusals) => self.order(spec, &record, broken, host, &refusals),
+            }
+        }
+    }
+
+    fn order(
+        &mut self,
+        spec: VmSpec,
+        record: &LockRecord,
+        broken: Option<HostId>,
+        host: HostId,
+        refusals: &[String],
+    ) {
+        let vm = spec.id.clone();
+        let number = self.number();
+        let now = self.now;
+        let Some(restart) = self.restarts.get_mut(&vm) else {
+            return;
+        };
+        restart.attempt += 1;
+        restart.order = number;
+        restart.step = Step::Ordered {
+            host: host.clone(),
+            since: now,
+        };
+        let proof = match &broken {
+            Some(from) => format!(
+                "{from} lost it, and its right to run under generation {} has lapsed",
+                record.generation
+            ),
+            None => String::from("its lock is free and it should run"),
+        };
+        let others = if refusals.is_empty() {
+            String::new()
+        } else {
+            format!("; not on {}", refusals.join("; not on "))
+        };
+        restart.why = format!("{proof}; {host} has the most room{others}");
+        let (attempt, why) = (restart.attempt, restart.why.clone());
+        let said = restart.requested.replace((attempt, host.clone()));
+        if said != Some((attempt, host.clone())) {
+            self.emit(
+                EventKind::RestartRequested {
+                    vm,
+                    host: host.clone(),
+                    attempt,
+                },
+                why,
+            );
+        }
+        let order = StartOrder {
+            order: number,
+            spec,
+            expected: record.generation,
+            expected_nonce: record.nonce,
+            broken_from: broken,
+            attempt,
+        };
+        if host == self.me.host {
+            self.on_start_order(&host, order);
+        } else {
+            self.send(&host, Channel::Stream, Message::Start(order));
+        }
+    }
+
+    /// An order whose host was lost or says nothing is taken back; the lock tells what came of it.
+    fn check_order(&mut self, vm: &VmId, host: &HostId, since: Instant) {
+        let now = self.now;
+        let lost = *host != self.me.host && !self.peers.get(host).is_some_and(|p| p.connected());
+        let late = now.since(since) >= self.config.settings.order_timeout;
+        if (lost || late)
+            && let Some(restart) = self.restarts.get_mut(vm)
+        {
+            restart.why = format!(
+                "{host} was asked to start it and {}",
+                if lost { "was lost" } else { "said nothing" }
+            );
+            restart.attempt = restart.attempt.saturating_sub(1);
+            restart.step = Step::Look(now);
+        }
+    }
+
+    pub(crate) fn on_start_result(&mut self, from: &HostId, result: StartResult) {
+        let now = self.now;
+        let soon = now + self.timing().network_heartbeat;
+        let Some(restart) = self.restarts.get_mut(&result.vm) else {
+            return;
+        };
+        if restart.order != result.order || !matches!(restart.step, Step::Ordered { .. }) {
+            return;
+        }
+        match result.outcome {
+            StartOutcome::Started(generation) => {
+                restart.why = format!("it was started on {from} under generation {generation}");
+                restart.step = Step::Runs { since: now };
+                self.reconcile();
+            }
+            StartOutcome::LockLost => {
+                restart.attempt = restart.attempt.saturating_sub(1);
+                restart.step = Step::Look(soon);
+            }
+            StartOutcome::ImageLocked => {
+                restart.attempt = restart.attempt.saturating_sub(1);
+                restart.step = Step::Look(soon);
+                self.say_waiting(&result.vm, "the storage still holds the image lock of the host that was lost; tried again at each heartbeat, no attempt is spent");
+            }
+            StartOutcome::NotReady(why) => {
+                restart.attempt = restart.attempt.saturating_sub(1);
+                restart.step = Step::Look(soon);
+                let why = format!("{from} was not ready: {why}");
+                self.say_waiting(&result.vm, &why);
+            }
+            StartOutcome::Failed(why) => self.attempt_failed(&result.vm, from, why),
+        }
+    }
+
+    fn attempt_failed(&mut self, vm: &VmId, host: &HostId, reason: String) {
+        let now = self.now;
+        let limit = self.config.settings.max_restart_attempts;
+        let Some(restart) = self.restarts.get_mut(vm) else {
+            return;
+        };
+        let attempt = restart.attempt;
+        let delay = self.config.settings.retry_delay(attempt.saturating_sub(1));
+        let ended = attempt > limit && !planted!(self, RetriesForEver);
+        restart.step = if ended {
+            Step::Abandoned
+        } else {
+            Step::Look(now + delay)
+        };
+        restart.why = reason.clone();
+        let (vm, host) = (vm.clone(), host.clone());
+        self.emit(
+            EventKind::RestartFailed {
+                vm: vm.clone(),
+                host,
+                attempt,
+                reason: reason.clone(),
+            },
+            reason,
+        );
+        if ended {
+            let reason =
+                format!("{limit} retries after the first attempt failed (max_restart_attempts)");
+            self.emit(
+                EventKind::RestartAbandoned {
+                    vm,
+                    attempt,
+                    reason: reason.clone(),
+                },
+                reason,
+            );
+        }
+    }
+}

@@ -1,0 +1,503 @@
+//! A datastore as this agent uses it: its own heartbeat there and the right that it gives, the
+//! windows on other hosts' heartbeats, and the powered-on list.
+//!
+//! One renewal is under way at a time; what was written is never written again. The observer reads
+//! its own heartbeat back by the same way, and a window counts only when a value that was written
+//! inside it came back (safety rule H14).
+
+use crate::agent::{Agent, Pending, TaskFor, planted};
+use crate::id::{DatastoreId, Generation, HostId, VmId};
+use crate::io::{IoFault, StorageOutcome, StorageRequest, StorageValue};
+use crate::liveness::{Seen, Window};
+use crate::lock::{LockName, Right};
+use crate::time::{Duration, Instant};
+use crate::wire::{Desired, HeartbeatRecord, LockRecord, PoweronRecord, RecordKey};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Own writes whose time of issue is kept, for the read-back.
+const WRITES_KEPT: usize = 32;
+
+/// One datastore.
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    pub(crate) right: Right,
+    writing: bool,
+    next_write: Instant,
+    reading: BTreeSet<HostId>,
+    next_poll: Instant,
+    writes: VecDeque<(u64, Instant)>,
+    /// Time of issue of the newest own write that was read back.
+    read_back: Option<Instant>,
+    pub(crate) windows: BTreeMap<HostId, Window>,
+    /// When an operation last succeeded.
+    last_ok: Option<Instant>,
+    pub(crate) fault: Option<IoFault>,
+    pub(crate) quarantine: Option<String>,
+    poweron_wanted: Option<PoweronRecord>,
+    poweron_written: Option<PoweronRecord>,
+    poweron_writing: bool,
+    pub(crate) poweron_next_read: Instant,
+    scanned: bool,
+    next_scan: Instant,
+}
+
+impl Store {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self {
+            right: Right::default(),
+            writing: false,
+            next_write: now,
+            reading: BTreeSet::new(),
+            next_poll: now,
+            writes: VecDeque::new(),
+            read_back: None,
+            windows: BTreeMap::new(),
+            last_ok: None,
+            fault: None,
+            quarantine: None,
+            poweron_wanted: None,
+            poweron_written: None,
+            poweron_writing: false,
+            poweron_next_read: now,
+            scanned: false,
+            next_scan: now,
+        }
+    }
+
+    /// Takes note of how an operation went.
+    pub(crate) fn note(&mut self, now: Instant, outcome: &StorageOutcome) {
+        match outcome {
+            StorageOutcome::Ok(_) => {
+                self.last_ok = Some(now);
+                self.fault = None;
+            }
+            StorageOutcome::NotDone(fault) | StorageOutcome::Unknown(fault) => {
+                self.fault = Some(*fault)
+            }
+        }
+    }
+
+    /// Looks for locks of this host without a VM again, a while from `now`.
+    pub(crate) fn rescan(&mut self, now: Instant) {
+        self.scanned = false;
+        self.next_scan = now + Duration::from_secs(5);
+    }
+
+    /// Mounted and answering.
+    pub(crate) fn usable(&self, now: Instant, within: Duration) -> bool {
+        self.quarantine.is_none() && self.last_ok.is_some_and(|ok| now.since(ok) <= within)
+    }
+}
+
+impl Agent {
+    pub(crate) fn stores_due(&self) -> Option<Instant> {
+        let write = self
+            .stores
+            .iter()
+            .filter(|(d, s)| !s.writing && self.writes_heartbeat(d))
+            .map(|(_, s)| s.next_write);
+        let poll = self.stores.values().map(|s| s.next_poll);
+        write.chain(poll).min()
+    }
+
+    /// Heartbeats are written where they were chosen to be, where a VM's lock may be held, and by who may
+    /// become an owner.
+    fn writes_heartbeat(&self, datastore: &DatastoreId) -> bool {
+        !self.role.is_secondary()
+            || self.vms.values().any(|v| v.spec.datastore == *datastore)
+            || self
+                .config
+                .heartbeat_datastores(&self.me.host)
+                .contains(datastore)
+    }
+
+    pub(crate) fn run_stores(&mut self) {
+        let interval = self.timing().datastore_heartbeat;
+        let names: Vec<DatastoreId> = self.stores.keys().cloned().collect();
+        for datastore in names {
+            if self.writes_heartbeat(&datastore) {
+                self.renew(&datastore, interval);
+            }
+            self.observe(&datastore, interval);
+            self.write_poweron(&datastore);
+        }
+        self.read_poweron_lists();
+        self.scan_orphans();
+    }
+
+    fn renew(&mut self, datastore: &DatastoreId, interval: Duration) {
+        let now = self.now;
+        match self.stores.get(datastore) {
+            Some(s) if !s.writing && now >= s.next_write => {}
+            _ => return,
+        }
+        let stamp = self.stamp();
+        let seq = stamp.seq;
+        let record = HeartbeatRecord {
+            freeze: self.timing().freeze,
+            r#break: self.timing().r#break,
+        };
+        let bytes = record.encode(self.config.cluster_id, &stamp);
+        if let Some(store) = self.stores.get_mut(datastore) {
+            store.writing = true;
+            store.next_write += interval;
+            if store.next_write <= now {
+                store.next_write = now + interval;
+            }
+            store.writes.push_back((seq, now));
+            if store.writes.len() > WRITES_KEPT {
+                store.writes.pop_front();
+            }
+        }
+        let key = RecordKey::Heartbeat(self.me.host.clone());
+        let pending = Pending::Renew {
+            datastore: datastore.clone(),
+            seq,
+            issued: now,
+        };
+        self.storage(datastore, StorageRequest::Renew(key, bytes), pending);
+    }
+
+    pub(crate) fn on_renewed(
+        &mut self,
+        datastore: &DatastoreId,
+        _seq: u64,
+        issued: Instant,
+        outcome: &StorageOutcome,
+    ) {
+        let now = self.now;
+        let freeze = self.timing().freeze;
+        let counted = if planted!(self, RightFromAcknowledgement) {
+            now
+        } else {
+            issued
+        };
+        let Some(store) = self.stores.get_mut(datastore) else {
+            return;
+        };
+        store.writing = false;
+        store.note(now, outcome);
+        match outcome {
+            StorageOutcome::Ok(StorageValue::Done) => {
+                store.right.renewed(now, counted, freeze);
+                self.extend_vms(datastore, counted);
+            }
+            StorageOutcome::Ok(_) => {
+                if let Some(store) = self.stores.get_mut(datastore) {
+                    store.fault = Some(IoFault::Foreign);
+                }
+                self.issue(format!(
+                    "datastore {datastore}: this host's heartbeat record is missing; add the host to the datastore with `mainstay datastore add`"
+                ));
+            }
+            StorageOutcome::NotDone(fault) | StorageOutcome::Unknown(fault) => {
+                let fault = *fault;
+                self.issue(format!("datastore {datastore}: heartbeat not written ({fault:?}); check the storage path of this host"));
+            }
+        }
+    }
+
+    fn observe(&mut self, datastore: &DatastoreId, interval: Duration) {
+        let now = self.now;
+        let watch_all = self.watches_all();
+        let primary = self.role.followed().cloned();
+        let Some(store) = self.stores.get_mut(datastore) else {
+            return;
+        };
+        if now < store.next_poll {
+            return;
+        }
+        store.next_poll += interval;
+        if store.next_poll <= now {
+            store.next_poll = now + interval;
+        }
+        let mounted = self
+            .config
+            .hosts
+            .values()
+            .filter(|h| h.datastores.contains(datastore));
+        let wanted: Vec<HostId> = mounted
+            .filter(|h| watch_all || h.id == self.me.host || Some(&h.id) == primary.as_ref())
+            .map(|h| h.id.clone())
+            .filter(|h| store.reading.insert(h.clone()))
+            .collect();
+        for host in wanted {
+            let key = RecordKey::Heartbeat(host.clone());
+            let pending = Pending::Observe {
+                datastore: datastore.clone(),
+                host,
+                issued: now,
+            };
+            self.storage(datastore, StorageRequest::Read(key), pending);
+        }
+    }
+
+    pub(crate) fn on_observed(
+        &mut self,
+        datastore: &DatastoreId,
+        host: &HostId,
+        issued: Instant,
+        outcome: &StorageOutcome,
+    ) {
+        let now = self.now;
+        let own = *host == self.me.host;
+        let cluster = self.config.cluster_id;
+        let instance = self.me.instance;
+        let backdate =
+            planted!(self, WindowWithoutValue).then_some(self.started - self.timing().r#break);
+        let Some(store) = self.stores.get_mut(datastore) else {
+            return;
+        };
+        store.reading.remove(host);
+        store.note(now, outcome);
+        let value = match outcome {
+            StorageOutcome::Ok(StorageValue::Bytes(bytes)) => Seen::Bytes(bytes.clone()),
+            StorageOutcome::Ok(StorageValue::NotFound) => Seen::Missing,
+            // Nothing was learnt: unknown, never dead.
+            _ => return,
+        };
+        let mut named = Duration::ZERO;
+        let mut damaged = None;
+        if let Seen::Bytes(bytes) = &value {
+            match HeartbeatRecord::decode(cluster, bytes) {
+                Ok((stamp, record)) => {
+                    named = record.r#break;
+                    if own && stamp.instance == instance {
+                        let back = store
+                            .writes
+                            .iter()
+                            .find(|(seq, _)| *seq == stamp.seq)
+                            .map(|(_, at)| *at);
+                        store.read_back = store.read_back.max(back);
+                    }
+                }
+                Err(error) => damaged = Some(error),
+            }
+        }
+        match store.windows.get_mut(host) {
+            Some(window) => {
+                window.read(value, issued, now, named);
+            }
+            None => {
+                let mut window = Window::new(value, issued, now, named);
+                if let Some(since) = backdate {
+                    window.backdate(since);
+                }
+                store.windows.insert(host.clone(), window);
+            }
+        }
+        if let Some(error) = damaged {
+            self.issue(format!(
+                "datastore {datastore}: the heartbeat of {host} cannot be read: {error}"
+            ));
+        }
+    }
+
+    /// Proof that the holder's right under the generation that was read at `read_done` has lapsed: its
+    /// heartbeat stood still for longer than `break`, the last reading being younger than the lock's
+    /// (safety rules H2, H12, H14). The error says what is missing.
+    pub(crate) fn window_proof(
+        &self,
+        datastore: &DatastoreId,
+        holder: &HostId,
+        read_done: Instant,
+        lock_break: Duration,
+    ) -> Result<Duration, String> {
+        let Some(store) = self.stores.get(datastore) else {
+            return Err(format!("this host does not mount {datastore}"));
+        };
+        if let Some(why) = &store.quarantine {
+            return Err(why.clone());
+        }
+        let Some(window) = store.windows.get(holder) else {
+            return Err(format!(
+                "the heartbeat of {holder} on {datastore} has not been read"
+            ));
+        };
+        if window.last_issue() <= read_done && !planted!(self, LockReadLast) {
+            return Err(format!(
+                "the heartbeat of {holder} on {datastore} has not been read since the lock was"
+            ));
+        }
+        let length = if planted!(self, WindowTooWide) {
+            window.length_too_wide()
+        } else {
+            window.length()
+        };
+        let needed = if planted!(self, BreakAtFreeze) {
+            self.timing().freeze
+        } else {
+            self.longest_break(&[lock_break, window.break_named()])
+        };
+        if length <= needed {
+            return Err(format!(
+                "the heartbeat of {holder} on {datastore} has stood still for {} ms of {} ms",
+                length.as_millis(),
+                needed.as_millis()
+            ));
+        }
+        if store.read_back.is_none_or(|at| at < window.first_done()) {
+            return Err(format!(
+                "this host's own heartbeat on {datastore} has not been read back meanwhile"
+            ));
+        }
+        Ok(length)
+    }
+
+    // The powered-on list.
+
+    /// Says which VMs are on; the list is written to the host's heartbeat datastores when it changed.
+    pub(crate) fn want_poweron_list(&mut self) {
+        let vms: Vec<(VmId, Generation)> = self
+            .vms
+            .values()
+            .filter(|v| v.has_process())
+            .map(|v| (v.spec.id.clone(), v.generation()))
+            .collect();
+        let chosen = self.config.heartbeat_datastores(&self.me.host);
+        for (datastore, store) in &mut self.stores {
+            if chosen.contains(datastore) {
+                store.poweron_wanted = Some(PoweronRecord {
+                    isolated: false,
+                    vms: vms.clone(),
+                });
+            }
+        }
+    }
+
+    fn write_poweron(&mut self, datastore: &DatastoreId) {
+        let Some(store) = self.stores.get_mut(datastore) else {
+            return;
+        };
+        if store.poweron_writing
+            || store.poweron_wanted.is_none()
+            || store.poweron_wanted == store.poweron_written
+        {
+            return;
+        }
+        store.poweron_writing = true;
+        let Some(record) = store.poweron_wanted.clone() else {
+            return;
+        };
+        store.poweron_written = Some(record.clone());
+        let stamp = self.stamp();
+        let bytes = record.encode(self.config.cluster_id, &stamp);
+        let key = RecordKey::Poweron(self.me.host.clone());
+        self.storage(
+            datastore,
+            StorageRequest::Put(key, bytes),
+            Pending::Poweron {
+                datastore: datastore.clone(),
+            },
+        );
+    }
+
+    pub(crate) fn on_poweron_written(&mut self, datastore: &DatastoreId, outcome: &StorageOutcome) {
+        let now = self.now;
+        let Some(store) = self.stores.get_mut(datastore) else {
+            return;
+        };
+        store.poweron_writing = false;
+        store.note(now, outcome);
+        if !matches!(outcome, StorageOutcome::Ok(StorageValue::Done)) {
+            store.poweron_written = None;
+        }
+    }
+
+    // Locks that name this host though it has no such VM (safety rule H26).
+
+    pub(crate) fn scan_orphans(&mut self) {
+        let now = self.now;
+        let again = now + self.timing().r#break;
+        let due: Vec<DatastoreId> = self
+            .stores
+            .iter()
+            .filter(|(_, s)| !s.scanned && now >= s.next_scan)
+            .map(|(d, _)| d.clone())
+            .collect();
+        for datastore in due {
+            if let Some(store) = self.stores.get_mut(&datastore) {
+                store.next_scan = again;
+            }
+            self.storage(
+                &datastore,
+                StorageRequest::ListAllVmLocks,
+                Pending::Scan {
+                    datastore: datastore.clone(),
+                },
+            );
+        }
+    }
+
+    pub(crate) fn on_scanned(&mut self, datastore: &DatastoreId, outcome: &StorageOutcome) {
+        let StorageOutcome::Ok(StorageValue::Keys(keys)) = outcome else {
+            return;
+        };
+        let now = self.now;
+        if let Some(store) = self.stores.get_mut(datastore) {
+            store.note(now, outcome);
+            store.scanned = true;
+        }
+        let vms: BTreeSet<VmId> = keys
+            .iter()
+            .filter_map(|k| match k {
+                RecordKey::VmLock(vm, _) => Some(vm.clone()),
+                _ => None,
+            })
+            .collect();
+        for vm in vms {
+            self.look_for_orphan(datastore, &vm);
+        }
+    }
+
+    fn look_for_orphan(&mut self, datastore: &DatastoreId, vm: &VmId) {
+        let purpose = TaskFor::Orphan(datastore.clone(), vm.clone());
+        if !self.vms.contains_key(vm) && !self.has_task(&purpose) {
+            self.read_lock(datastore, LockName::Vm(vm.clone()), purpose);
+        }
+    }
+
+    /// The owner says that a lock names this host though it reports no such VM.
+    pub(crate) fn on_check_lock(
+        &mut self,
+        vm: &VmId,
+        datastore: &DatastoreId,
+        _generation: Generation,
+    ) {
+        if self.stores.contains_key(datastore) {
+            self.look_for_orphan(datastore, vm);
+        }
+    }
+
+    pub(crate) fn on_orphan_head(
+        &mut self,
+        datastore: &DatastoreId,
+        vm: &VmId,
+        record: Option<LockRecord>,
+    ) {
+        let Some(record) = record else { return };
+        let mine = record
+            .holder
+            .as_ref()
+            .is_some_and(|h| h.host == self.me.host);
+        if !mine || self.vms.contains_key(vm) {
+            return;
+        }
+        // Its user wants it off, or it should run and the owner restarts it where there is room.
+        let off = self.durable.wanted_off.contains(vm);
+        let desired = if off { Desired::Off } else { Desired::On };
+        let purpose = TaskFor::Orphan(datastore.clone(), vm.clone());
+        let from = (record.generation, record.nonce);
+        self.swap_lock(
+            datastore,
+            LockName::Vm(vm.clone()),
+            purpose,
+            from,
+            None,
+            desired,
+        );
+    }
+}
