@@ -88,6 +88,8 @@ pub fn kill(process: &Process) -> Result<(), FreezeError> {
 }
 
 /// Whether no thread of the process can execute: all stopped or dead, or its cgroup frozen.
+///
+/// True for one that is gone; false for one that cannot be looked at.
 #[must_use]
 pub fn is_stopped(process: &Process) -> bool {
     let Ok(threads) = process::threads(process.pid, process.start_time) else {

@@ -30,11 +30,11 @@ use crate::process::Process;
 use crate::{StartError, VmSpec, cgroup};
 
 const RECORD_SUFFIX: &str = ".process.json";
-const ENV_DRIVER: &str = "MAINSTAY_DRIVER";
-const ENV_VM: &str = "MAINSTAY_VM";
-const ENV_GENERATION: &str = "MAINSTAY_GENERATION";
-const ENV_RUN_DIR: &str = "MAINSTAY_RUN_DIR";
-const ENV_CGROUP: &str = "MAINSTAY_CGROUP";
+const ENV_DRIVER: &str = "MAINSTAY_GUEST_DRIVER";
+const ENV_VM: &str = "MAINSTAY_GUEST_VM";
+const ENV_GENERATION: &str = "MAINSTAY_GUEST_GENERATION";
+const ENV_RUN_DIR: &str = "MAINSTAY_GUEST_RUN_DIR";
+const ENV_CGROUP: &str = "MAINSTAY_GUEST_CGROUP";
 
 /// Who a guest's process is.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -7,12 +7,13 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mainstay_hypervisor::{
-    CgroupPlacement, DriverError, ExitCause, Hypervisor, Process, StartError, VmSpec, freeze,
-    read_counter,
+    CgroupPlacement, DriverError, ExitCause, Process, StartError, VmSpec, freeze, read_counter,
 };
 
 #[path = "contract/kit.rs"]
 mod kit;
+#[path = "contract/single.rs"]
+mod single;
 
 use kit::{Kind, Kit, wait_until};
 
@@ -50,6 +51,7 @@ contract!(
     one_vm_is_not_prepared_twice,
     unknown_vm_is_gone_and_takes_no_requests,
     forgotten_guest_leaves_only_logs,
+    request_to_a_frozen_guest_returns,
 );
 
 fn prepared_guest_executes_nothing_until_resume(kind: Kind) {
@@ -395,41 +397,22 @@ fn forgotten_guest_leaves_only_logs(kind: Kind) {
     assert!(process.cgroup.is_none_or(|dir| !dir.exists()));
 }
 
-#[test]
-fn embedded_guest_that_aborts_has_crashed() {
-    let kit = Kit::new(Kind::Embedded);
-    let driver = kit::embedded();
-    driver.prepare(&kit.spec()).expect("prepare");
-    driver.crash("vm").expect("crash");
-    let exit = driver.wait_exit("vm", kit::PATIENCE).expect("an exit");
-    assert!(
-        matches!(exit.cause, ExitCause::Crashed { ref detail } if detail.contains("signal: 6")),
-        "{exit:?}"
-    );
-}
-
-#[test]
-fn process_whose_leader_is_a_zombie_is_not_gone() {
-    let mut child = Command::new(kit::PROGRAM)
-        .arg("leaderless")
-        .stdin(Stdio::piped())
-        .spawn()
-        .expect("a process");
-    let process = Process::of_pid(i32::try_from(child.id()).expect("a pid")).expect("the process");
-    let leader_is_zombie = || {
-        std::fs::read_to_string(format!("/proc/{0}/task/{0}/stat", process.pid))
-            .is_ok_and(|s| s.contains(") Z "))
-    };
-    wait_until("the leader is a zombie", leader_is_zombie);
-    assert!(!freeze::all_threads_gone(process.pid, process.start_time));
-    freeze::freeze(&process).expect("freeze");
-    wait_until("the other thread is stopped", || {
-        freeze::is_stopped(&process)
-    });
-    assert!(!freeze::all_threads_gone(process.pid, process.start_time));
-    freeze::kill(&process).expect("kill");
-    wait_until("all threads are gone", || {
-        freeze::all_threads_gone(process.pid, process.start_time)
-    });
-    child.wait().expect("the process");
+fn request_to_a_frozen_guest_returns(kind: Kind) {
+    let mut kit = Kit::new(kind);
+    let process = kit.start(CgroupPlacement::Auto);
+    kit.freeze(&process);
+    // Sent or refused, but not waited for without a limit; the guest is well afterwards.
+    let start = std::time::Instant::now();
+    for _ in 0..2 {
+        match kit.driver.resume("vm") {
+            Ok(()) | Err(DriverError::Unresponsive { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(start.elapsed() < kit::PATIENCE);
+    kit.assert_still();
+    freeze::thaw(&process).expect("thaw");
+    kit.assert_counts();
+    kit.driver.request_shutdown("vm").expect("request");
+    assert_eq!(kit.exit(), ExitCause::Clean);
 }
