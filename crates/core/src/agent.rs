@@ -34,7 +34,6 @@ macro_rules! planted {
         }
         #[cfg(not(feature = "planted"))]
         {
-            let _ = &$agent;
             false
         }
     }};
@@ -338,7 +337,10 @@ impl Agent {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let mut next = self.next_heartbeat;
-        let mut due = |at: Option<Instant>| next = at.map_or(next, |a| next.min(a));
+        // What is due already was looked at in this step; if it still waits, another event ends that.
+        let mut due = |at: Option<Instant>| {
+            next = at.filter(|a| *a > self.now).map_or(next, |a| next.min(a));
+        };
         due(self.tasks.values().filter_map(|t| t.retry_at).min());
         due(self.stores_due());
         due(self.role.due());

@@ -1,0 +1,326 @@
+//! A small cluster around real agents: perfect network, storage in memory, guests that only exist.
+//! For behaviour tests with explicit times; everything that goes wrong is the simulator's business.
+
+use mainstay_core::config::{ClusterConfig, DatastoreSpec, HostSpec, Profile, Settings, VmSpec};
+use mainstay_core::event::{Event, EventKind};
+use mainstay_core::id::{BootId, DatastoreId, HostId, InstanceId, OpId, VmId};
+use mainstay_core::io::{
+    Durable, ExitCause, GuardOutcome, HypervisorOutcome, HypervisorRequest, Input, Output,
+    PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue,
+};
+use mainstay_core::time::{Duration, Instant};
+use mainstay_core::wire::RecordKey;
+use mainstay_core::{Agent, Command, Identity, provision};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Time that any effect takes.
+const LATENCY: Duration = Duration::from_micros(200);
+
+/// A cluster in memory.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) now: Instant,
+    config: ClusterConfig,
+    agents: BTreeMap<HostId, Agent>,
+    queue: BTreeMap<(Instant, u64), (HostId, Input)>,
+    sequence: u64,
+    disks: BTreeMap<DatastoreId, BTreeMap<RecordKey, Vec<u8>>>,
+    pub(crate) running: BTreeMap<VmId, HostId>,
+    /// Hosts on which the next starts fail, and how often.
+    pub(crate) failing_starts: u32,
+    pub(crate) events: Vec<(Instant, HostId, EventKind)>,
+}
+
+pub(crate) fn host(n: u32) -> HostId {
+    HostId::new(&format!("host-{n}")).expect("id")
+}
+
+pub(crate) fn vm(n: u32) -> VmId {
+    VmId::new(&format!("vm-{n}")).expect("id")
+}
+
+fn datastore(n: u32) -> DatastoreId {
+    DatastoreId::new(&format!("ds-{n}")).expect("id")
+}
+
+impl Cluster {
+    pub(crate) fn new(profile: Profile, hosts: u32, vms: u32) -> Self {
+        let settings = Settings::of(profile);
+        let mounts: BTreeSet<DatastoreId> = [datastore(1), datastore(2)].into();
+        let host_specs: Vec<HostSpec> = (1..=hosts)
+            .map(|n| HostSpec {
+                id: host(n),
+                cpu_mhz: 20_000,
+                memory_mb: 65_536,
+                datastores: mounts.clone(),
+                maintenance: false,
+            })
+            .collect();
+        let stores: Vec<DatastoreSpec> = mounts
+            .iter()
+            .map(|d| DatastoreSpec {
+                id: d.clone(),
+                kind: Default::default(),
+                fence: Default::default(),
+            })
+            .collect();
+        let vm_specs: Vec<VmSpec> = (1..=vms)
+            .map(|n| VmSpec {
+                id: vm(n),
+                datastore: datastore(1 + n % 2),
+                cpu_mhz: 500,
+                memory_mb: 512,
+                restart_priority: Default::default(),
+                isolation_response: None,
+                depends_on: Vec::new(),
+            })
+            .collect();
+        let mut disks = BTreeMap::new();
+        for d in &stores {
+            let mut disk: BTreeMap<RecordKey, Vec<u8>> =
+                provision::datastore_records(1, &settings, host_specs.iter(), &host(1))
+                    .into_iter()
+                    .collect();
+            for v in vm_specs.iter().filter(|v| v.datastore == d.id) {
+                let (key, bytes) = provision::vm_record(1, &settings, &v.id, &host(1));
+                disk.insert(key, bytes);
+            }
+            disks.insert(d.id.clone(), disk);
+        }
+        let config = ClusterConfig::new(1, settings, host_specs, stores, vm_specs, Vec::new())
+            .expect("config");
+        let mut cluster = Self {
+            now: Instant::from_nanos(1_000_000_000),
+            config,
+            agents: BTreeMap::new(),
+            queue: BTreeMap::new(),
+            sequence: 0,
+            disks,
+            running: BTreeMap::new(),
+            failing_starts: 0,
+            events: Vec::new(),
+        };
+        for n in 1..=hosts {
+            cluster.boot(n);
+        }
+        cluster
+    }
+
+    pub(crate) fn boot(&mut self, n: u32) {
+        let seed = u64::from(n) * 1000 + self.sequence;
+        let identity = Identity {
+            host: host(n),
+            boot: BootId(seed),
+            instance: InstanceId(seed),
+            seed,
+        };
+        let agent = Agent::new(
+            identity,
+            self.config.clone(),
+            Durable::default(),
+            Vec::new(),
+            self.now,
+        )
+        .expect("agent");
+        self.agents.insert(host(n), agent);
+        self.drain(&host(n));
+    }
+
+    /// The host loses power: agent and guests are gone.
+    pub(crate) fn power_off(&mut self, n: u32) {
+        self.agents.remove(&host(n));
+        self.queue.retain(|_, (h, _)| *h != host(n));
+        self.running.retain(|_, h| *h != host(n));
+    }
+
+    pub(crate) fn command(&mut self, n: u32, command: Command) {
+        let now = self.now;
+        self.agents
+            .get_mut(&host(n))
+            .expect("host")
+            .command(now, command)
+            .expect("accepted");
+        self.drain(&host(n));
+    }
+
+    pub(crate) fn crash(&mut self, id: &VmId) {
+        let on = self.running.remove(id).expect("runs");
+        self.push(
+            &on,
+            Input::VmExited {
+                vm: id.clone(),
+                cause: ExitCause::Crash,
+            },
+        );
+    }
+
+    pub(crate) fn status(&self, n: u32) -> mainstay_core::status::Status {
+        self.agents[&host(n)].status(self.now).expect("status")
+    }
+
+    pub(crate) fn explain_vm(&self, n: u32, id: &VmId) -> mainstay_core::status::Explanation {
+        self.agents[&host(n)]
+            .explain_vm(self.now, id)
+            .expect("known")
+    }
+
+    fn push(&mut self, to: &HostId, input: Input) {
+        self.sequence += 1;
+        self.queue
+            .insert((self.now + LATENCY, self.sequence), (to.clone(), input));
+    }
+
+    pub(crate) fn run_for(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            let message = self.queue.keys().next().map(|(at, _)| *at);
+            let timeout = self
+                .agents
+                .iter()
+                .filter_map(|(h, a)| Some((a.poll_timeout()?, h.clone())))
+                .min();
+            let next = match (message, &timeout) {
+                (Some(m), Some((t, _))) => m.min(*t),
+                (Some(m), None) => m,
+                (None, Some((t, _))) => *t,
+                (None, None) => break,
+            };
+            if next > end {
+                break;
+            }
+            self.now = self.now.max(next);
+            if message == Some(next) {
+                let (_, (to, input)) = self.queue.pop_first().expect("there");
+                if let Some(agent) = self.agents.get_mut(&to) {
+                    agent.handle(self.now, input);
+                }
+                self.drain(&to);
+            } else if let Some((_, to)) = timeout {
+                self.agents
+                    .get_mut(&to)
+                    .expect("there")
+                    .handle(self.now, Input::Timeout);
+                self.drain(&to);
+            }
+        }
+        self.now = end;
+    }
+
+    fn drain(&mut self, of: &HostId) {
+        while let Some(output) = self.agents.get_mut(of).and_then(Agent::poll_output) {
+            match output {
+                Output::Send { to, message, .. } => self.push(
+                    &to,
+                    Input::Message {
+                        from: of.clone(),
+                        message,
+                    },
+                ),
+                Output::Ping(op, target) => {
+                    let answered = match target {
+                        PingTarget::Host(host) => self.agents.contains_key(&host),
+                        PingTarget::IsolationAddress => true,
+                    };
+                    let outcome = if answered {
+                        PingOutcome::Answered
+                    } else {
+                        PingOutcome::NoAnswer
+                    };
+                    self.push(of, Input::Pinged(op, outcome));
+                }
+                Output::Storage(op, on, request) => self.perform(of, op, &on, request),
+                Output::Guard(op, _) => self.push(of, Input::Guard(op, GuardOutcome::Done)),
+                Output::Hypervisor(op, request) => self.hypervise(of, op, request),
+                Output::Persist(op, _) => self.push(of, Input::Persisted(op, true)),
+                Output::Event(Event { at, kind, .. }) => self.events.push((at, of.clone(), kind)),
+            }
+        }
+    }
+
+    fn perform(&mut self, of: &HostId, op: OpId, on: &DatastoreId, request: StorageRequest) {
+        let disk = self.disks.get_mut(on).expect("datastore");
+        let value = match request {
+            StorageRequest::Read(key) => disk
+                .get(&key)
+                .map_or(StorageValue::NotFound, |b| StorageValue::Bytes(b.clone())),
+            StorageRequest::Renew(key, bytes) => match disk.get_mut(&key) {
+                Some(old) => {
+                    *old = bytes;
+                    StorageValue::Done
+                }
+                None => StorageValue::NotFound,
+            },
+            StorageRequest::Put(key, bytes) => {
+                disk.insert(key, bytes);
+                StorageValue::Done
+            }
+            StorageRequest::Link(key, bytes) => {
+                if disk.contains_key(&key) {
+                    StorageValue::Exists
+                } else {
+                    disk.insert(key, bytes);
+                    StorageValue::Done
+                }
+            }
+            StorageRequest::Remove(key) => {
+                disk.remove(&key);
+                StorageValue::Done
+            }
+            StorageRequest::ListVmLock(id) => {
+                keys(disk, |k| matches!(k, RecordKey::VmLock(v, _) if *v == id))
+            }
+            StorageRequest::ListAllVmLocks => keys(disk, |k| matches!(k, RecordKey::VmLock(..))),
+            StorageRequest::ListOwnerLock => keys(disk, |k| matches!(k, RecordKey::OwnerLock(_))),
+            StorageRequest::ListProtected => keys(disk, |k| matches!(k, RecordKey::Protected(..))),
+        };
+        self.push(of, Input::Storage(op, StorageOutcome::Ok(value)));
+    }
+
+    fn hypervise(&mut self, of: &HostId, op: OpId, request: HypervisorRequest) {
+        let outcome = match request {
+            HypervisorRequest::Prepare { .. } if self.failing_starts > 0 => {
+                self.failing_starts -= 1;
+                HypervisorOutcome::Failed(String::from("planned"))
+            }
+            HypervisorRequest::Prepare { .. } | HypervisorRequest::Shutdown { .. } => {
+                HypervisorOutcome::Done
+            }
+            HypervisorRequest::Resume { vm } => {
+                let before = self.running.insert(vm.clone(), of.clone());
+                assert_eq!(before, None, "{vm} runs twice");
+                HypervisorOutcome::Done
+            }
+            HypervisorRequest::Kill { vm } => {
+                self.running.remove(&vm);
+                self.push(
+                    of,
+                    Input::VmExited {
+                        vm,
+                        cause: ExitCause::Killed,
+                    },
+                );
+                HypervisorOutcome::Done
+            }
+        };
+        self.push(of, Input::Hypervisor(op, outcome));
+    }
+
+    /// When an event like that first happened at or after `from`.
+    pub(crate) fn first(&self, from: Instant, is: impl Fn(&EventKind) -> bool) -> Option<Duration> {
+        self.events
+            .iter()
+            .find(|(at, _, e)| *at >= from && is(e))
+            .map(|(at, ..)| at.since(from))
+    }
+
+    pub(crate) fn count(&self, from: Instant, is: impl Fn(&EventKind) -> bool) -> usize {
+        self.events
+            .iter()
+            .filter(|(at, _, e)| *at >= from && is(e))
+            .count()
+    }
+}
+
+fn keys(disk: &BTreeMap<RecordKey, Vec<u8>>, is: impl Fn(&RecordKey) -> bool) -> StorageValue {
+    StorageValue::Keys(disk.keys().filter(|k| is(k)).cloned().collect())
+}

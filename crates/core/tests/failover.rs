@@ -1,0 +1,164 @@
+//! The main path through the core's public interface: who is elected, what is protected, and what
+//! comes back when a host is lost, with the figures of the profiles.
+
+mod cluster;
+
+use cluster::{Cluster, host, vm};
+use mainstay_core::Command;
+use mainstay_core::config::Profile;
+use mainstay_core::event::{EventKind, HostState};
+use mainstay_core::time::Duration;
+
+fn settled(profile: Profile, hosts: u32, vms: u32) -> Cluster {
+    let mut c = Cluster::new(profile, hosts, vms);
+    c.run_for(Duration::from_secs(60));
+    for n in 1..=vms {
+        c.command(1 + n % hosts, Command::PowerOn(vm(n)));
+    }
+    c.run_for(Duration::from_secs(60));
+    assert_eq!(
+        c.running.len(),
+        usize::try_from(vms).expect("small"),
+        "{:#?}",
+        c.events
+    );
+    let protected = c.count(mainstay_core::time::Instant::ZERO, |e| {
+        matches!(e, EventKind::VmProtected { .. })
+    });
+    assert_eq!(
+        protected,
+        usize::try_from(vms).expect("small"),
+        "{:#?}",
+        c.events
+    );
+    c
+}
+
+fn within(what: &str, got: Option<Duration>, figure_ms: u64, tolerance_ms: u64) {
+    let got = u64::try_from(
+        got.unwrap_or_else(|| panic!("{what} never happened"))
+            .as_millis(),
+    )
+    .expect("small");
+    assert!(
+        (figure_ms..=figure_ms + tolerance_ms).contains(&got),
+        "{what} after {got} ms, expected {figure_ms}"
+    );
+}
+
+const PROFILES: [(Profile, u64, u64, u64); 3] = [
+    (Profile::Classic, 18_000, 35_000, 1000),
+    (Profile::Balanced, 6000, 6000, 500),
+    (Profile::Fast, 2400, 2200, 200),
+];
+
+#[test]
+fn the_lexically_highest_host_is_the_primary() {
+    let mut c = Cluster::new(Profile::Balanced, 3, 0);
+    c.run_for(Duration::from_secs(10));
+    assert_eq!(c.status(1).primary, Some(host(3)));
+    assert_eq!(c.status(3).primary, Some(host(3)));
+}
+
+#[test]
+fn vms_of_a_lost_secondary_run_elsewhere_on_time() {
+    for (profile, dead, _, beat) in PROFILES {
+        let mut c = settled(profile, 3, 6);
+        let from = c.now;
+        c.power_off(1);
+        c.run_for(Duration::from_secs(60));
+        within(
+            "dead",
+            c.first(from, |e| matches!(e, EventKind::HostState { host: h, to: HostState::Dead, .. } if *h == host(1))),
+            dead,
+            beat + 20,
+        );
+        within(
+            "restart",
+            c.first(from, |e| matches!(e, EventKind::RestartRequested { .. })),
+            dead,
+            beat + 20,
+        );
+        assert_eq!(c.running.len(), 6, "{profile:?}");
+    }
+}
+
+#[test]
+fn vms_of_a_lost_primary_run_elsewhere_on_time() {
+    for (profile, _, restart, beat) in PROFILES {
+        let mut c = settled(profile, 3, 6);
+        let from = c.now;
+        c.power_off(3);
+        c.run_for(Duration::from_secs(90));
+        let asked = c.first(from, |e| matches!(e, EventKind::RestartRequested { .. }));
+        within(
+            &format!("{profile:?} restart"),
+            asked,
+            restart,
+            2 * beat + 20,
+        );
+        assert_eq!(
+            c.running.len(),
+            6,
+            "{profile:?} {:#?}",
+            c.events.iter().filter(|e| e.0 > from).collect::<Vec<_>>()
+        );
+    }
+}
+
+#[test]
+fn what_its_user_switched_off_stays_off() {
+    let mut c = settled(Profile::Balanced, 3, 3);
+    c.command(2, Command::PowerOff(vm(1)));
+    c.run_for(Duration::from_secs(5));
+    let from = c.now;
+    c.power_off(2);
+    c.run_for(Duration::from_secs(60));
+    assert!(!c.running.contains_key(&vm(1)));
+    assert_eq!(
+        c.count(
+            from,
+            |e| matches!(e, EventKind::RestartRequested { vm: v, .. } if *v == vm(1))
+        ),
+        0
+    );
+}
+
+#[test]
+fn a_crashed_vm_is_restarted() {
+    let mut c = settled(Profile::Balanced, 3, 3);
+    c.crash(&vm(1));
+    c.run_for(Duration::from_secs(10));
+    assert!(c.running.contains_key(&vm(1)));
+}
+
+#[test]
+fn retries_come_after_2_4_8_8_8_minutes_and_end() {
+    let mut c = settled(Profile::Classic, 3, 3);
+    c.failing_starts = 100;
+    let from = c.now;
+    c.crash(&vm(1));
+    c.run_for(Duration::from_secs(3600));
+    let asked: Vec<u64> = c
+        .events
+        .iter()
+        .filter(|(at, _, e)| *at >= from && matches!(e, EventKind::RestartRequested { .. }))
+        .map(|(at, ..)| at.since(from).as_secs())
+        .collect();
+    let gaps: Vec<u64> = asked.windows(2).map(|w| w[1] - w[0]).collect();
+    assert_eq!(gaps, [120, 240, 480, 480, 480]);
+    assert_eq!(
+        c.count(from, |e| matches!(e, EventKind::RestartAbandoned { .. })),
+        1
+    );
+}
+
+#[test]
+fn a_restart_is_explained() {
+    let mut c = settled(Profile::Balanced, 3, 3);
+    c.power_off(2);
+    c.run_for(Duration::from_secs(20));
+    let text = c.explain_vm(3, &vm(1)).sentences.join(" ");
+    assert!(text.contains("vm-1 is running on"), "{text}");
+    assert!(text.contains("It is protected"), "{text}");
+}
