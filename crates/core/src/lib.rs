@@ -38,6 +38,7 @@ mod restart;
 pub mod rng;
 pub mod status;
 mod store;
+mod tasks;
 pub mod time;
 mod vms;
 pub mod wire;

@@ -5,11 +5,12 @@
 //! its own heartbeat back by the same way, and a window counts only when a value that was written
 //! inside it came back (safety rule H14).
 
-use crate::agent::{Agent, Pending, TaskFor, planted};
+use crate::agent::{Agent, Pending, planted};
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::io::{IoFault, StorageOutcome, StorageRequest, StorageValue};
 use crate::liveness::{Seen, Window};
 use crate::lock::{LockName, Right};
+use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
 use crate::wire::{Desired, HeartbeatRecord, LockRecord, PoweronRecord, RecordKey};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -11,12 +11,13 @@
 //! `break`, except its predecessor's and free ones (H6). A VM is called protected only when the list is
 //! on disk and the owner still acts.
 
-use crate::agent::{Agent, Pending, TaskFor, planted};
+use crate::agent::{Agent, Pending, planted};
 use crate::event::EventKind;
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::io::{Channel, StorageOutcome, StorageRequest, StorageValue};
 use crate::liveness::Peer;
 use crate::lock::{LockName, SwapOutcome, Token};
+use crate::tasks::TaskFor;
 use crate::time::Instant;
 use crate::wire::{Desired, LockRecord, Message, ProtectedRecord, ProtectedVm, RecordKey};
 use alloc::collections::BTreeMap;

@@ -11,7 +11,7 @@
 //! target's swap expects exactly it. Attempts are spent only by a hypervisor that could not start the
 //! VM; a lock that is still held, or a host that was not ready, costs none.
 
-use crate::agent::{Agent, TaskFor, planted};
+use crate::agent::{Agent, planted};
 use crate::config::{FenceClass, RestartPriority, VmSpec};
 use crate::election::Role;
 use crate::event::{EventKind, HostState};
@@ -19,6 +19,7 @@ use crate::id::{DatastoreId, HostId, VmId};
 use crate::io::Channel;
 use crate::lock::LockName;
 use crate::placement::{Choice, Room, View, plan};
+use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
 use crate::wire::{
     Desired, HostReport, LockRecord, Message, ProtectedVm, StartOrder, StartOutcome, StartResult,

@@ -155,11 +155,17 @@ impl Cluster {
     }
 
     pub(crate) fn status(&self, n: u32) -> mainstay_core::status::Status {
-        self.agents[&host(n)].status(self.now).expect("status")
+        self.agents
+            .get(&host(n))
+            .expect("host")
+            .status(self.now)
+            .expect("status")
     }
 
     pub(crate) fn explain_vm(&self, n: u32, id: &VmId) -> mainstay_core::status::Explanation {
-        self.agents[&host(n)]
+        self.agents
+            .get(&host(n))
+            .expect("host")
             .explain_vm(self.now, id)
             .expect("known")
     }
@@ -255,11 +261,11 @@ impl Cluster {
                 StorageValue::Done
             }
             StorageRequest::Link(key, bytes) => {
-                if disk.contains_key(&key) {
-                    StorageValue::Exists
-                } else {
-                    disk.insert(key, bytes);
+                if let std::collections::btree_map::Entry::Vacant(slot) = disk.entry(key) {
+                    slot.insert(bytes);
                     StorageValue::Done
+                } else {
+                    StorageValue::Exists
                 }
             }
             StorageRequest::Remove(key) => {

@@ -1,0 +1,271 @@
+//! Lock operations under way: each reading, swap and clean-up of a lock is a machine that is fed the
+//! outcomes of its storage operations, tried again after a while when nothing could be decided, and
+//! handed to the room that wanted it when it has ended.
+
+use crate::agent::{Agent, Pending, planted};
+use crate::id::{DatastoreId, Generation, Holder, Nonce, VmId};
+use crate::io::{StorageOutcome, StorageRequest};
+use crate::lock::{Cleanup, HeadRead, LockName, Step, Swap, SwapOutcome};
+use crate::time::Instant;
+use crate::wire::{Desired, LockRecord};
+use alloc::format;
+use alloc::vec::Vec;
+
+/// For whom a lock task works.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum TaskFor {
+    /// A local VM; what follows depends on its phase.
+    Vm(VmId),
+    /// Taking or giving back a datastore's owner lock.
+    Own(DatastoreId),
+    /// The primary looks at the lock of a VM that nobody reports.
+    Look(VmId),
+    /// Looking for locks that name this host though it has no such VM.
+    Orphan(DatastoreId, VmId),
+    /// Removing old generations.
+    Tidy,
+}
+
+#[derive(Clone, Debug)]
+enum Machine {
+    Head(HeadRead),
+    Swap(Swap),
+    Cleanup(Cleanup),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Task {
+    datastore: DatastoreId,
+    name: LockName,
+    work_for: TaskFor,
+    machine: Machine,
+    /// Waits until then before it tries again.
+    retry_at: Option<Instant>,
+}
+
+impl Agent {
+    /// Begins reading a lock.
+    pub(crate) fn read_lock(&mut self, datastore: &DatastoreId, name: LockName, work_for: TaskFor) {
+        let hint = match &name {
+            LockName::Vm(vm) => self
+                .durable
+                .vm_generations
+                .get(&(datastore.clone(), vm.clone()))
+                .copied(),
+            LockName::Owner => self.durable.owner_generations.get(datastore).copied(),
+        };
+        let (head, request) = HeadRead::begin(name.clone(), self.config.cluster_id, hint);
+        self.begin_task(datastore, name, work_for, Machine::Head(head), request);
+    }
+
+    /// Begins a swap of a lock from that generation to `holder`.
+    pub(crate) fn swap_lock(
+        &mut self,
+        datastore: &DatastoreId,
+        name: LockName,
+        work_for: TaskFor,
+        from: (Generation, Nonce),
+        holder: Option<Holder>,
+        desired: Desired,
+    ) {
+        let new = LockRecord {
+            generation: from.0.next(),
+            nonce: Nonce(self.nonces.next_u64()),
+            holder,
+            desired,
+            freeze: self.timing().freeze,
+            r#break: self.timing().r#break,
+        };
+        let stamp = self.stamp();
+        let mut swap = Swap::begin(name.clone(), self.config.cluster_id, &stamp, from, new);
+        // A lock that is given back, and one that names this host already, is not let go half-way.
+        swap.stubborn = swap.new_record().holder.is_none();
+        swap.skip_check = planted!(self, NoPredecessorCheck);
+        swap.trust_unknown = planted!(self, UnknownIsWon);
+        let request = swap.retry();
+        self.begin_task(datastore, name, work_for, Machine::Swap(swap), request);
+    }
+
+    pub(crate) fn begin_task(
+        &mut self,
+        datastore: &DatastoreId,
+        name: LockName,
+        work_for: TaskFor,
+        machine: Machine,
+        request: StorageRequest,
+    ) {
+        let number = self.number();
+        let task = Task {
+            datastore: datastore.clone(),
+            name,
+            work_for,
+            machine,
+            retry_at: None,
+        };
+        self.tasks.insert(number, task);
+        self.storage(datastore, request, Pending::Task(number));
+    }
+
+    /// True while a task works for that purpose.
+    pub(crate) fn has_task(&self, work_for: &TaskFor) -> bool {
+        self.tasks.values().any(|t| t.work_for == *work_for)
+    }
+
+    /// True while a swap of unknown outcome works for that purpose.
+    pub(crate) fn swap_is_unsure(&self, work_for: &TaskFor) -> bool {
+        self.tasks.values().any(|t| {
+            t.work_for == *work_for && matches!(&t.machine, Machine::Swap(s) if s.is_unsure())
+        })
+    }
+
+    /// Ends the tasks of that purpose: their completions are ignored. Only for readings, or when the
+    /// caller never relies on the swapped generation again.
+    pub(crate) fn drop_tasks(&mut self, work_for: &TaskFor) {
+        self.tasks.retain(|_, t| t.work_for != *work_for);
+    }
+
+    pub(crate) fn run_tasks(&mut self) {
+        let now = self.now;
+        let due: Vec<u64> = self
+            .tasks
+            .iter()
+            .filter(|(_, t)| t.retry_at.is_some_and(|at| at <= now))
+            .map(|(n, _)| *n)
+            .collect();
+        for number in due {
+            let Some(task) = self.tasks.get_mut(&number) else {
+                continue;
+            };
+            task.retry_at = None;
+            let datastore = task.datastore.clone();
+            let request = match &task.machine {
+                Machine::Head(head) => head.retry(),
+                Machine::Swap(swap) => swap.retry(),
+                Machine::Cleanup(_) => continue,
+            };
+            self.storage(&datastore, request, Pending::Task(number));
+        }
+    }
+
+    pub(crate) fn step_task(&mut self, number: u64, outcome: &StorageOutcome) {
+        let retry_at = self.now + self.timing().datastore_heartbeat;
+        let Some(task) = self.tasks.get_mut(&number) else {
+            return;
+        };
+        if let Some(store) = self.stores.get_mut(&task.datastore) {
+            store.note(self.now, outcome);
+        }
+        let step = match &mut task.machine {
+            Machine::Head(head) => head.on_outcome(outcome),
+            Machine::Swap(swap) => swap.on_outcome(outcome),
+            Machine::Cleanup(cleanup) => cleanup.on_outcome(outcome),
+        };
+        match step {
+            Step::Do(request) => {
+                let datastore = task.datastore.clone();
+                self.storage(&datastore, request, Pending::Task(number));
+            }
+            Step::Wait => task.retry_at = Some(retry_at),
+            Step::Cleaned => {
+                self.tasks.remove(&number);
+            }
+            Step::Head(record) => {
+                let Some(task) = self.tasks.remove(&number) else {
+                    return;
+                };
+                self.on_head(task, record);
+            }
+            Step::Swapped(outcome) => {
+                let Some(task) = self.tasks.remove(&number) else {
+                    return;
+                };
+                self.on_swapped(task, &outcome);
+            }
+        }
+    }
+
+    pub(crate) fn on_head(&mut self, task: Task, record: Option<LockRecord>) {
+        if let Some(record) = &record {
+            if !self.remember(&task.datastore, &task.name, record.generation) {
+                // Rolled back: the datastore is in quarantine and nothing is decided from it.
+                return;
+            }
+        } else {
+            self.issue(format!(
+                "datastore {}: the lock of {:?} was never begun or its records are gone; add it again with `mainstay datastore add`",
+                task.datastore, task.name
+            ));
+        }
+        match task.work_for {
+            TaskFor::Vm(vm) => self.on_vm_head(&vm, record),
+            TaskFor::Own(datastore) => self.on_own_head(&datastore, record),
+            TaskFor::Look(vm) => self.on_look(&vm, record),
+            TaskFor::Orphan(datastore, vm) => self.on_orphan_head(&datastore, &vm, record),
+            TaskFor::Tidy => {}
+        }
+    }
+
+    pub(crate) fn on_swapped(&mut self, task: Task, outcome: &SwapOutcome) {
+        let Machine::Swap(swap) = task.machine else {
+            return;
+        };
+        let record = swap.new_record().clone();
+        if *outcome == SwapOutcome::Won {
+            self.remember(&task.datastore, &task.name, record.generation);
+            let keep = if planted!(self, CleanupTooMuch) {
+                record.generation
+            } else {
+                Generation(record.generation.0.saturating_sub(1))
+            };
+            let (cleanup, request) = Cleanup::begin(task.name.clone(), keep);
+            self.begin_task(
+                &task.datastore,
+                task.name,
+                TaskFor::Tidy,
+                Machine::Cleanup(cleanup),
+                request,
+            );
+        }
+        match task.work_for {
+            TaskFor::Vm(vm) => self.on_vm_swapped(&vm, record, outcome),
+            TaskFor::Own(datastore) => self.on_own_swapped(&datastore, record, outcome),
+            TaskFor::Orphan(..) | TaskFor::Look(_) | TaskFor::Tidy => {}
+        }
+    }
+
+    /// Remembers a generation; false when the lock went backwards (safety rule H22).
+    pub(crate) fn remember(
+        &mut self,
+        datastore: &DatastoreId,
+        name: &LockName,
+        generation: Generation,
+    ) -> bool {
+        let known = match name {
+            LockName::Vm(vm) => self
+                .durable
+                .vm_generations
+                .entry((datastore.clone(), vm.clone()))
+                .or_default(),
+            LockName::Owner => self
+                .durable
+                .owner_generations
+                .entry(datastore.clone())
+                .or_default(),
+        };
+        if generation < *known {
+            let text = format!(
+                "datastore {datastore}: the lock of {name:?} went back from generation {known} to {generation}, as after restoring a snapshot; nothing is started there until a person confirms the datastore"
+            );
+            if let Some(store) = self.stores.get_mut(datastore) {
+                store.quarantine = Some(text.clone());
+            }
+            self.issue(text);
+            return false;
+        }
+        if generation > *known {
+            *known = generation;
+            self.durable_dirty = true;
+        }
+        true
+    }
+}

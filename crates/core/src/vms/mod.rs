@@ -1,0 +1,325 @@
+//! The VMs of this host: taking their locks, starting, freezing, thawing, stopping them, and giving
+//! the locks back.
+//!
+//! ```text
+//!  wait for the right ─▶ swap ─▶ register with guard ─▶ prepare (no instruction) ─▶ resume ─▶ running
+//!        ▲   │ a gap: swap again                                                       │   ▲
+//!        └───┘                                            right lapsed: guard freezes  │   │ thaw, proven
+//!  adopted ─▶ read lock ─▶ running / frozen                                            ▼   │ by a swap
+//!  gone ◀─ release (swap to free) ◀─ every thread gone ◀─ killed ◀──────────────────── frozen
+//! ```
+//! A right to run belongs to one generation of one lock. Once it has lapsed that generation never
+//! runs again; a swap that expects a generation makes it spent the moment it is issued.
+
+mod freeze;
+mod start;
+mod stop;
+
+use crate::agent::{Agent, CommandError, planted};
+use crate::config::VmSpec;
+use crate::event::{EventKind, StopReason};
+use crate::id::{DatastoreId, Generation, HostId, Nonce, VmId};
+use crate::io::{
+    Channel, ExitCause, FoundState, FoundVm, GuardOutcome, GuardRequest, HypervisorOutcome,
+    HypervisorRequest,
+};
+use crate::lock::{LockName, SwapOutcome, Token};
+use crate::tasks::TaskFor;
+use crate::time::{Duration, Instant};
+use crate::wire::{
+    Desired, LockRecord, Message, StartOrder, StartOutcome, StartResult, VmReportState,
+};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Where a VM stands on this host.
+#[derive(Clone, Debug)]
+pub(crate) enum Phase {
+    /// Reading its lock for a power-on by the user.
+    Reading,
+    /// Waiting for a valid right before the swap from this generation is issued.
+    Waiting {
+        from: (Generation, Nonce),
+        since: Instant,
+    },
+    /// The swap to this host is out.
+    Acquiring { token: Token },
+    /// Telling the guard.
+    Registering { record: LockRecord, token: Token },
+    /// The hypervisor makes the process.
+    Preparing {
+        record: LockRecord,
+        token: Token,
+        lapsed: bool,
+    },
+    /// The first instruction may run.
+    Resuming { record: LockRecord, lapsed: bool },
+    /// It runs.
+    Running { record: LockRecord },
+    /// Found running by a restarted agent; its lock is being read.
+    Adopting { generation: Generation },
+    /// Frozen. `word` is the generation in the guard's memory; `record` the lock as last known.
+    Frozen {
+        word: Generation,
+        record: Option<LockRecord>,
+    },
+    /// The swap that may thaw it is out.
+    Thawing { word: Generation, token: Token },
+    /// The guard is asked to thaw it under `record`.
+    Unfreezing { record: LockRecord },
+    /// It is being killed; then the lock is released, or not when it is lost.
+    Killing {
+        reason: StopReason,
+        release: Option<(Generation, Nonce, Desired)>,
+    },
+    /// The swap to free is out.
+    Releasing {
+        reason: StopReason,
+        from: (Generation, Nonce),
+        start_again: bool,
+    },
+}
+
+/// A VM on this host.
+#[derive(Clone, Debug)]
+pub(crate) struct LocalVm {
+    pub(crate) spec: VmSpec,
+    pub(crate) phase: Phase,
+    /// The order that it was started for.
+    order: Option<(HostId, StartOrder)>,
+    /// Stop as soon as that is possible, with this intent.
+    stop: Option<(StopReason, Desired)>,
+    /// Its process ended while a swap was out.
+    exited: Option<ExitCause>,
+    pub(crate) since: Instant,
+}
+
+impl LocalVm {
+    fn new(spec: VmSpec, phase: Phase, now: Instant) -> Self {
+        Self {
+            spec,
+            phase,
+            order: None,
+            stop: None,
+            exited: None,
+            since: now,
+        }
+    }
+
+    pub(crate) fn generation(&self) -> Generation {
+        match &self.phase {
+            Phase::Registering { record, .. }
+            | Phase::Preparing { record, .. }
+            | Phase::Resuming { record, .. }
+            | Phase::Running { record }
+            | Phase::Unfreezing { record, .. } => record.generation,
+            Phase::Adopting { generation } => *generation,
+            Phase::Frozen { word, .. } | Phase::Thawing { word, .. } => *word,
+            Phase::Waiting { from, .. } | Phase::Releasing { from, .. } => from.0,
+            Phase::Killing { release, .. } => release.map_or(Generation(0), |(g, _, _)| g),
+            Phase::Reading | Phase::Acquiring { .. } => Generation(0),
+        }
+    }
+
+    pub(crate) fn report_state(&self) -> VmReportState {
+        match &self.phase {
+            Phase::Reading
+            | Phase::Waiting { .. }
+            | Phase::Acquiring { .. }
+            | Phase::Registering { .. }
+            | Phase::Preparing { .. }
+            | Phase::Resuming { .. } => VmReportState::Starting,
+            Phase::Running { .. } | Phase::Adopting { .. } => VmReportState::Running,
+            Phase::Frozen { .. } | Phase::Thawing { .. } | Phase::Unfreezing { .. } => {
+                VmReportState::Frozen
+            }
+            Phase::Killing { .. } | Phase::Releasing { .. } => VmReportState::Stopping,
+        }
+    }
+
+    /// True from the making of its process to its end.
+    pub(crate) fn has_process(&self) -> bool {
+        !matches!(
+            self.phase,
+            Phase::Reading
+                | Phase::Waiting { .. }
+                | Phase::Acquiring { .. }
+                | Phase::Registering { .. }
+                | Phase::Releasing { .. }
+        )
+    }
+
+    fn extends(&self) -> Option<(Generation, Duration)> {
+        match &self.phase {
+            Phase::Preparing {
+                record,
+                lapsed: false,
+                ..
+            }
+            | Phase::Resuming {
+                record,
+                lapsed: false,
+            }
+            | Phase::Running { record }
+            | Phase::Unfreezing { record, .. } => Some((record.generation, record.freeze)),
+            // The constants of an adopted generation are read with its lock; until then the shortest known.
+            Phase::Adopting { generation } => Some((*generation, Duration::MAX)),
+            _ => None,
+        }
+    }
+}
+
+impl Agent {
+    // What the user wants.
+
+    pub(crate) fn power_on(&mut self, id: &VmId) -> Result<(), CommandError> {
+        let Some(spec) = self.config.vms.get(id).cloned() else {
+            return Err(CommandError::UnknownVm(id.clone()));
+        };
+        if !self.stores.contains_key(&spec.datastore) {
+            return Err(CommandError::NoDatastore(id.clone()));
+        }
+        self.durable_dirty |= self.durable.wanted_off.remove(id);
+        let reuse =
+            planted!(self, GenerationReused) && self.swap_is_unsure(&TaskFor::Vm(id.clone()));
+        if let Some(vm) = self.vms.get_mut(id) {
+            if let Phase::Releasing {
+                start_again, from, ..
+            } = &mut vm.phase
+            {
+                *start_again = true;
+                if reuse {
+                    let from = *from;
+                    self.reuse_generation(id, from);
+                }
+            }
+            return Ok(());
+        }
+        self.start_reading(spec);
+        Ok(())
+    }
+
+    pub(super) fn start_reading(&mut self, spec: VmSpec) {
+        let (id, datastore) = (spec.id.clone(), spec.datastore.clone());
+        self.vms
+            .insert(id.clone(), LocalVm::new(spec, Phase::Reading, self.now));
+        self.report_dirty = true;
+        self.read_lock(&datastore, LockName::Vm(id.clone()), TaskFor::Vm(id));
+    }
+
+    /// Planted bug: starts again under a generation whose release has an unknown outcome.
+    pub(super) fn reuse_generation(&mut self, id: &VmId, from: (Generation, Nonce)) {
+        let Some(vm) = self.vms.get(id) else { return };
+        let datastore = vm.spec.datastore.clone();
+        let Some(token) = self.token(&datastore) else {
+            return;
+        };
+        let record = LockRecord {
+            generation: from.0,
+            nonce: from.1,
+            holder: Some(self.holder()),
+            desired: Desired::On,
+            freeze: self.timing().freeze,
+            r#break: self.timing().r#break,
+        };
+        self.drop_tasks(&TaskFor::Vm(id.clone()));
+        self.register(id, record, token);
+    }
+
+    pub(crate) fn power_off(&mut self, id: &VmId) -> Result<(), CommandError> {
+        if !self.config.vms.contains_key(id) {
+            return Err(CommandError::UnknownVm(id.clone()));
+        }
+        let Some(vm) = self.vms.get_mut(id) else {
+            return Err(CommandError::NotHere(id.clone()));
+        };
+        if let Phase::Releasing { start_again, .. } = &mut vm.phase {
+            *start_again = false;
+        }
+        vm.stop = Some((StopReason::User, Desired::Off));
+        // Should this agent die half-way, the next one still knows what the user wants.
+        self.durable.wanted_off.insert(id.clone());
+        self.durable_dirty = true;
+        self.stop_when_possible(id);
+        Ok(())
+    }
+
+    /// Carries a wished stop out if the phase allows it; otherwise the phase's end does.
+    pub(super) fn stop_when_possible(&mut self, id: &VmId) {
+        let Some(vm) = self.vms.get_mut(id) else {
+            return;
+        };
+        let Some((reason, desired)) = vm.stop else {
+            return;
+        };
+        let release = match &vm.phase {
+            Phase::Running { record }
+            | Phase::Frozen {
+                record: Some(record),
+                ..
+            } => Some((record.generation, record.nonce, desired)),
+            Phase::Reading | Phase::Waiting { .. } => {
+                self.vms.remove(id);
+                self.drop_tasks(&TaskFor::Vm(id.clone()));
+                self.report_dirty = true;
+                return;
+            }
+            _ => return,
+        };
+        self.kill(id, reason, release);
+    }
+
+    // Adoption by a restarted agent.
+
+    pub(crate) fn adopt(&mut self, found: Vec<FoundVm>) {
+        for FoundVm { vm: id, state } in found {
+            let Some(spec) = self.config.vms.get(&id).cloned() else {
+                self.issue(format!("{id} runs here but is not in the configuration; it is left frozen or running as found until its right ends"));
+                continue;
+            };
+            let datastore = spec.datastore.clone();
+            let unregistered = if planted!(self, UnregisteredRunsOn) {
+                Phase::Adopting {
+                    generation: Generation(0),
+                }
+            } else {
+                Phase::Frozen {
+                    word: Generation(0),
+                    record: None,
+                }
+            };
+            let phase = match state {
+                FoundState::Running(generation) => Phase::Adopting { generation },
+                FoundState::Lapsed(generation) => Phase::Frozen {
+                    word: generation,
+                    record: None,
+                },
+                FoundState::Prepared(_) => Phase::Killing {
+                    reason: StopReason::StartAborted,
+                    release: None,
+                },
+                FoundState::Unregistered => unregistered,
+            };
+            let adopting = matches!(phase, Phase::Adopting { .. });
+            let killing = matches!(phase, Phase::Killing { .. });
+            self.vms
+                .insert(id.clone(), LocalVm::new(spec, phase, self.now));
+            if adopting {
+                self.read_lock(
+                    &datastore,
+                    LockName::Vm(id.clone()),
+                    TaskFor::Vm(id.clone()),
+                );
+            }
+            if killing {
+                // Its lock is freed as an orphan once it is gone.
+                if let Some(store) = self.stores.get_mut(&datastore) {
+                    store.rescan(self.now);
+                }
+                self.hypervisor(&id, HypervisorRequest::Kill { vm: id.clone() });
+            }
+        }
+        self.want_poweron_list();
+    }
+}

@@ -1,0 +1,488 @@
+//! Taking a lock and starting a VM: nothing executes an instruction unless the right to run was valid
+//! before the swap and without a gap since (safety rule H3).
+
+use crate::agent::{Agent, CommandError, planted};
+use crate::config::VmSpec;
+use crate::event::{EventKind, StopReason};
+use crate::id::{DatastoreId, Generation, HostId, Nonce, VmId};
+use crate::io::{
+    Channel, ExitCause, FoundState, FoundVm, GuardOutcome, GuardRequest, HypervisorOutcome,
+    HypervisorRequest,
+};
+use crate::lock::{LockName, SwapOutcome, Token};
+use crate::tasks::TaskFor;
+use crate::time::{Duration, Instant};
+use crate::wire::{
+    Desired, LockRecord, Message, StartOrder, StartOutcome, StartResult, VmReportState,
+};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::{LocalVm, Phase};
+
+impl Agent {
+    /// A start that the primary ordered; the primary's own host gets it without a message.
+    pub(crate) fn on_start_order(&mut self, from: &HostId, order: StartOrder) {
+        let id = order.spec.id.clone();
+        if let Some(vm) = self.vms.get_mut(&id) {
+            match &vm.phase {
+                Phase::Running { record } => {
+                    let outcome = StartOutcome::Started(record.generation);
+                    self.answer(from, &order, outcome);
+                }
+                Phase::Killing { .. } | Phase::Releasing { .. } | Phase::Frozen { .. } => {
+                    let why =
+                        String::from("an earlier instance of the VM is still being stopped here");
+                    self.answer(from, &order, StartOutcome::NotReady(why));
+                }
+                _ => vm.order = Some((from.clone(), order)),
+            }
+            return;
+        }
+        let ready = self
+            .stores
+            .get(&order.spec.datastore)
+            .map(|s| s.quarantine.clone());
+        let refusal = match ready {
+            None => Some(format!("this host does not mount {}", order.spec.datastore)),
+            Some(Some(why)) => Some(why),
+            Some(None) => None,
+        };
+        if let Some(why) = refusal {
+            self.answer(from, &order, StartOutcome::NotReady(why));
+            return;
+        }
+        let phase = Phase::Waiting {
+            from: (order.expected, order.expected_nonce),
+            since: self.now,
+        };
+        let mut vm = LocalVm::new(order.spec.clone(), phase, self.now);
+        vm.order = Some((from.clone(), order));
+        self.vms.insert(id.clone(), vm);
+        self.report_dirty = true;
+        self.acquire(&id);
+    }
+
+    pub(super) fn answer(&mut self, to: &HostId, order: &StartOrder, outcome: StartOutcome) {
+        let result = StartResult {
+            order: order.order,
+            vm: order.spec.id.clone(),
+            outcome,
+        };
+        if *to == self.me.host {
+            self.on_start_result(&to.clone(), result);
+        } else {
+            self.send(to, Channel::Stream, Message::Started(result));
+        }
+    }
+
+    /// Answers the order that a VM was started for, once.
+    pub(super) fn answer_order(&mut self, id: &VmId, outcome: StartOutcome) {
+        if let Some((from, order)) = self.vms.get_mut(id).and_then(|v| v.order.take()) {
+            if matches!(outcome, StartOutcome::Started(_)) {
+                // On the same stream and before the answer, so that the primary never reads "started" while
+                // the last report does not have the VM.
+                self.send_report();
+            }
+            self.answer(&from, &order, outcome);
+        }
+    }
+
+    pub(super) fn token(&self, datastore: &DatastoreId) -> Option<Token> {
+        self.stores
+            .get(datastore)
+            .filter(|s| s.quarantine.is_none())
+            .and_then(|s| s.right.token(self.now))
+    }
+
+    pub(super) fn unbroken(&self, datastore: &DatastoreId, token: Token) -> bool {
+        self.stores
+            .get(datastore)
+            .is_some_and(|s| s.right.unbroken(token, self.now))
+    }
+
+    /// Issues the swap of a VM that waits, when the right is valid.
+    pub(super) fn acquire(&mut self, id: &VmId) {
+        let Some(vm) = self.vms.get_mut(id) else {
+            return;
+        };
+        let Phase::Waiting { from, .. } = vm.phase else {
+            return;
+        };
+        let datastore = vm.spec.datastore.clone();
+        let Some(token) = self.token(&datastore) else {
+            return;
+        };
+        if let Some(vm) = self.vms.get_mut(id) {
+            vm.phase = Phase::Acquiring { token };
+        }
+        let holder = Some(self.holder());
+        self.swap_lock(
+            &datastore,
+            LockName::Vm(id.clone()),
+            TaskFor::Vm(id.clone()),
+            from,
+            holder,
+            Desired::On,
+        );
+    }
+
+    /// Looks after VMs that wait for something that no completion announces.
+    pub(crate) fn run_vms(&mut self) {
+        let now = self.now;
+        let patience = 3 * self.timing().freeze;
+        let ids: Vec<VmId> = self.vms.keys().cloned().collect();
+        for id in ids {
+            let Some(vm) = self.vms.get(&id) else {
+                continue;
+            };
+            match &vm.phase {
+                Phase::Waiting { since, .. } if now >= *since + patience => {
+                    let why = format!(
+                        "no heartbeat could be written on {} for {} ms",
+                        vm.spec.datastore,
+                        patience.as_millis()
+                    );
+                    self.answer_order(&id, StartOutcome::NotReady(why));
+                    self.vms.remove(&id);
+                    self.report_dirty = true;
+                }
+                Phase::Waiting { .. } => self.acquire(&id),
+                Phase::Frozen { .. } => self.thaw(&id),
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn register(&mut self, id: &VmId, record: LockRecord, token: Token) {
+        let Some(vm) = self.vms.get_mut(id) else {
+            return;
+        };
+        let datastore = vm.spec.datastore.clone();
+        let generation = record.generation;
+        vm.phase = Phase::Registering { record, token };
+        let deadline = self
+            .stores
+            .get(&datastore)
+            .and_then(|s| s.right.deadline())
+            .unwrap_or(self.now);
+        self.guard(
+            id,
+            GuardRequest::Register {
+                vm: id.clone(),
+                generation,
+                deadline,
+            },
+        );
+    }
+
+    pub(crate) fn on_vm_swapped(&mut self, id: &VmId, record: LockRecord, outcome: &SwapOutcome) {
+        let Some(vm) = self.vms.get(id) else { return };
+        match vm.phase.clone() {
+            Phase::Acquiring { token } => self.on_acquired(id, record, token, outcome),
+            Phase::Thawing { word, token } => {
+                self.on_thaw_swapped(id, word, token, record, outcome)
+            }
+            Phase::Releasing {
+                reason,
+                from,
+                start_again,
+            } => {
+                self.on_released(id, reason, from, start_again, record, outcome);
+            }
+            _ => {}
+        }
+    }
+
+    pub(super) fn on_acquired(
+        &mut self,
+        id: &VmId,
+        record: LockRecord,
+        token: Token,
+        outcome: &SwapOutcome,
+    ) {
+        let Some(vm) = self.vms.get(id) else { return };
+        let datastore = vm.spec.datastore.clone();
+        match outcome {
+            SwapOutcome::Lost => {
+                self.answer_order(id, StartOutcome::LockLost);
+                let by_user = self.vms.remove(id).is_some_and(|v| v.order.is_none());
+                self.report_dirty = true;
+                if by_user {
+                    self.issue(format!(
+                        "{id} was not started here: another host took its lock first"
+                    ));
+                }
+            }
+            SwapOutcome::NotDone(fault) => {
+                let why = format!("the lock on {datastore} could not be written ({fault:?})");
+                self.answer_order(id, StartOutcome::NotReady(why));
+                self.vms.remove(id);
+                self.report_dirty = true;
+            }
+            SwapOutcome::Won => {
+                let broken = vm.order.as_ref().and_then(|(_, o)| o.broken_from.clone());
+                let (host, generation) = (self.me.host.clone(), record.generation);
+                let vm_id = id.clone();
+                match broken {
+                    Some(from) => {
+                        let why = format!(
+                            "the right to run of {from} under generation {} was proven to have lapsed",
+                            generation.0 - 1
+                        );
+                        self.emit(
+                            EventKind::LockBroken {
+                                vm: vm_id,
+                                host,
+                                generation,
+                                from,
+                            },
+                            why,
+                        );
+                    }
+                    None => {
+                        let why = String::from("the lock was free, or this host's own");
+                        self.emit(
+                            EventKind::LockAcquired {
+                                vm: vm_id,
+                                host,
+                                generation,
+                            },
+                            why,
+                        );
+                    }
+                }
+                if self.vms.get(id).is_some_and(|v| v.stop.is_some()) {
+                    self.release(
+                        id,
+                        StopReason::User,
+                        (record.generation, record.nonce),
+                        Desired::Off,
+                    );
+                } else if self.unbroken(&datastore, token) || planted!(self, StartAfterGap) {
+                    self.register(id, record, token);
+                } else {
+                    // A gap between the swap and now: only a new generation may run.
+                    let now = self.now;
+                    if let Some(vm) = self.vms.get_mut(id) {
+                        vm.phase = Phase::Waiting {
+                            from: (record.generation, record.nonce),
+                            since: now,
+                        };
+                        if let Some((_, order)) = &mut vm.order {
+                            order.broken_from = None;
+                        }
+                    }
+                    self.acquire(id);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn on_vm_guard(&mut self, id: &VmId, outcome: GuardOutcome) {
+        let Some(vm) = self.vms.get_mut(id) else {
+            return;
+        };
+        match vm.phase.clone() {
+            Phase::Registering { record, token } => match outcome {
+                GuardOutcome::Done => {
+                    let spec = vm.spec.clone();
+                    let generation = record.generation;
+                    vm.phase = Phase::Preparing {
+                        record,
+                        token,
+                        lapsed: false,
+                    };
+                    self.want_poweron_list();
+                    self.hypervisor(id, HypervisorRequest::Prepare { spec, generation });
+                }
+                GuardOutcome::Lapsed | GuardOutcome::NoGuard => {
+                    let why = if outcome == GuardOutcome::NoGuard {
+                        String::from("this host's guard does not run")
+                    } else {
+                        String::from("the right to run ended before the start")
+                    };
+                    self.answer_order(id, StartOutcome::NotReady(why));
+                    self.release(
+                        id,
+                        StopReason::StartAborted,
+                        (record.generation, record.nonce),
+                        Desired::On,
+                    );
+                }
+            },
+            Phase::Unfreezing { record, .. } => match outcome {
+                GuardOutcome::Done => {
+                    let (host, vm_id) = (self.me.host.clone(), id.clone());
+                    let why = format!(
+                        "its lock was swapped to generation {} while the right to run held",
+                        record.generation
+                    );
+                    vm.phase = Phase::Running { record };
+                    vm.since = self.now;
+                    self.report_dirty = true;
+                    self.emit(
+                        EventKind::VmThawed {
+                            vm: vm_id,
+                            host,
+                            reason: why.clone(),
+                        },
+                        why,
+                    );
+                    self.stop_when_possible(id);
+                }
+                GuardOutcome::Lapsed | GuardOutcome::NoGuard => {
+                    let word = record.generation;
+                    vm.phase = Phase::Frozen {
+                        word,
+                        record: Some(record),
+                    };
+                }
+            },
+            Phase::Running { record } if outcome == GuardOutcome::Lapsed => {
+                // The extension was refused: the guard froze it, or is about to.
+                let generation = record.generation;
+                self.on_vm_lapsed(id, generation);
+            }
+            Phase::Adopting { generation } if outcome == GuardOutcome::Lapsed => {
+                self.on_vm_lapsed(id, generation)
+            }
+            Phase::Preparing { record, token, .. } if outcome == GuardOutcome::Lapsed => {
+                vm.phase = Phase::Preparing {
+                    record,
+                    token,
+                    lapsed: true,
+                };
+            }
+            Phase::Resuming { record, .. } if outcome == GuardOutcome::Lapsed => {
+                vm.phase = Phase::Resuming {
+                    record,
+                    lapsed: true,
+                };
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn on_vm_hypervisor(&mut self, id: &VmId, resume: bool, outcome: HypervisorOutcome) {
+        let Some(vm) = self.vms.get_mut(id) else {
+            return;
+        };
+        let datastore = vm.spec.datastore.clone();
+        match (vm.phase.clone(), outcome) {
+            (
+                Phase::Preparing {
+                    record,
+                    token,
+                    lapsed,
+                },
+                HypervisorOutcome::Done,
+            ) if !resume => {
+                let whole = self.unbroken(&datastore, token) && !lapsed;
+                if whole || planted!(self, StartAfterGap) {
+                    if let Some(vm) = self.vms.get_mut(id) {
+                        vm.phase = Phase::Resuming {
+                            record,
+                            lapsed: false,
+                        };
+                    }
+                    self.hypervisor(id, HypervisorRequest::Resume { vm: id.clone() });
+                } else {
+                    let why = String::from("the right to run ended before the first instruction");
+                    self.answer_order(id, StartOutcome::NotReady(why));
+                    self.kill(
+                        id,
+                        StopReason::StartAborted,
+                        Some((record.generation, record.nonce, Desired::On)),
+                    );
+                }
+            }
+            (Phase::Preparing { record, .. }, outcome) => {
+                let answer = match outcome {
+                    HypervisorOutcome::ImageLocked => StartOutcome::ImageLocked,
+                    HypervisorOutcome::Failed(why) => StartOutcome::Failed(why),
+                    HypervisorOutcome::Done => return,
+                };
+                if self.vms.get(id).is_some_and(|v| v.order.is_none()) {
+                    self.issue(format!("{id} could not be started: {answer:?}"));
+                }
+                self.answer_order(id, answer);
+                self.guard_forget(GuardRequest::Remove { vm: id.clone() });
+                self.release(
+                    id,
+                    StopReason::StartAborted,
+                    (record.generation, record.nonce),
+                    Desired::On,
+                );
+            }
+            (Phase::Resuming { record, lapsed }, HypervisorOutcome::Done) if resume => {
+                let generation = record.generation;
+                vm.since = self.now;
+                vm.phase = if lapsed {
+                    Phase::Frozen {
+                        word: generation,
+                        record: Some(record),
+                    }
+                } else {
+                    Phase::Running { record }
+                };
+                let (vm_id, host) = (id.clone(), self.me.host.clone());
+                self.report_dirty = true;
+                self.emit(
+                    EventKind::VmStarted { vm: vm_id, host, generation },
+                    format!("its lock is held in generation {generation} and the right to run was unbroken since the swap"),
+                );
+                self.answer_order(id, StartOutcome::Started(generation));
+                self.stop_when_possible(id);
+            }
+            (Phase::Resuming { record, .. }, outcome) if resume => {
+                let why = match outcome {
+                    HypervisorOutcome::Failed(why) => why,
+                    HypervisorOutcome::Done | HypervisorOutcome::ImageLocked => {
+                        String::from("it could not be resumed")
+                    }
+                };
+                self.answer_order(id, StartOutcome::Failed(why));
+                self.kill(
+                    id,
+                    StopReason::StartAborted,
+                    Some((record.generation, record.nonce, Desired::On)),
+                );
+            }
+            (Phase::Killing { .. }, HypervisorOutcome::Failed(_)) => {
+                self.hypervisor(id, HypervisorRequest::Kill { vm: id.clone() });
+            }
+            _ => {}
+        }
+    }
+
+    /// The heartbeat on `datastore` was renewed: prolongs the right of every VM there.
+    pub(crate) fn extend_vms(&mut self, datastore: &DatastoreId, counted: Instant) {
+        let right = self.stores.get(datastore).map(|s| s.right.clone());
+        if !right.is_some_and(|r| r.valid(self.now)) {
+            return;
+        }
+        let own = self.timing().freeze;
+        let here: Vec<(VmId, Generation, Duration)> = self
+            .vms
+            .values()
+            .filter(|v| v.spec.datastore == *datastore)
+            .filter_map(|v| {
+                v.extends()
+                    .map(|(g, freeze)| (v.spec.id.clone(), g, freeze.min(own)))
+            })
+            .collect();
+        for (vm, generation, freeze) in here {
+            let deadline = counted + freeze;
+            self.guard(
+                &vm,
+                GuardRequest::Extend {
+                    vm: vm.clone(),
+                    generation,
+                    deadline,
+                },
+            );
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Stopping a VM and giving its lock back: released only when every thread is gone, and from the
+//! moment of the release nothing runs under that generation (safety rule H4).
+
+use crate::agent::{Agent, CommandError, planted};
+use crate::config::VmSpec;
+use crate::event::{EventKind, StopReason};
+use crate::id::{DatastoreId, Generation, HostId, Nonce, VmId};
+use crate::io::{
+    Channel, ExitCause, FoundState, FoundVm, GuardOutcome, GuardRequest, HypervisorOutcome,
+    HypervisorRequest,
+};
+use crate::lock::{LockName, SwapOutcome, Token};
+use crate::tasks::TaskFor;
+use crate::time::{Duration, Instant};
+use crate::wire::{
+    Desired, LockRecord, Message, StartOrder, StartOutcome, StartResult, VmReportState,
+};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::{LocalVm, Phase};
+
+impl Agent {
+    pub(super) fn kill(
+        &mut self,
+        id: &VmId,
+        reason: StopReason,
+        release: Option<(Generation, Nonce, Desired)>,
+    ) {
+        let Some(vm) = self.vms.get_mut(id) else {
+            return;
+        };
+        vm.phase = Phase::Killing { reason, release };
+        vm.since = self.now;
+        self.report_dirty = true;
+        self.hypervisor(id, HypervisorRequest::Kill { vm: id.clone() });
+    }
+
+    pub(crate) fn on_vm_exited(&mut self, id: &VmId, cause: ExitCause) {
+        let Some(vm) = self.vms.get_mut(id) else {
+            return;
+        };
+        match vm.phase.clone() {
+            Phase::Killing { reason, release } => {
+                self.guard_forget(GuardRequest::Remove { vm: id.clone() });
+                match release {
+                    Some((generation, nonce, desired)) => {
+                        self.release(id, reason, (generation, nonce), desired)
+                    }
+                    None => self.gone(id, reason),
+                }
+            }
+            Phase::Preparing { record, .. }
+            | Phase::Resuming { record, .. }
+            | Phase::Running { record } => {
+                if vm.order.is_some() {
+                    self.answer_order(
+                        id,
+                        StartOutcome::Failed(String::from(
+                            "its process ended while it was started",
+                        )),
+                    );
+                }
+                self.on_gone(id, cause, Some((record.generation, record.nonce)));
+            }
+            Phase::Unfreezing { record, .. } => {
+                self.on_gone(id, cause, Some((record.generation, record.nonce)))
+            }
+            Phase::Frozen {
+                record: Some(record),
+                ..
+            } => {
+                self.on_gone(id, cause, Some((record.generation, record.nonce)));
+            }
+            Phase::Frozen { record: None, .. } | Phase::Adopting { .. } => {
+                // Its lock has not been read yet, and there is nothing left to run: look for it as an orphan.
+                let datastore = vm.spec.datastore.clone();
+                self.drop_tasks(&TaskFor::Vm(id.clone()));
+                self.on_gone(id, cause, None);
+                self.on_check_lock(id, &datastore, Generation(0));
+            }
+            Phase::Thawing { .. } => vm.exited = Some(cause),
+            Phase::Reading
+            | Phase::Waiting { .. }
+            | Phase::Acquiring { .. }
+            | Phase::Registering { .. }
+            | Phase::Releasing { .. } => {}
+        }
+    }
+
+    /// Its process is gone without this agent's wish.
+    pub(super) fn on_gone(
+        &mut self,
+        id: &VmId,
+        cause: ExitCause,
+        from: Option<(Generation, Nonce)>,
+    ) {
+        let (reason, desired) = match cause {
+            ExitCause::GuestShutdown => (StopReason::Guest, Desired::Off),
+            ExitCause::Crash => (StopReason::Crash, Desired::On),
+            ExitCause::Killed => (StopReason::FrozenLimit, Desired::On),
+        };
+        let wished = self.vms.get(id).and_then(|v| v.stop);
+        let (reason, desired) = wished.unwrap_or((reason, desired));
+        self.guard_forget(GuardRequest::Remove { vm: id.clone() });
+        match from {
+            Some(from) => self.release(id, reason, from, desired),
+            None => self.gone(id, reason),
+        }
+    }
+
+    /// Gives the lock back. From here on nothing runs under that generation.
+    pub(super) fn release(
+        &mut self,
+        id: &VmId,
+        reason: StopReason,
+        from: (Generation, Nonce),
+        desired: Desired,
+    ) {
+        let Some(vm) = self.vms.get_mut(id) else {
+            return;
+        };
+        let datastore = vm.spec.datastore.clone();
+        vm.phase = Phase::Releasing {
+            reason,
+            from,
+            start_again: false,
+        };
+        vm.since = self.now;
+        self.report_dirty = true;
+        self.want_poweron_list();
+        if matches!(reason, StopReason::Crash | StopReason::FrozenLimit) {
+            self.say_stopped(id, reason);
+        }
+        self.swap_lock(
+            &datastore,
+            LockName::Vm(id.clone()),
+            TaskFor::Vm(id.clone()),
+            from,
+            None,
+            desired,
+        );
+    }
+
+    pub(super) fn on_released(
+        &mut self,
+        id: &VmId,
+        reason: StopReason,
+        from: (Generation, Nonce),
+        start_again: bool,
+        record: LockRecord,
+        outcome: &SwapOutcome,
+    ) {
+        match outcome {
+            SwapOutcome::NotDone(_) => {
+                // Certainly not performed: tried again at the next heartbeat, from the same generation.
+                let Some(vm) = self.vms.get(id) else { return };
+                let datastore = vm.spec.datastore.clone();
+                let desired = record.desired;
+                self.swap_lock(
+                    &datastore,
+                    LockName::Vm(id.clone()),
+                    TaskFor::Vm(id.clone()),
+                    from,
+                    None,
+                    desired,
+                );
+                return;
+            }
+            SwapOutcome::Won => {
+                let (vm, host, generation) = (id.clone(), self.me.host.clone(), record.generation);
+                let why = format!(
+                    "nothing of the VM is left on this host ({reason:?}); it should be {:?}",
+                    record.desired
+                );
+                self.emit(
+                    EventKind::LockReleased {
+                        vm,
+                        host,
+                        generation,
+                    },
+                    why,
+                );
+            }
+            SwapOutcome::Lost => {}
+        }
+        let spec = self.vms.get(id).map(|v| v.spec.clone());
+        match reason {
+            StopReason::Crash | StopReason::FrozenLimit | StopReason::StartAborted => {
+                self.vms.remove(id);
+                self.report_dirty = true;
+            }
+            _ => self.gone(id, reason),
+        }
+        self.durable_dirty |= self.durable.wanted_off.remove(id);
+        if let (true, Some(spec)) = (start_again, spec) {
+            self.start_reading(spec);
+        }
+    }
+
+    pub(super) fn gone(&mut self, id: &VmId, reason: StopReason) {
+        self.say_stopped(id, reason);
+        self.vms.remove(id);
+        self.report_dirty = true;
+        self.want_poweron_list();
+    }
+
+    pub(super) fn say_stopped(&mut self, id: &VmId, reason: StopReason) {
+        let (vm, host) = (id.clone(), self.me.host.clone());
+        let why = match reason {
+            StopReason::User => {
+                "its user switched it off; every thread is gone and the lock says so"
+            }
+            StopReason::Guest => "the guest shut itself down; the lock says so",
+            StopReason::Crash => "its process died unclean",
+            StopReason::LockLost => "another host holds its lock: it must not run here",
+            StopReason::FrozenLimit => {
+                "it was frozen for longer than frozen_limit, or the guard killed it"
+            }
+            StopReason::StartAborted => "its start was given up before the first instruction",
+            StopReason::Isolation => "isolation response",
+            StopReason::Vmcp => "component protection",
+            StopReason::Host => "the host stopped",
+        };
+        self.emit(EventKind::VmStopped { vm, host, reason }, String::from(why));
+    }
+}
