@@ -228,7 +228,9 @@ impl From<&str> for SettingValue {
 }
 
 /// Which hypervisor driver runs a VM.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum DriverKind {
     /// A child process of Mainstay's own binary that counts onto its disk: needs nothing installed.

@@ -4,5 +4,27 @@
 //! # Never here
 //! A decision about hosts, VMs or locks: those are the core's. This crate performs.
 
+mod clock;
 pub mod config;
 pub mod control;
+mod datastores;
+mod drivers;
+mod events;
+mod guard;
+mod guard_link;
+mod logging;
+mod net;
+mod persist;
+pub mod pki;
+pub mod probe;
+mod shell;
+mod shm;
+mod twin;
+mod vms;
+
+pub use control::server::ControlError;
+pub use guard::{GuardError, run_guard};
+pub use net::stream::TlsError;
+pub use shell::{AgentError, run_agent};
+pub use shm::ShmError;
+pub use twin::TwinError;

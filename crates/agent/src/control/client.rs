@@ -139,7 +139,9 @@ impl Client {
     }
 
     fn send(&self, request: &Request) -> Result<UnixStream, ClientError> {
-        let mut stream = UnixStream::connect(&self.path).map_err(|e| match e.kind() {
+        let connected =
+            crate::twin::socket_path(&self.path).and_then(|(_dir, p)| UnixStream::connect(p));
+        let mut stream = connected.map_err(|e| match e.kind() {
             io::ErrorKind::NotFound => ClientError::NoSocket(self.path.clone()),
             io::ErrorKind::ConnectionRefused => ClientError::Dead(self.path.clone()),
             io::ErrorKind::PermissionDenied => ClientError::Denied(self.path.clone()),

@@ -5,6 +5,7 @@
 //! closing the connection, or never when it follows.
 
 pub mod client;
+pub(crate) mod server;
 
 use mainstay_core::event::Event;
 use mainstay_core::id::{HostId, VmId};

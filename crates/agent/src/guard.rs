@@ -1,0 +1,483 @@
+//! The guard: a process of its own that freezes VMs whose right to run has ended, whatever the agent
+//! does. The rules are the core's ([`mainstay_core::guard`]); this performs them.
+//!
+//! It is locked in memory, real-time scheduled and immune to the OOM killer where the system lets it,
+//! does no storage and no network I/O, and waits for nothing but time. It starts the agent again when
+//! that died, unless it was stopped on purpose.
+//!
+//! ```text
+//! each tick (at most 15 ms, or the next deadline):
+//!   sign of life -> deadlines passed: mark, stop every thread, tell the agent -> check what was stopped
+//!   -> the agent lives? -> wait
+//! ```
+//! Never here: thawing on its own, or giving up a VM because a call failed.
+
+use crate::config::{AgentFile, ClusterFile, FileError};
+use crate::shm::{Shm, ShmError, Weakness};
+use crate::twin::{Backoff, Role, Seat, TwinError};
+use crate::{clock, drivers, logging, twin};
+use mainstay_core::event::{Event, EventKind};
+use mainstay_core::guard::{Guard, GuardAction, SlotState, Words as _};
+use mainstay_core::id::{HostId, VmId};
+use mainstay_core::time::{Duration, Instant};
+use mainstay_hypervisor::{Process, freeze};
+use nix::libc;
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+/// Longest wait: thaws and new deadlines are seen after at most this time.
+const TICK: Duration = Duration::from_millis(15);
+/// Between two looks at the agent.
+const AGENT_LOOK: Duration = Duration::from_millis(200);
+/// An agent that lives and gives no sign for this long hangs.
+const AGENT_HANGS: Duration = Duration::from_secs(5);
+/// A process that is not stopped after this is stopped again.
+const STOP_AGAIN: Duration = Duration::from_millis(100);
+/// The guard's own priority under SCHED_FIFO: above ordinary work, below the kernel's threads.
+const PRIORITY: i32 = 10;
+const EVENT_QUEUE: usize = 1024;
+/// The file is begun anew at this size when the agent has taken all over.
+const EVENTS_MAX_BYTES: u64 = 1 << 20;
+
+/// Where the guard writes its events until the agent takes them over.
+pub(crate) fn events_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("guard-events.jsonl")
+}
+
+/// Where the guard tells the agent that there is something to see.
+pub(crate) fn wake_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("agent-wake.sock")
+}
+
+/// The shared memory.
+pub(crate) fn shm_path(run_dir: &Path) -> PathBuf {
+    run_dir.join("guard.shm")
+}
+
+/// Why the guard ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GuardError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] FileError),
+    /// Another guard runs, or a file cannot be used.
+    #[error(transparent)]
+    Twin(#[from] TwinError),
+    /// The shared memory.
+    #[error(transparent)]
+    Shm(#[from] ShmError),
+    /// The shared memory was replaced.
+    #[error(
+        "the shared memory was removed or replaced while the guard ran; the agent starts another guard"
+    )]
+    Replaced,
+    /// Something of the system is missing.
+    #[error("cannot {action}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Runs the guard until it is told to stop.
+///
+/// # Errors
+/// [`GuardError`].
+pub fn run_guard(config: &Path) -> Result<(), GuardError> {
+    let file = AgentFile::read(config)?;
+    for dir in [&file.run_dir, &file.log_dir] {
+        twin::private_dir(dir)?;
+    }
+    let seat = Seat::take(&file.run_dir, Role::Guard)?;
+    twin::detach();
+    let _log = logging::start(&file.log_dir, "guard");
+    logging::abort_on_panic();
+    let cluster = ClusterFile::read(&file.cluster).and_then(|c| c.cluster_config());
+    let frozen_limit = match cluster {
+        Ok(cluster) => cluster.settings.frozen_limit,
+        Err(error) => {
+            tracing::error!(
+                error = logging::chain(&error),
+                "no frozen_limit is enforced"
+            );
+            None
+        }
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&stop)).map_err(|source| {
+            GuardError::System {
+                action: "handle signals",
+                source,
+            }
+        })?;
+    }
+    let me = twin::own_process().map_err(|source| GuardError::System {
+        action: "read /proc",
+        source,
+    })?;
+    let (events, written) = sync_channel(EVENT_QUEUE);
+    let path = events_path(&file.run_dir);
+    let shm = Arc::new(attach(&file)?);
+    let reader = Arc::clone(&shm);
+    std::thread::Builder::new()
+        .name("events".into())
+        .spawn(move || write_events(&path, &reader, &written))
+        .map_err(|source| GuardError::System {
+            action: "start a thread",
+            source,
+        })?;
+    shm.enter_guard(&me);
+    harden(&shm);
+    tracing::info!(pid = me.pid, "guard started");
+    let program = file
+        .program
+        .clone()
+        .or_else(|| std::env::current_exe().ok());
+    let watch = Watch {
+        host: file.host.clone(),
+        shm,
+        guard: Guard::new(frozen_limit),
+        stopped: BTreeMap::new(),
+        events,
+        wake: UnixDatagram::unbound().ok(),
+        wake_path: wake_path(&file.run_dir),
+        program,
+        config: std::path::absolute(config).unwrap_or_else(|_| config.into()),
+        log_dir: file.log_dir.clone(),
+        backoff: Backoff::default(),
+        hung: false,
+    };
+    let result = watch.run(&stop);
+    seat.leave();
+    result
+}
+
+/// The table that is there, or a fresh one after everything that runs here was frozen.
+fn attach(file: &AgentFile) -> Result<Shm, GuardError> {
+    let path = shm_path(&file.run_dir);
+    let boot = read_boot(file)?;
+    let why = match Shm::open(&path, &boot) {
+        Ok(shm) => return Ok(shm),
+        Err(why) => why,
+    };
+    tracing::warn!(
+        why = logging::chain(&why),
+        "no deadlines: freezing what runs here"
+    );
+    for driver in drivers::make(file).values() {
+        for found in driver
+            .find(&file.run_dir)
+            .iter()
+            .filter(|f| f.exit.is_none())
+        {
+            if let Err(error) = freeze::freeze(&found.process) {
+                tracing::error!(vm = found.vm, error = logging::chain(&error), "not frozen");
+            }
+        }
+    }
+    let shm = Shm::create(&path, &boot, clock::now().as_nanos())?;
+    // What the agent took over with the table before is not taken over again.
+    shm.set_events_read(std::fs::metadata(events_path(&file.run_dir)).map_or(0, |m| m.len()));
+    // An agent that runs is watched although its table is new.
+    if let Some(agent) = twin::read_pid(&file.run_dir.join("agent.pid")) {
+        shm.enter_agent(&agent);
+    }
+    Ok(shm)
+}
+
+pub(crate) fn read_boot(file: &AgentFile) -> Result<String, FileError> {
+    let default = Path::new("/proc/sys/kernel/random/boot_id");
+    let path = file.boot_id_file.as_deref().unwrap_or(default);
+    let text = std::fs::read_to_string(path).map_err(|source| FileError::Read {
+        path: path.into(),
+        source,
+    })?;
+    Ok(text.trim().to_owned())
+}
+
+/// Takes what protects the guard from the rest of the host; what is refused is a weakness.
+fn harden(shm: &Shm) {
+    use nix::sys::mman::{MlockAllFlags, mlockall};
+    if let Err(error) = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE) {
+        tracing::warn!(%error, "not locked in memory");
+        shm.add_weakness(Weakness::Swappable);
+    }
+    let parameters = libc::sched_param {
+        sched_priority: PRIORITY,
+    };
+    #[expect(unsafe_code, reason = "no library in use wraps sched_setscheduler")]
+    // SAFETY: the call reads the parameters, which live until it returns.
+    let refused = unsafe {
+        libc::sched_setscheduler(
+            0,
+            libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK,
+            &raw const parameters,
+        )
+    };
+    if refused != 0 {
+        tracing::warn!(error = %io::Error::last_os_error(), "not real-time scheduled");
+        shm.add_weakness(Weakness::OrdinaryPriority);
+    }
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
+        tracing::warn!(%error, "not protected from the OOM killer");
+        shm.add_weakness(Weakness::OomKillable);
+    }
+}
+
+/// What was stopped, and whether it has been seen to be.
+#[derive(Debug)]
+struct Stopped {
+    process: Process,
+    verified: bool,
+    tried: Instant,
+}
+
+struct Watch {
+    host: HostId,
+    shm: Arc<Shm>,
+    guard: Guard,
+    stopped: BTreeMap<usize, Stopped>,
+    events: SyncSender<Event>,
+    wake: Option<UnixDatagram>,
+    wake_path: PathBuf,
+    program: Option<PathBuf>,
+    config: PathBuf,
+    log_dir: PathBuf,
+    backoff: Backoff,
+    hung: bool,
+}
+
+impl Watch {
+    fn run(mut self, stop: &AtomicBool) -> Result<(), GuardError> {
+        let mut next_look = clock::now();
+        loop {
+            let now = clock::now();
+            self.shm.beat_guard(now);
+            for action in self.guard.poll(now, self.shm.as_ref()) {
+                self.perform(now, action);
+            }
+            self.check_stopped(now);
+            if now >= next_look {
+                next_look = now + AGENT_LOOK;
+                self.look_at_agent(now);
+                if !self.shm.is_current() {
+                    self.freeze_all("the shared memory was replaced");
+                    return Err(GuardError::Replaced);
+                }
+            }
+            if stop.load(Ordering::Relaxed) {
+                self.stop();
+                return Ok(());
+            }
+            let due = self
+                .guard
+                .next(self.shm.as_ref())
+                .map_or(TICK, |at| at.since(clock::now()).min(TICK));
+            clock::pause(due);
+        }
+    }
+
+    fn perform(&mut self, now: Instant, action: GuardAction) {
+        match action {
+            GuardAction::Freeze(slot) => {
+                self.freeze(now, slot);
+                let generation = self.shm.generation(slot);
+                let why = format!(
+                    "its right to run under generation {generation} was not renewed in time"
+                );
+                self.report(now, slot, &why);
+            }
+            GuardAction::Unfreeze(slot) => {
+                self.stopped.remove(&slot);
+                if let Some(process) = self.shm.process(slot)
+                    && let Err(error) = freeze::thaw(&process)
+                {
+                    tracing::warn!(slot, error = logging::chain(&error), "not thawed");
+                }
+            }
+            GuardAction::Kill(slot) => {
+                self.shm.set_killed(slot);
+                if let Some(process) = self.shm.process(slot)
+                    && let Err(error) = freeze::kill(&process)
+                {
+                    tracing::warn!(slot, error = logging::chain(&error), "not killed");
+                }
+                tracing::warn!(slot, "killed: frozen for longer than frozen_limit");
+                self.wake_agent();
+            }
+        }
+    }
+
+    fn freeze(&mut self, now: Instant, slot: usize) {
+        let Some(process) = self.shm.process(slot) else {
+            // It has no process yet; `check_stopped` stops the one that comes.
+            return;
+        };
+        if let Err(error) = freeze::freeze(&process) {
+            tracing::warn!(slot, error = logging::chain(&error), "not frozen");
+        }
+        let verified = freeze::is_stopped(&process);
+        self.stopped.insert(
+            slot,
+            Stopped {
+                process,
+                verified,
+                tried: now,
+            },
+        );
+    }
+
+    /// A lapsed VM must be stopped whatever happened since: its process may have been made, or made to
+    /// go on, after the deadline.
+    fn check_stopped(&mut self, now: Instant) {
+        for slot in 0..self.shm.len() {
+            if self.shm.load(slot).state() != SlotState::Lapsed {
+                self.stopped.remove(&slot);
+                continue;
+            }
+            let Some(process) = self.shm.process(slot) else {
+                continue;
+            };
+            match self.stopped.get_mut(&slot) {
+                Some(stopped) if stopped.process == process => {
+                    if stopped.verified || now.since(stopped.tried) < STOP_AGAIN {
+                        continue;
+                    }
+                    stopped.verified = freeze::is_stopped(&process);
+                    if !stopped.verified {
+                        self.freeze(now, slot);
+                    }
+                }
+                _ => self.freeze(now, slot),
+            }
+        }
+    }
+
+    fn report(&self, now: Instant, slot: usize, why: &str) {
+        let Some(vm) = self.shm.vm(slot) else { return };
+        tracing::warn!(%vm, why, "frozen");
+        self.emit(now, vm, why);
+        self.wake_agent();
+    }
+
+    fn emit(&self, now: Instant, vm: VmId, why: &str) {
+        let kind = EventKind::VmFrozen {
+            vm,
+            host: self.host.clone(),
+            reason: "lapsed".to_owned(),
+        };
+        // The queue holds an event for every slot; a full one loses a report, not a freeze.
+        let _ = self.events.try_send(Event {
+            at: now,
+            kind,
+            why: why.to_owned(),
+        });
+    }
+
+    fn wake_agent(&self) {
+        if let Some(socket) = &self.wake
+            && let Ok((_dir, path)) = twin::socket_path(&self.wake_path)
+        {
+            let _ = socket.set_nonblocking(true);
+            // An agent that does not listen looks by itself.
+            let _ = socket.send_to(b"!", path);
+        }
+    }
+
+    fn look_at_agent(&mut self, now: Instant) {
+        let Some(agent) = self.shm.agent() else {
+            return;
+        };
+        if !freeze::all_threads_gone(agent.pid, agent.start_time) {
+            let hung = now.as_millis().saturating_sub(agent.beat_ms)
+                > mainstay_core::time::millis(AGENT_HANGS);
+            if hung != self.hung {
+                self.hung = hung;
+                let text = if hung {
+                    "the agent hangs; its VMs freeze when their rights end"
+                } else {
+                    "the agent goes on"
+                };
+                tracing::warn!(pid = agent.pid, "{text}");
+                let kind = EventKind::ConfigIssue {
+                    issue: text.to_owned(),
+                    host: self.host.clone(),
+                };
+                let why = "its sign of life in the guard's memory".to_owned();
+                let _ = self.events.try_send(Event { at: now, kind, why });
+            }
+            return;
+        }
+        if self.shm.is_planned_stop() || !self.backoff.is_due() {
+            return;
+        }
+        let Some(program) = &self.program else { return };
+        tracing::warn!(pid = agent.pid, "the agent is gone; starting it again");
+        if let Err(error) = twin::start(program, Role::Agent, &self.config, &self.log_dir) {
+            tracing::error!(%error, "the agent cannot be started");
+        }
+    }
+
+    /// Told to stop: an agent that lives starts another guard, else nobody would watch the deadlines.
+    fn stop(&mut self) {
+        let agent = self
+            .shm
+            .agent()
+            .is_some_and(|a| !freeze::all_threads_gone(a.pid, a.start_time));
+        if agent && !self.shm.is_planned_stop() {
+            tracing::info!("stopping; the agent starts another guard");
+        } else {
+            self.freeze_all("the guard was stopped and there is no agent that would start another");
+        }
+    }
+
+    fn freeze_all(&mut self, why: &str) {
+        let now = clock::now();
+        for slot in 0..self.shm.len() {
+            let word = self.shm.load(slot);
+            if word.state() != SlotState::Running {
+                continue;
+            }
+            let lapsed = mainstay_core::guard::Word::new(
+                SlotState::Lapsed,
+                word.generation(),
+                word.deadline(),
+            );
+            self.shm.compare_exchange(slot, word, lapsed);
+            self.freeze(now, slot);
+            self.report(now, slot, why);
+        }
+    }
+}
+
+fn write_events(path: &Path, shm: &Shm, events: &Receiver<Event>) {
+    while let Ok(event) = events.recv() {
+        if let Err(error) = append(path, shm, &event) {
+            tracing::warn!(%error, "cannot write {}", path.display());
+        }
+    }
+}
+
+fn append(path: &Path, shm: &Shm, event: &Event) -> io::Result<()> {
+    let mut file = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(path)?;
+    let length = file.metadata()?.len();
+    if length > EVENTS_MAX_BYTES && length == shm.events_read() {
+        file.set_len(0)?;
+        shm.set_events_read(0);
+    }
+    let mut line = serde_json::to_vec(event)?;
+    line.push(b'\n');
+    file.write_all(&line)
+}

@@ -1,0 +1,508 @@
+//! The agent's side of the guard: registers, extends, thaws and removes VMs in the shared memory, sees
+//! what the guard did, and starts a guard that died.
+
+use crate::guard::{events_path, shm_path, wake_path};
+use crate::shm::{Shm, Weakness};
+use crate::twin::{Backoff, Role};
+use crate::{clock, logging, twin};
+use mainstay_core::event::Event;
+use mainstay_core::guard::{SlotState, Word, Words as _};
+use mainstay_core::id::{Generation, VmId};
+use mainstay_core::io::{FoundState, GuardOutcome, GuardRequest};
+use mainstay_core::time::{Duration, Instant, millis};
+use mainstay_hypervisor::{Process, freeze};
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A guard without a sign of life for this long is none: nothing is started under it.
+const GUARD_BOUND: Duration = Duration::from_secs(1);
+/// The agent freezes what the guard has not frozen this long after its deadline.
+const SECOND_LINE: Duration = Duration::from_millis(100);
+/// Longest wait for the guard's wake-up.
+const LOOK: Duration = Duration::from_millis(100);
+/// How long a new guard may take to make its table.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the watching thread reports.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Seen {
+    /// A VM's right has lapsed; it is frozen.
+    Lapsed(VmId, Generation),
+    /// The guard wrote an event.
+    Event(Event),
+    /// What is wrong with the guard now.
+    Issues(Vec<String>),
+}
+
+/// What is needed to start a guard.
+#[derive(Clone, Debug)]
+pub(crate) struct Starter {
+    pub(crate) program: PathBuf,
+    pub(crate) config: PathBuf,
+    pub(crate) run_dir: PathBuf,
+    pub(crate) log_dir: PathBuf,
+    pub(crate) boot: String,
+}
+
+/// The link to the guard.
+#[derive(Debug)]
+pub(crate) struct GuardLink {
+    shm: Mutex<Arc<Shm>>,
+    me: Process,
+    starter: Starter,
+    /// VMs that this agent has registered, with their processes: they are frozen, and registered again
+    /// as lapsed, when the table is lost.
+    known: Mutex<BTreeMap<VmId, (Generation, Option<Process>)>>,
+}
+
+impl GuardLink {
+    /// Attaches to the guard's table; starts a guard when there is none.
+    pub(crate) fn attach(starter: Starter) -> io::Result<Self> {
+        let me = twin::own_process()?;
+        let begun = std::time::Instant::now();
+        let mut backoff = Backoff::default();
+        let shm = loop {
+            let opened = Shm::open(&shm_path(&starter.run_dir), &starter.boot);
+            match opened {
+                Ok(shm) if is_guarded(&shm) => break shm,
+                _ if begun.elapsed() > START_LIMIT => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "the guard does not start; see guard.stderr in the log directory",
+                    ));
+                }
+                _ => {}
+            }
+            if is_guard_gone(&starter.run_dir) && backoff.is_due() {
+                twin::start(
+                    &starter.program,
+                    Role::Guard,
+                    &starter.config,
+                    &starter.log_dir,
+                )?;
+            }
+            crate::clock::pause(std::time::Duration::from_millis(10));
+        };
+        shm.enter_agent(&me);
+        shm.beat_agent(clock::now());
+        Ok(Self {
+            shm: Mutex::new(Arc::new(shm)),
+            me,
+            starter,
+            known: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn shm(&self) -> Arc<Shm> {
+        Arc::clone(&self.shm.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The guard's process, when it lives.
+    pub(crate) fn guard_pid(&self) -> Option<u32> {
+        let guard = self.shm().guard()?;
+        (!freeze::all_threads_gone(guard.pid, guard.start_time)).then_some(guard.pid.unsigned_abs())
+    }
+
+    /// Performs a request of the core.
+    pub(crate) fn perform(&self, now: Instant, request: &GuardRequest) -> GuardOutcome {
+        let shm = self.shm();
+        match request {
+            GuardRequest::Register {
+                vm,
+                generation,
+                deadline,
+            } => {
+                if !is_guarded(&shm) {
+                    return GuardOutcome::NoGuard;
+                }
+                if now >= *deadline {
+                    return GuardOutcome::Lapsed;
+                }
+                if let Some(slot) = shm.slot_of(vm) {
+                    let gone = |p: Process| freeze::all_threads_gone(p.pid, p.start_time);
+                    if !shm.process(slot).is_none_or(gone) {
+                        tracing::error!(%vm, "a process of it is still registered with the guard");
+                        return GuardOutcome::Lapsed;
+                    }
+                    shm.release(slot);
+                }
+                let word = Word::new(SlotState::Running, *generation, *deadline);
+                let taken = shm
+                    .free_slot()
+                    .is_some_and(|s| shm.occupy(s, vm, *generation, word));
+                if !taken {
+                    tracing::error!(%vm, "the guard's table is full");
+                    return GuardOutcome::NoGuard;
+                }
+                self.known().insert(vm.clone(), (*generation, None));
+                GuardOutcome::Done
+            }
+            GuardRequest::Extend {
+                vm,
+                generation,
+                deadline,
+            } => change(&shm, vm, |word| {
+                word.extended(clock::now(), *generation, *deadline)
+            }),
+            GuardRequest::Thaw {
+                vm,
+                from,
+                to,
+                deadline,
+            } => {
+                if !is_guarded(&shm) {
+                    return GuardOutcome::NoGuard;
+                }
+                let outcome = change(&shm, vm, |word| {
+                    word.thawed(clock::now(), *from, *to, *deadline)
+                });
+                if outcome == GuardOutcome::Done {
+                    if let Some(slot) = shm.slot_of(vm) {
+                        shm.set_generation(slot, *to);
+                        shm.set_resumed(slot);
+                    }
+                    if let Some(known) = self.known().get_mut(vm) {
+                        known.0 = *to;
+                    }
+                }
+                outcome
+            }
+            GuardRequest::Remove { vm } => {
+                if let Some(slot) = shm.slot_of(vm) {
+                    shm.release(slot);
+                }
+                self.known().remove(vm);
+                GuardOutcome::Done
+            }
+        }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, BTreeMap<VmId, (Generation, Option<Process>)>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// True when the VM is registered: only then may its process be made.
+    pub(crate) fn is_registered(&self, vm: &VmId) -> bool {
+        self.shm().slot_of(vm).is_some()
+    }
+
+    /// Names the process of a registered VM. One whose right has lapsed meanwhile is frozen at once.
+    pub(crate) fn bind(&self, vm: &VmId, process: &Process) -> bool {
+        let shm = self.shm();
+        let Some(slot) = shm.slot_of(vm) else {
+            return false;
+        };
+        shm.bind(slot, process);
+        if let Some(known) = self.known().get_mut(vm) {
+            known.1 = Some(process.clone());
+        }
+        if !may_run(&shm, slot) {
+            let _ = freeze::freeze(process);
+        }
+        true
+    }
+
+    /// Notes that the first instruction is asked for; false when the right has lapsed.
+    pub(crate) fn begin(&self, vm: &VmId) -> bool {
+        let shm = self.shm();
+        let Some(slot) = shm.slot_of(vm).filter(|s| may_run(&shm, *s)) else {
+            return false;
+        };
+        shm.set_resumed(slot);
+        true
+    }
+
+    /// True when the guard killed the VM.
+    pub(crate) fn was_killed(&self, vm: &VmId) -> bool {
+        let shm = self.shm();
+        shm.slot_of(vm).is_some_and(|s| shm.is_killed(s))
+    }
+
+    /// What the table says of a process that was found. One that is not registered is frozen first.
+    pub(crate) fn adopt(&self, vm: &VmId, process: &Process) -> FoundState {
+        let shm = self.shm();
+        let Some(slot) = shm.slot_of(vm) else {
+            stop(process);
+            // Generation 0 is what the core thaws an unregistered VM from.
+            self.register_lapsed(&shm, vm, Generation(0), process);
+            return FoundState::Unregistered;
+        };
+        shm.bind(slot, process);
+        let generation = shm.generation(slot);
+        self.known()
+            .insert(vm.clone(), (generation, Some(process.clone())));
+        if !may_run(&shm, slot) {
+            lapse(&shm, slot);
+            stop(process);
+            return FoundState::Lapsed(generation);
+        }
+        if shm.is_resumed(slot) {
+            FoundState::Running(generation)
+        } else {
+            FoundState::Prepared(generation)
+        }
+    }
+
+    fn register_lapsed(&self, shm: &Shm, vm: &VmId, generation: Generation, process: &Process) {
+        let word = Word::new(SlotState::Lapsed, generation, Instant::ZERO);
+        if let Some(slot) = shm.free_slot()
+            && shm.occupy(slot, vm, generation, word)
+        {
+            shm.bind(slot, process);
+        } else {
+            tracing::error!(%vm, "the guard's table is full: it stays frozen");
+        }
+        self.known()
+            .insert(vm.clone(), (generation, Some(process.clone())));
+    }
+
+    /// Frees the slots of VMs that are not among `found`: their processes are gone.
+    pub(crate) fn forget_others(&self, found: &[VmId]) {
+        let shm = self.shm();
+        for slot in 0..shm.len() {
+            if shm.load(slot).state() != SlotState::Free
+                && !shm.vm(slot).is_some_and(|vm| found.contains(&vm))
+            {
+                shm.release(slot);
+            }
+        }
+    }
+
+    /// Watches until the process ends; blocks, so it has a thread of its own.
+    pub(crate) fn watch(&self, report: &impl Fn(Seen)) -> io::Result<()> {
+        let path = wake_path(&self.starter.run_dir);
+        let _ = std::fs::remove_file(&path);
+        let (_dir, short) = twin::socket_path(&path)?;
+        let socket = UnixDatagram::bind(short)?;
+        socket.set_read_timeout(Some(LOOK))?;
+        let mut reported: BTreeMap<VmId, Generation> = BTreeMap::new();
+        let mut backoff = Backoff::default();
+        let mut issues = Vec::new();
+        loop {
+            let mut wake = [0; 16];
+            // A passed time-out is a wake-up as well.
+            let _ = socket.recv(&mut wake);
+            let now = clock::now();
+            let shm = self.shm();
+            self.second_line(now, &shm);
+            report_lapses(&shm, &mut reported, report);
+            self.tail_events(&shm, report);
+            let current = self.look_at_guard(now, &shm, &mut backoff, report);
+            if current != issues {
+                issues.clone_from(&current);
+                report(Seen::Issues(current));
+            }
+        }
+    }
+
+    /// Freezes what the guard should have frozen.
+    fn second_line(&self, now: Instant, shm: &Shm) {
+        for slot in 0..shm.len() {
+            let word = shm.load(slot);
+            if word.state() == SlotState::Running
+                && now > word.deadline() + SECOND_LINE
+                && lapse(shm, slot)
+            {
+                tracing::error!(vm = ?shm.vm(slot), "the guard is late; frozen by the agent");
+                if let Some(process) = shm.process(slot) {
+                    let _ = freeze::freeze(&process);
+                }
+            }
+        }
+    }
+
+    fn tail_events(&self, shm: &Shm, report: &impl Fn(Seen)) {
+        use std::io::{Read as _, Seek as _};
+        let read = shm.events_read();
+        let Ok(mut file) = std::fs::File::open(events_path(&self.starter.run_dir)) else {
+            return;
+        };
+        let length = file.metadata().map_or(0, |m| m.len());
+        // A table that is newer than the file begins at its end.
+        if length <= read || file.seek(io::SeekFrom::Start(read)).is_err() {
+            return;
+        }
+        let mut text = String::new();
+        if file.take(length - read).read_to_string(&mut text).is_err() {
+            return;
+        }
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        for line in text.get(..whole).unwrap_or_default().lines() {
+            match serde_json::from_str(line) {
+                Ok(event) => report(Seen::Event(event)),
+                Err(error) => tracing::warn!(%error, "a damaged line of the guard"),
+            }
+        }
+        shm.set_events_read(read + whole as u64);
+    }
+
+    fn look_at_guard(
+        &self,
+        now: Instant,
+        shm: &Arc<Shm>,
+        backoff: &mut Backoff,
+        report: &impl Fn(Seen),
+    ) -> Vec<String> {
+        let mut issues = weaknesses(shm, &self.starter.run_dir);
+        if !shm.is_current() {
+            self.reattach(report);
+        }
+        let gone = shm
+            .guard()
+            .is_none_or(|g| freeze::all_threads_gone(g.pid, g.start_time));
+        if gone {
+            issues.push(
+                "the guard is gone: VMs are frozen by the agent alone; it is being started again"
+                    .into(),
+            );
+            if !shm.is_planned_stop() && is_guard_gone(&self.starter.run_dir) && backoff.is_due() {
+                tracing::warn!("the guard is gone; starting it again");
+                let Starter {
+                    program,
+                    config,
+                    log_dir,
+                    ..
+                } = &self.starter;
+                if let Err(error) = twin::start(program, Role::Guard, config, log_dir) {
+                    issues.push(format!(
+                        "the guard cannot be started ({error}); check the program's path"
+                    ));
+                }
+            }
+        } else if shm
+            .guard()
+            .is_some_and(|g| now.as_millis().saturating_sub(g.beat_ms) > millis(GUARD_BOUND))
+        {
+            issues.push(
+                "the guard hangs: nothing is started; find out why (`guard.log`), then kill it"
+                    .into(),
+            );
+        }
+        issues
+    }
+
+    /// The guard made a new table: what it does not know any more is frozen and lapsed.
+    fn reattach(&self, report: &impl Fn(Seen)) {
+        let Ok(fresh) = Shm::open(&shm_path(&self.starter.run_dir), &self.starter.boot) else {
+            return;
+        };
+        if fresh.table() == self.shm().table() {
+            return;
+        }
+        tracing::error!(
+            "the guard's memory was lost; all VMs are frozen until their locks are proven"
+        );
+        fresh.enter_agent(&self.me);
+        fresh.beat_agent(clock::now());
+        let known = self.known().clone();
+        for (vm, (generation, process)) in known {
+            if let Some(process) = process {
+                stop(&process);
+                self.register_lapsed(&fresh, &vm, generation, &process);
+                report(Seen::Lapsed(vm, generation));
+            }
+        }
+        *self.shm.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
+    }
+}
+
+fn is_guard_gone(run_dir: &Path) -> bool {
+    twin::read_pid(&run_dir.join("guard.pid"))
+        .is_none_or(|p| freeze::all_threads_gone(p.pid, p.start_time))
+}
+
+fn is_guarded(shm: &Shm) -> bool {
+    let now = clock::now().as_millis();
+    shm.guard()
+        .is_some_and(|g| now.saturating_sub(g.beat_ms) < millis(GUARD_BOUND))
+}
+
+fn may_run(shm: &Shm, slot: usize) -> bool {
+    let word = shm.load(slot);
+    word.state() == SlotState::Running && clock::now() < word.deadline()
+}
+
+/// Marks a VM as lapsed; false when it changed meanwhile.
+fn lapse(shm: &Shm, slot: usize) -> bool {
+    let word = shm.load(slot);
+    let lapsed = Word::new(SlotState::Lapsed, word.generation(), word.deadline());
+    word.state() != SlotState::Free && shm.compare_exchange(slot, word, lapsed)
+}
+
+/// Freezes a process and waits, within bounds, until it is stopped.
+fn stop(process: &Process) {
+    for _ in 0..100 {
+        if let Err(error) = freeze::freeze(process) {
+            tracing::warn!(error = logging::chain(&error), "not frozen");
+        }
+        if freeze::is_stopped(process) {
+            return;
+        }
+        crate::clock::pause(std::time::Duration::from_millis(10));
+    }
+    tracing::error!(pid = process.pid, "it does not stop (hung in storage?)");
+}
+
+fn change(shm: &Shm, vm: &VmId, next: impl Fn(Word) -> Option<Word>) -> GuardOutcome {
+    let Some(slot) = shm.slot_of(vm) else {
+        return GuardOutcome::Lapsed;
+    };
+    loop {
+        let word = shm.load(slot);
+        match next(word) {
+            None => return GuardOutcome::Lapsed,
+            Some(new) if shm.compare_exchange(slot, word, new) => return GuardOutcome::Done,
+            // The guard changed it in between: look again.
+            Some(_) => {}
+        }
+    }
+}
+
+fn report_lapses(shm: &Shm, reported: &mut BTreeMap<VmId, Generation>, report: &impl Fn(Seen)) {
+    for slot in 0..shm.len() {
+        let state = shm.load(slot).state();
+        if state == SlotState::Free {
+            continue;
+        }
+        let Some(vm) = shm.vm(slot) else { continue };
+        if state == SlotState::Running {
+            reported.remove(&vm);
+            continue;
+        }
+        let generation = shm.generation(slot);
+        if reported.insert(vm.clone(), generation) != Some(generation) {
+            report(Seen::Lapsed(vm, generation));
+        }
+    }
+}
+
+fn weaknesses(shm: &Shm, run_dir: &Path) -> Vec<String> {
+    let mut all = Vec::new();
+    if shm.has_weakness(Weakness::Swappable) {
+        all.push(
+            "the guard is not locked in memory: allow CAP_IPC_LOCK or raise its memlock limit"
+                .into(),
+        );
+    }
+    if shm.has_weakness(Weakness::OrdinaryPriority) {
+        all.push(
+            "the guard has no real-time priority and may be late under load: allow CAP_SYS_NICE"
+                .into(),
+        );
+    }
+    if shm.has_weakness(Weakness::OomKillable) {
+        all.push("the guard may be taken by the OOM killer: allow CAP_SYS_RESOURCE".into());
+    }
+    let memory = nix::sys::statfs::statfs(run_dir)
+        .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
+    if !memory {
+        all.push(format!(
+            "{} is not in memory, so that a slow disk can hold the guard up: put run_dir on a tmpfs such as /run",
+            run_dir.display()
+        ));
+    }
+    all
+}

@@ -1,0 +1,430 @@
+//! Streams between agents: TCP with mutual TLS under the cluster's CA.
+//!
+//! Each agent dials a connection of its own to a peer for what it sends, and accepts connections for
+//! what it receives. A connection begins with a frame that names the dialler; its certificate must be
+//! valid for that name. Frames have a length of four bytes. Messages that cannot be delivered within a
+//! few seconds are dropped: every message is safe to lose.
+
+use super::Rejects;
+use crate::config::AgentFile;
+use mainstay_core::id::HostId;
+use mainstay_core::wire::{Message, RECORD_MAX_BYTES};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+};
+use socket2::{SockRef, TcpKeepalive};
+use std::collections::BTreeMap;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+/// Messages that wait for one peer.
+const QUEUE_LENGTH: usize = 256;
+/// A message older than this is dropped.
+const DELIVERY_LIMIT: Duration = Duration::from_secs(3);
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
+/// Connections that are accepted at once, for each host of the cluster.
+const CONNECTIONS_PER_HOST: usize = 4;
+
+/// Why TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// A file cannot be read as PEM.
+    #[error("cannot read {what} from {}; check the path and that it is PEM", .path.display())]
+    Pem {
+        /// What it should hold.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// The certificate is not valid for this host.
+    #[error("the certificate {} is not valid for host \"{host}\"; issue one with this subject alternative name", .path.display())]
+    Name {
+        /// The certificate.
+        path: PathBuf,
+        /// The host.
+        host: HostId,
+    },
+    /// The files do not fit together.
+    #[error("the TLS files do not fit together (CA {}, certificate {})", .ca.display(), .cert.display())]
+    Setup {
+        /// The CA's certificate.
+        ca: PathBuf,
+        /// The host's certificate.
+        cert: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+    /// The CA cannot verify clients.
+    #[error("the CA {} cannot verify certificates", .ca.display())]
+    Verifier {
+        /// The CA's certificate.
+        ca: PathBuf,
+        /// Why.
+        source: rustls::server::VerifierBuilderError,
+    },
+}
+
+/// Both sides of TLS.
+#[derive(Clone, Debug)]
+pub(crate) struct Tls {
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+}
+
+impl Tls {
+    /// Reads the files that `agent.toml` names.
+    pub(crate) fn read(file: &AgentFile) -> Result<Self, TlsError> {
+        let pem = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| TlsError::Pem { what, path, source }
+        };
+        let setup = |source| TlsError::Setup {
+            ca: file.ca_file.clone(),
+            cert: file.cert_file.clone(),
+            source,
+        };
+        let ca = CertificateDer::from_pem_file(&file.ca_file)
+            .map_err(pem("the CA's certificate", &file.ca_file))?;
+        let cert = CertificateDer::from_pem_file(&file.cert_file)
+            .map_err(pem("this host's certificate", &file.cert_file))?;
+        let key = PrivateKeyDer::from_pem_file(&file.cert_key_file)
+            .map_err(pem("this host's private key", &file.cert_key_file))?;
+        if !is_valid_for(&cert, &file.host) {
+            return Err(TlsError::Name {
+                path: file.cert_file.clone(),
+                host: file.host.clone(),
+            });
+        }
+        let mut roots = RootCertStore::empty();
+        roots.add(ca).map_err(setup)?;
+        let roots = Arc::new(roots);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier =
+            WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
+                .build()
+                .map_err(|source| TlsError::Verifier {
+                    ca: file.ca_file.clone(),
+                    source,
+                })?;
+        let only13 = [&rustls::version::TLS13];
+        let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&only13)
+            .map_err(setup)?
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![cert.clone()], key.clone_key())
+            .map_err(setup)?;
+        // The dialler never reads after the handshake, so that anything readable is the end.
+        server.send_tls13_tickets = 0;
+        let client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&only13)
+            .map_err(setup)?
+            .with_root_certificates(roots)
+            .with_client_auth_cert(vec![cert], key)
+            .map_err(setup)?;
+        Ok(Self {
+            client: Arc::new(client),
+            server: Arc::new(server),
+        })
+    }
+}
+
+fn is_valid_for(cert: &CertificateDer<'_>, host: &HostId) -> bool {
+    let Ok(name) = ServerName::try_from(host.as_str()) else {
+        return false;
+    };
+    rustls::server::ParsedCertificate::try_from(cert)
+        .is_ok_and(|c| rustls::client::verify_server_name(&c, &name).is_ok())
+}
+
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(1))
+        .with_interval(Duration::from_secs(1))
+        .with_retries(3);
+    socket.set_tcp_keepalive(&keepalive)?;
+    socket.set_tcp_user_timeout(Some(Duration::from_secs(3)))
+}
+
+fn write_frame(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+    out.write_all(&[length.to_be_bytes().as_slice(), bytes].concat())?;
+    out.flush()
+}
+
+fn read_frame(from: &mut impl Read, limit: usize) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if length > limit {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "frame too long"));
+    }
+    let mut bytes = vec![0; length];
+    from.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// The connections of one agent.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    senders: BTreeMap<HostId, SyncSender<(Instant, Vec<u8>)>>,
+    rejects: Rejects,
+}
+
+impl Streams {
+    /// Binds this host's addresses, and starts a thread for each of them and for each peer.
+    pub(crate) fn start<F>(
+        me: &HostId,
+        cluster: u64,
+        addresses: &BTreeMap<HostId, Vec<SocketAddr>>,
+        tls: &Tls,
+        rejects: Rejects,
+        on_message: F,
+    ) -> Result<Self, (SocketAddr, io::Error)>
+    where
+        F: Fn(HostId, Message) + Clone + Send + 'static,
+    {
+        let limit = addresses.len() * CONNECTIONS_PER_HOST;
+        let open = Arc::new(AtomicUsize::new(0));
+        let hosts: Arc<Vec<HostId>> =
+            Arc::new(addresses.keys().filter(|h| *h != me).cloned().collect());
+        for address in addresses.get(me).into_iter().flatten() {
+            let fault = |e| (*address, e);
+            let listener = TcpListener::bind(address).map_err(fault)?;
+            let accepting = Accepting {
+                cluster,
+                hosts: Arc::clone(&hosts),
+                server: Arc::clone(&tls.server),
+                rejects: rejects.clone(),
+                open: Arc::clone(&open),
+                limit,
+                on_message: on_message.clone(),
+            };
+            std::thread::Builder::new()
+                .name(format!("tcp {address}"))
+                .spawn(move || accepting.run(&listener))
+                .map_err(fault)?;
+        }
+        let mut senders = BTreeMap::new();
+        for (host, addresses) in addresses.iter().filter(|(h, _)| *h != me) {
+            let (sender, receiver) = sync_channel(QUEUE_LENGTH);
+            let dialler = Dialler {
+                me: me.clone(),
+                peer: host.clone(),
+                addresses: addresses.clone(),
+                client: Arc::clone(&tls.client),
+                connection: None,
+                backoff: FIRST_BACKOFF,
+            };
+            let first = addresses.first().copied();
+            std::thread::Builder::new()
+                .name(format!("to {host}"))
+                .spawn(move || dialler.run(&receiver))
+                .map_err(|e| (first.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))), e))?;
+            senders.insert(host.clone(), sender);
+        }
+        Ok(Self { senders, rejects })
+    }
+
+    /// Queues a framed message; never waits.
+    pub(crate) fn send(&self, to: &HostId, bytes: Vec<u8>) {
+        let Some(sender) = self.senders.get(to) else {
+            return;
+        };
+        if sender.try_send((Instant::now(), bytes)).is_err() {
+            self.rejects.count("stream_queue_full");
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Accepting<F> {
+    cluster: u64,
+    hosts: Arc<Vec<HostId>>,
+    server: Arc<ServerConfig>,
+    rejects: Rejects,
+    open: Arc<AtomicUsize>,
+    limit: usize,
+    on_message: F,
+}
+
+impl<F: Fn(HostId, Message) + Clone + Send + 'static> Accepting<F> {
+    fn run(&self, listener: &TcpListener) {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else {
+                // Out of descriptors: wait for one to close instead of spinning.
+                crate::clock::pause(FIRST_BACKOFF);
+                continue;
+            };
+            if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit {
+                self.open.fetch_sub(1, Ordering::Relaxed);
+                self.rejects.count("stream_too_many");
+                continue;
+            }
+            let mine = self.clone();
+            let started = std::thread::Builder::new()
+                .name("from peer".into())
+                .spawn(move || {
+                    if let Err(kind) = mine.receive(stream) {
+                        mine.rejects.count(kind);
+                    }
+                    mine.open.fetch_sub(1, Ordering::Relaxed);
+                });
+            if started.is_err() {
+                self.open.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Receives until the connection ends; an error is something to count.
+    fn receive(&self, stream: TcpStream) -> Result<(), &'static str> {
+        const BROKEN: &str = "stream_handshake_failed";
+        tune(&stream).map_err(|_| BROKEN)?;
+        stream
+            .set_read_timeout(Some(HANDSHAKE_TIMEOUT))
+            .map_err(|_| BROKEN)?;
+        stream
+            .set_write_timeout(Some(HANDSHAKE_TIMEOUT))
+            .map_err(|_| BROKEN)?;
+        let connection = ServerConnection::new(Arc::clone(&self.server)).map_err(|_| BROKEN)?;
+        let mut tls = StreamOwned::new(connection, stream);
+        let hello = read_frame(&mut tls, 256).map_err(|_| BROKEN)?;
+        let peer = std::str::from_utf8(&hello)
+            .ok()
+            .and_then(|t| HostId::new(t).ok())
+            .ok_or(BROKEN)?;
+        let cert = tls
+            .conn
+            .peer_certificates()
+            .and_then(|c| c.first())
+            .ok_or(BROKEN)?;
+        if !is_valid_for(cert, &peer) {
+            return Err("stream_wrong_certificate");
+        }
+        if !self.hosts.contains(&peer) {
+            return Err("stream_unknown_host");
+        }
+        tls.sock.set_read_timeout(None).map_err(|_| BROKEN)?;
+        loop {
+            let bytes = match read_frame(&mut tls, RECORD_MAX_BYTES) {
+                Ok(bytes) => bytes,
+                Err(e) if e.kind() == io::ErrorKind::InvalidData => return Err("stream_damaged"),
+                // It went away; it dials again.
+                Err(_) => return Ok(()),
+            };
+            match Message::decode(self.cluster, &bytes) {
+                Ok((stamp, message)) if stamp.writer == peer => {
+                    (self.on_message)(stamp.writer, message)
+                }
+                Ok(_) => return Err("stream_wrong_writer"),
+                Err(_) => return Err("stream_damaged"),
+            }
+        }
+    }
+}
+
+struct Dialler {
+    me: HostId,
+    peer: HostId,
+    addresses: Vec<SocketAddr>,
+    client: Arc<ClientConfig>,
+    connection: Option<StreamOwned<ClientConnection, TcpStream>>,
+    backoff: Duration,
+}
+
+impl Dialler {
+    fn run(mut self, queue: &Receiver<(Instant, Vec<u8>)>) {
+        while let Ok((queued, bytes)) = queue.recv() {
+            while queued.elapsed() < DELIVERY_LIMIT {
+                match self.deliver(&bytes) {
+                    Ok(()) => {
+                        self.backoff = FIRST_BACKOFF;
+                        break;
+                    }
+                    Err(error) => {
+                        self.connection = None;
+                        tracing::debug!(peer = %self.peer, %error, "stream");
+                        // A bounded pause between two dials.
+                        crate::clock::pause(self.backoff);
+                        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+                    }
+                }
+            }
+        }
+    }
+
+    fn deliver(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.connection.as_ref().is_some_and(|c| is_ended(&c.sock)) {
+            self.connection = None;
+        }
+        let connection = match self.connection.take() {
+            Some(connection) => self.connection.insert(connection),
+            None => {
+                let dialled = self.dial()?;
+                self.connection.insert(dialled)
+            }
+        };
+        write_frame(connection, bytes)
+    }
+
+    fn dial(&self) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+        let mut last = io::Error::other("the host has no address");
+        for address in &self.addresses {
+            match self.dial_one(*address) {
+                Ok(connection) => return Ok(connection),
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    }
+
+    fn dial_one(
+        &self,
+        address: SocketAddr,
+    ) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+        let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
+        tune(&stream)?;
+        stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
+        stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
+        let name = ServerName::try_from(self.peer.as_str().to_owned()).map_err(io::Error::other)?;
+        let connection =
+            ClientConnection::new(Arc::clone(&self.client), name).map_err(io::Error::other)?;
+        let mut tls = StreamOwned::new(connection, stream);
+        while tls.conn.is_handshaking() {
+            tls.conn.complete_io(&mut tls.sock)?;
+        }
+        write_frame(&mut tls, self.me.as_str().as_bytes())?;
+        Ok(tls)
+    }
+}
+
+/// The receiver never writes, so anything readable is an end, orderly or not.
+fn is_ended(stream: &TcpStream) -> bool {
+    let mut byte = [0];
+    let peeked = stream
+        .set_nonblocking(true)
+        .and_then(|()| stream.peek(&mut byte));
+    let blocking = stream.set_nonblocking(false);
+    match peeked {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => blocking.is_err(),
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+use super::*;
+
+fn host(n: u32) -> HostId {
+    HostId::new(&format!("host-{n}")).expect("id")
+}
+
+fn link_with(me: u32, instance: u64, key: u8, cluster: u64) -> Link {
+    let key = ClusterKey::new([key; 32]);
+    Link::new(
+        &key,
+        cluster,
+        host(me),
+        InstanceId(instance),
+        [host(1), host(2)].into_iter(),
+    )
+    .expect("link")
+}
+
+fn link(me: u32, instance: u64) -> Link {
+    link_with(me, instance, 7, 9)
+}
+
+fn at(ms: u64) -> Instant {
+    Instant::from_nanos(ms * 1_000_000)
+}
+
+fn message(from: u32, text: &str) -> Opened {
+    Opened::Message {
+        from: host(from),
+        payload: text.as_bytes().to_vec(),
+    }
+}
+
+fn answer(opened: Opened) -> Vec<u8> {
+    match opened {
+        Opened::Answer(bytes) => bytes,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Lets `a` (host 1) learn the nonce that `b` (host 2) wants.
+fn introduce(a: &mut Link, b: &mut Link, now: u64) {
+    let first = a.seal(&host(2), b"hello").expect("peer");
+    let challenge = answer(b.open(at(now), &first));
+    let again = answer(a.open(at(now), &challenge));
+    assert_eq!(
+        b.open(at(now), &again),
+        message(1, "hello"),
+        "what was refused is sent again"
+    );
+}
+
+#[test]
+fn a_first_datagram_is_challenged_and_then_taken() {
+    let (mut a, mut b) = (link(1, 100), link(2, 200));
+    introduce(&mut a, &mut b, 0);
+    let reply = b.seal(&host(1), b"reply").expect("peer");
+    assert_eq!(
+        a.open(at(0), &reply),
+        message(2, "reply"),
+        "b learnt a's nonce on the way"
+    );
+}
+
+#[test]
+fn a_foreign_key_another_cluster_and_a_flipped_bit_are_refused() {
+    let (mut a, mut b) = (link(1, 100), link(2, 200));
+    introduce(&mut a, &mut b, 0);
+    let foreign = link_with(1, 101, 8, 9).seal(&host(2), b"x").expect("peer");
+    assert_eq!(
+        b.open(at(0), &foreign),
+        Opened::Rejected("datagram_not_authentic")
+    );
+    let other = link_with(1, 101, 7, 10).seal(&host(2), b"x").expect("peer");
+    assert_eq!(
+        b.open(at(0), &other),
+        Opened::Rejected("datagram_other_cluster")
+    );
+    let good = a.seal(&host(2), b"x").expect("peer");
+    for i in 0..good.len() {
+        let mut bad = good.clone();
+        bad[i] ^= 0x10;
+        assert!(
+            matches!(b.open(at(0), &bad), Opened::Rejected(_)),
+            "byte {i}"
+        );
+        assert!(
+            matches!(b.open(at(0), &good[..i]), Opened::Rejected(_)),
+            "cut at {i}"
+        );
+    }
+    assert_eq!(b.open(at(0), &good), message(1, "x"));
+}
+
+#[test]
+fn a_replayed_datagram_is_refused_and_a_reordered_one_taken_once() {
+    let (mut a, mut b) = (link(1, 100), link(2, 200));
+    introduce(&mut a, &mut b, 0);
+    let sent: Vec<Vec<u8>> = (0..3)
+        .map(|_| a.seal(&host(2), b"x").expect("peer"))
+        .collect();
+    for i in [2, 0, 1] {
+        assert_eq!(b.open(at(0), &sent[i]), message(1, "x"));
+    }
+    for one in &sent {
+        assert_eq!(b.open(at(0), one), Opened::Rejected("datagram_replayed"));
+    }
+    let late = a.seal(&host(2), b"late").expect("peer");
+    let mut newest = Vec::new();
+    for _ in 0..64 {
+        newest = a.seal(&host(2), b"x").expect("peer");
+    }
+    assert_eq!(b.open(at(0), &newest), message(1, "x"));
+    assert_eq!(
+        b.open(at(0), &late),
+        Opened::Rejected("datagram_replayed"),
+        "older than the window"
+    );
+}
+
+#[test]
+fn an_old_instance_replayed_after_a_restart_is_refused() {
+    let (mut a, mut b) = (link(1, 100), link(2, 200));
+    introduce(&mut a, &mut b, 0);
+    let recorded = a.seal(&host(2), b"old").expect("peer");
+    assert_eq!(b.open(at(0), &recorded), message(1, "old"));
+    let mut restarted = link(1, 101);
+    introduce(&mut restarted, &mut b, 100);
+    assert_eq!(
+        b.open(at(200), &recorded),
+        Opened::Rejected("datagram_replayed")
+    );
+    let fresh = restarted.seal(&host(2), b"new").expect("peer");
+    assert_eq!(b.open(at(200), &fresh), message(1, "new"));
+}
+
+#[test]
+fn what_was_recorded_before_the_receiver_restarted_is_worthless() {
+    let (mut a, mut b) = (link(1, 100), link(2, 200));
+    introduce(&mut a, &mut b, 0);
+    let recorded = a.seal(&host(2), b"old").expect("peer");
+    let mut restarted = link(2, 201);
+    let challenge = answer(restarted.open(at(0), &recorded));
+    // The recording cannot answer; the living agent can.
+    assert_eq!(
+        restarted.open(at(1), &recorded),
+        Opened::Rejected("datagram_before_handshake")
+    );
+    let again = answer(a.open(at(0), &challenge));
+    assert_eq!(restarted.open(at(1), &again), message(1, "old"));
+    assert_eq!(
+        a.open(at(0), &challenge),
+        Opened::Rejected("datagram_replayed"),
+        "a challenge works once"
+    );
+}
+
+#[test]
+fn challenges_are_limited_in_their_rate() {
+    let (mut a, mut b) = (link(1, 100), link(2, 200));
+    let first = a.seal(&host(2), b"x").expect("peer");
+    answer(b.open(at(0), &first));
+    assert_eq!(
+        b.open(at(1), &first),
+        Opened::Rejected("datagram_before_handshake")
+    );
+    answer(b.open(at(100), &first));
+}
+
+#[test]
+fn two_agents_with_one_id_are_found() {
+    let (mut a, mut b) = (link(1, 100), link(2, 200));
+    introduce(&mut a, &mut b, 0);
+    let mut twin = link(1, 101);
+    introduce(&mut twin, &mut b, 100);
+    let mut found = false;
+    for _ in 0..ALIVE_AFTER {
+        let datagram = a.seal(&host(2), b"x").expect("peer");
+        found = b.open(at(200), &datagram) == Opened::SameId(host(1));
+    }
+    assert!(found, "the replaced instance goes on sending");
+    let mut impostor = link(2, 300);
+    let Peer { nonce, .. } = impostor.peers.remove(&host(1)).expect("peer");
+    assert_ne!(nonce, 0);
+    // It uses our own id.
+    let own = sign(
+        &a.key,
+        &Datagram {
+            kind: Kind::Message,
+            cluster: 9,
+            from: host(2),
+            to: host(2),
+            instance: 300,
+            counter: 1,
+            receiver_nonce: 0,
+            sender_nonce: 0,
+            payload: b"x",
+        },
+    );
+    assert_eq!(b.open(at(200), &own), Opened::SameId(host(2)));
+}
+
+#[test]
+fn a_host_that_is_not_in_the_cluster_is_refused() {
+    let key = ClusterKey::new([7; 32]);
+    let all = [host(2), host(9)];
+    let mut stranger = Link::new(&key, 9, host(9), InstanceId(1), all.into_iter()).expect("link");
+    let datagram = stranger.seal(&host(2), b"x").expect("peer");
+    assert_eq!(
+        link(2, 200).open(at(0), &datagram),
+        Opened::Rejected("datagram_unknown_host")
+    );
+    assert_eq!(
+        link(1, 1).open(at(0), &datagram),
+        Opened::Rejected("datagram_misdirected")
+    );
+}

@@ -1,0 +1,622 @@
+//! The memory that an agent and its guard share: a file that both map, all of it atomic words.
+//!
+//! ```text
+//! header: magic, version, table, boot (2), agent pid/start/beat, guard pid/start/beat, planned stop, ...
+//! slots:  deadline word | flags | generation | sequence | pid | start time | VM id | cgroup path
+//! ```
+//! The deadline word is read and changed only through [`mainstay_core::guard`]. The rest of a slot is
+//! written by the agent alone, under a sequence number that is odd meanwhile.
+//!
+//! Never here: freezing, or a rule about deadlines.
+
+use mainstay_core::guard::{SlotState, Word, Words};
+use mainstay_core::id::{Generation, VmId};
+use mainstay_core::time::Instant;
+use mainstay_hypervisor::Process;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+
+/// VMs that one host can run.
+pub(crate) const SLOTS: usize = 1024;
+
+const MAGIC: u64 = u64::from_le_bytes(*b"MSGUARD\x01");
+const HEADER_WORDS: usize = 64;
+const SLOT_WORDS: usize = 64;
+const TOTAL_WORDS: usize = HEADER_WORDS + SLOTS * SLOT_WORDS;
+const TOTAL_BYTES: usize = TOTAL_WORDS * 8;
+
+/// Words of the header.
+#[derive(Clone, Copy)]
+enum Head {
+    Magic,
+    Size,
+    Table,
+    BootHigh,
+    BootLow,
+    AgentPid,
+    AgentStart,
+    AgentBeat,
+    GuardPid,
+    GuardStart,
+    GuardBeat,
+    PlannedStop,
+    EventsRead,
+    Weak,
+}
+
+/// Words of a slot.
+#[derive(Clone, Copy)]
+enum Field {
+    Word = 0,
+    Flags = 1,
+    Generation = 2,
+    Sequence = 3,
+    Pid = 4,
+    Start = 5,
+    /// Length and up to 64 bytes.
+    Vm = 6,
+    /// Length and up to 320 bytes.
+    Cgroup = 15,
+}
+
+const VM_BYTES: usize = 64;
+const CGROUP_BYTES: usize = 320;
+
+/// The VM's first instruction was asked for.
+const RESUMED: u64 = 1;
+/// The guard killed it.
+const KILLED: u64 = 2;
+
+/// Why the shared memory cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ShmError {
+    /// There is none.
+    #[error("there is no shared memory at {}", .0.display())]
+    Missing(PathBuf),
+    /// It is damaged, of another version, or of an earlier boot.
+    #[error("the shared memory at {} is {what}", .path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// The system refuses it.
+    #[error("cannot use {} as shared memory; check that run_dir is local and writable", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// One process as the other sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Twin {
+    pub(crate) pid: i32,
+    pub(crate) start_time: u64,
+    /// Milliseconds of boot time of its last sign of life.
+    pub(crate) beat_ms: u64,
+}
+
+/// A right that is too weak for the guard's promise; kept as bits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Weakness {
+    /// Pages may be swapped out.
+    Swappable = 1,
+    /// Ordinary scheduling.
+    OrdinaryPriority = 2,
+    /// The OOM killer may take it.
+    OomKillable = 4,
+}
+
+/// The mapped table.
+#[derive(Debug)]
+pub(crate) struct Shm {
+    words: NonNull<AtomicU64>,
+    path: PathBuf,
+    inode: u64,
+}
+
+#[expect(unsafe_code, reason = "a mapping may be used from any thread")]
+// SAFETY: the mapping is only used as atomics, which any thread may use at once.
+unsafe impl Send for Shm {}
+#[expect(unsafe_code, reason = "a mapping may be used from any thread")]
+// SAFETY: as above.
+unsafe impl Sync for Shm {}
+
+impl Drop for Shm {
+    fn drop(&mut self) {
+        #[expect(unsafe_code, reason = "ends the mapping that `map` made")]
+        // SAFETY: the mapping has this address and length, and no reference to it outlives `self`.
+        let _ = unsafe { munmap(self.words.cast(), TOTAL_BYTES) };
+    }
+}
+
+/// This machine's boot as two words, from the kernel's random boot id.
+fn boot_words(boot: &str) -> (u64, u64) {
+    let digits: String = boot.chars().filter(char::is_ascii_hexdigit).collect();
+    let half = |range| u64::from_str_radix(digits.get(range).unwrap_or_default(), 16).unwrap_or(0);
+    (half(0..16), half(16..32))
+}
+
+impl Shm {
+    /// Makes a fresh, empty table in place of whatever is there.
+    pub(crate) fn create(path: &Path, boot: &str, table: u64) -> Result<Self, ShmError> {
+        let io = |source| ShmError::Io {
+            path: path.into(),
+            source,
+        };
+        let beside = path.with_extension("new");
+        let _ = std::fs::remove_file(&beside);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&beside)
+            .map_err(io)?;
+        // Written, not only lengthened: a full file system must fail here and not at a later access.
+        io::Write::write_all(&mut &file, &vec![0; TOTAL_BYTES]).map_err(io)?;
+        let shm = Self::map(path, &file).map_err(io)?;
+        let (high, low) = boot_words(boot);
+        shm.set(Head::Size, TOTAL_BYTES as u64);
+        shm.set(Head::Table, table);
+        shm.set(Head::BootHigh, high);
+        shm.set(Head::BootLow, low);
+        shm.set(Head::Magic, MAGIC);
+        std::fs::rename(&beside, path).map_err(io)?;
+        Ok(shm)
+    }
+
+    /// Maps the table that is there.
+    pub(crate) fn open(path: &Path, boot: &str) -> Result<Self, ShmError> {
+        let unusable = |what| ShmError::Unusable {
+            path: path.into(),
+            what,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(|source| match source.kind() {
+                io::ErrorKind::NotFound => ShmError::Missing(path.into()),
+                _ => ShmError::Io {
+                    path: path.into(),
+                    source,
+                },
+            })?;
+        let meta = file.metadata().map_err(|source| ShmError::Io {
+            path: path.into(),
+            source,
+        })?;
+        if meta.len() != TOTAL_BYTES as u64 {
+            return Err(unusable("damaged (its length is wrong)"));
+        }
+        let shm = Self::map(path, &file).map_err(|source| ShmError::Io {
+            path: path.into(),
+            source,
+        })?;
+        if shm.get(Head::Magic) != MAGIC || shm.get(Head::Size) != TOTAL_BYTES as u64 {
+            return Err(unusable("damaged or of another version"));
+        }
+        if (shm.get(Head::BootHigh), shm.get(Head::BootLow)) != boot_words(boot) {
+            return Err(unusable("of an earlier boot"));
+        }
+        Ok(shm)
+    }
+
+    fn map(path: &Path, file: &File) -> io::Result<Self> {
+        let inode = file.metadata()?.ino();
+        let length = NonZeroUsize::new(TOTAL_BYTES).ok_or_else(|| io::Error::other("no length"))?;
+        #[expect(
+            unsafe_code,
+            reason = "shared memory between two processes needs a mapping"
+        )]
+        // SAFETY: a new mapping of a file of this length, which its owners never shorten; it is used
+        // only as atomic words.
+        let address = unsafe {
+            mmap(
+                None,
+                length,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                MapFlags::MAP_SHARED | MapFlags::MAP_POPULATE,
+                file,
+                0,
+            )
+        }?;
+        Ok(Self {
+            words: address.cast(),
+            path: path.into(),
+            inode,
+        })
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        #[expect(unsafe_code, reason = "the mapping as the atomic words that it holds")]
+        // SAFETY: the mapping is page-aligned, has TOTAL_WORDS words, lives as long as `self`, and is
+        // never used but through these atomics.
+        unsafe {
+            std::slice::from_raw_parts(self.words.as_ptr(), TOTAL_WORDS)
+        }
+    }
+
+    fn head(&self, word: Head) -> &AtomicU64 {
+        // The header is never shorter than its enum; the first word stands in for the compiler.
+        self.words().get(word as usize).unwrap_or(&FALLBACK)
+    }
+
+    fn field(&self, slot: usize, field: usize) -> &AtomicU64 {
+        self.words()
+            .get(HEADER_WORDS + slot * SLOT_WORDS + field)
+            .unwrap_or(&FALLBACK)
+    }
+
+    fn get(&self, word: Head) -> u64 {
+        self.head(word).load(Ordering::Acquire)
+    }
+
+    fn set(&self, word: Head, value: u64) {
+        self.head(word).store(value, Ordering::Release);
+    }
+
+    /// True while the path still leads to this table.
+    pub(crate) fn is_current(&self) -> bool {
+        std::fs::metadata(&self.path).is_ok_and(|m| m.ino() == self.inode)
+    }
+
+    /// Tells this table from every other.
+    pub(crate) fn table(&self) -> u64 {
+        self.get(Head::Table)
+    }
+
+    /// Signs the agent in.
+    pub(crate) fn enter_agent(&self, process: &Process) {
+        self.set(Head::AgentPid, u64::from(process.pid.unsigned_abs()));
+        self.set(Head::AgentStart, process.start_time);
+        self.set(Head::PlannedStop, 0);
+    }
+
+    /// Signs the guard in.
+    pub(crate) fn enter_guard(&self, process: &Process) {
+        self.set(Head::GuardPid, u64::from(process.pid.unsigned_abs()));
+        self.set(Head::GuardStart, process.start_time);
+        self.set(Head::Weak, 0);
+    }
+
+    pub(crate) fn beat_agent(&self, now: Instant) {
+        self.set(Head::AgentBeat, now.as_millis());
+    }
+
+    pub(crate) fn beat_guard(&self, now: Instant) {
+        self.set(Head::GuardBeat, now.as_millis());
+    }
+
+    fn twin(&self, pid: Head, start: Head, beat: Head) -> Option<Twin> {
+        let pid = i32::try_from(self.get(pid)).ok().filter(|p| *p > 0)?;
+        Some(Twin {
+            pid,
+            start_time: self.get(start),
+            beat_ms: self.get(beat),
+        })
+    }
+
+    pub(crate) fn agent(&self) -> Option<Twin> {
+        self.twin(Head::AgentPid, Head::AgentStart, Head::AgentBeat)
+    }
+
+    pub(crate) fn guard(&self) -> Option<Twin> {
+        self.twin(Head::GuardPid, Head::GuardStart, Head::GuardBeat)
+    }
+
+    /// The agent stops because somebody asked it to: the guard does not start it again.
+    pub(crate) fn set_planned_stop(&self) {
+        self.set(Head::PlannedStop, 1);
+    }
+
+    pub(crate) fn is_planned_stop(&self) -> bool {
+        self.get(Head::PlannedStop) != 0
+    }
+
+    /// How many bytes of the guard's events the agent has taken over.
+    pub(crate) fn events_read(&self) -> u64 {
+        self.get(Head::EventsRead)
+    }
+
+    pub(crate) fn set_events_read(&self, bytes: u64) {
+        self.set(Head::EventsRead, bytes);
+    }
+
+    pub(crate) fn add_weakness(&self, weakness: Weakness) {
+        self.head(Head::Weak)
+            .fetch_or(weakness as u64, Ordering::AcqRel);
+    }
+
+    pub(crate) fn has_weakness(&self, weakness: Weakness) -> bool {
+        self.get(Head::Weak) & weakness as u64 != 0
+    }
+
+    /// The slot of a VM.
+    pub(crate) fn slot_of(&self, vm: &VmId) -> Option<usize> {
+        (0..SLOTS)
+            .find(|s| self.load(*s).state() != SlotState::Free && self.vm(*s).as_ref() == Some(vm))
+    }
+
+    /// A slot that nobody uses.
+    pub(crate) fn free_slot(&self) -> Option<usize> {
+        (0..SLOTS).find(|s| self.load(*s).state() == SlotState::Free)
+    }
+
+    /// Puts a VM without a process into a free slot, the word last.
+    pub(crate) fn occupy(
+        &self,
+        slot: usize,
+        vm: &VmId,
+        generation: Generation,
+        word: Word,
+    ) -> bool {
+        self.change(slot, |shm| {
+            shm.field(slot, Field::Flags as usize)
+                .store(0, Ordering::Relaxed);
+            shm.field(slot, Field::Pid as usize)
+                .store(0, Ordering::Relaxed);
+            shm.field(slot, Field::Start as usize)
+                .store(0, Ordering::Relaxed);
+            shm.write_text(slot, Field::Vm, VM_BYTES, vm.as_str().as_bytes());
+            shm.write_text(slot, Field::Cgroup, CGROUP_BYTES, b"");
+        });
+        self.set_generation(slot, generation);
+        self.compare_exchange(slot, Word::FREE, word)
+    }
+
+    /// Names the process of a slot's VM.
+    pub(crate) fn bind(&self, slot: usize, process: &Process) {
+        self.change(slot, |shm| {
+            let cgroup = process
+                .cgroup
+                .as_deref()
+                .map(|c| c.as_os_str().as_bytes())
+                .unwrap_or_default();
+            // A path that does not fit leaves the signal.
+            let cgroup = if cgroup.len() > CGROUP_BYTES {
+                b"".as_slice()
+            } else {
+                cgroup
+            };
+            shm.write_text(slot, Field::Cgroup, CGROUP_BYTES, cgroup);
+            shm.field(slot, Field::Start as usize)
+                .store(process.start_time, Ordering::Relaxed);
+            shm.field(slot, Field::Pid as usize)
+                .store(u64::from(process.pid.unsigned_abs()), Ordering::Relaxed);
+        });
+    }
+
+    /// Frees a slot.
+    pub(crate) fn release(&self, slot: usize) {
+        self.field(slot, Field::Word as usize)
+            .store(Word::FREE.0, Ordering::Release);
+    }
+
+    /// The whole generation of a slot, whose word has only its low bits.
+    pub(crate) fn generation(&self, slot: usize) -> Generation {
+        let whole = self
+            .field(slot, Field::Generation as usize)
+            .load(Ordering::Acquire);
+        let word = self.load(slot);
+        if word.is_of(Generation(whole)) {
+            Generation(whole)
+        } else {
+            word.generation()
+        }
+    }
+
+    pub(crate) fn set_generation(&self, slot: usize, generation: Generation) {
+        self.field(slot, Field::Generation as usize)
+            .store(generation.0, Ordering::Release);
+    }
+
+    pub(crate) fn set_resumed(&self, slot: usize) {
+        self.field(slot, Field::Flags as usize)
+            .fetch_or(RESUMED, Ordering::AcqRel);
+    }
+
+    pub(crate) fn is_resumed(&self, slot: usize) -> bool {
+        self.field(slot, Field::Flags as usize)
+            .load(Ordering::Acquire)
+            & RESUMED
+            != 0
+    }
+
+    pub(crate) fn set_killed(&self, slot: usize) {
+        self.field(slot, Field::Flags as usize)
+            .fetch_or(KILLED, Ordering::AcqRel);
+    }
+
+    pub(crate) fn is_killed(&self, slot: usize) -> bool {
+        self.field(slot, Field::Flags as usize)
+            .load(Ordering::Acquire)
+            & KILLED
+            != 0
+    }
+
+    /// The VM of a slot.
+    pub(crate) fn vm(&self, slot: usize) -> Option<VmId> {
+        let bytes = self.read(slot, |shm| shm.read_text(slot, Field::Vm, VM_BYTES))?;
+        VmId::new(std::str::from_utf8(&bytes).ok()?).ok()
+    }
+
+    /// The process of a slot's VM; none as long as there is none.
+    pub(crate) fn process(&self, slot: usize) -> Option<Process> {
+        let (pid, start_time, cgroup) = self.read(slot, |shm| {
+            let word = |f: Field| shm.field(slot, f as usize).load(Ordering::Relaxed);
+            (
+                word(Field::Pid),
+                word(Field::Start),
+                shm.read_text(slot, Field::Cgroup, CGROUP_BYTES),
+            )
+        })?;
+        let pid = i32::try_from(pid).ok().filter(|p| *p > 0)?;
+        let cgroup = (!cgroup.is_empty()).then(|| PathBuf::from(OsStr::from_bytes(&cgroup)));
+        Some(Process {
+            pid,
+            start_time,
+            cgroup,
+        })
+    }
+
+    /// Changes a slot's description; its one writer is the agent.
+    fn change(&self, slot: usize, write: impl FnOnce(&Self)) {
+        let sequence = self.field(slot, Field::Sequence as usize);
+        let even = sequence.load(Ordering::Relaxed) & !1;
+        sequence.store(even + 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        write(self);
+        sequence.store(even + 2, Ordering::Release);
+    }
+
+    /// Reads a slot's description; none while it is being changed, or was left half changed.
+    fn read<T>(&self, slot: usize, read: impl Fn(&Self) -> T) -> Option<T> {
+        let sequence = self.field(slot, Field::Sequence as usize);
+        for _ in 0..16 {
+            let before = sequence.load(Ordering::Acquire);
+            let value = read(self);
+            fence(Ordering::Acquire);
+            if before & 1 == 0 && sequence.load(Ordering::Relaxed) == before {
+                return Some(value);
+            }
+            std::hint::spin_loop();
+        }
+        None
+    }
+
+    fn write_text(&self, slot: usize, field: Field, limit: usize, text: &[u8]) {
+        let first = field as usize;
+        let text = text.get(..text.len().min(limit)).unwrap_or_default();
+        self.field(slot, first)
+            .store(text.len() as u64, Ordering::Relaxed);
+        for (i, chunk) in text.chunks(8).enumerate() {
+            let mut word = [0; 8];
+            for (to, from) in word.iter_mut().zip(chunk) {
+                *to = *from;
+            }
+            self.field(slot, first + 1 + i)
+                .store(u64::from_le_bytes(word), Ordering::Relaxed);
+        }
+    }
+
+    fn read_text(&self, slot: usize, field: Field, limit: usize) -> Vec<u8> {
+        let first = field as usize;
+        let length = self.field(slot, first).load(Ordering::Relaxed);
+        let length = usize::try_from(length).unwrap_or(usize::MAX).min(limit);
+        let mut text = Vec::with_capacity(length + 8);
+        for i in 0..length.div_ceil(8) {
+            let word = self.field(slot, first + 1 + i).load(Ordering::Relaxed);
+            text.extend_from_slice(&word.to_le_bytes());
+        }
+        text.truncate(length);
+        text
+    }
+}
+
+/// Never used: slots and fields are within the table by construction.
+static FALLBACK: AtomicU64 = AtomicU64::new(0);
+
+impl Words for Shm {
+    fn len(&self) -> usize {
+        SLOTS
+    }
+
+    fn load(&self, slot: usize) -> Word {
+        Word(
+            self.field(slot, Field::Word as usize)
+                .load(Ordering::Acquire),
+        )
+    }
+
+    fn compare_exchange(&self, slot: usize, old: Word, new: Word) -> bool {
+        self.field(slot, Field::Word as usize)
+            .compare_exchange(old.0, new.0, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOOT: &str = "01234567-89ab-cdef-0123-456789abcdef";
+
+    fn at(ms: u64) -> Instant {
+        Instant::from_nanos(ms * 1_000_000)
+    }
+
+    #[test]
+    fn two_mappings_see_one_table() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("guard.shm");
+        let guard = Shm::create(&path, BOOT, 77).expect("made");
+        let agent = Shm::open(&path, BOOT).expect("there");
+        assert_eq!((agent.table(), agent.is_current()), (77, true));
+        let vm = VmId::new(&"v".repeat(64)).expect("id");
+        let generation = Generation((5 << 22) + 3);
+        let word = Word::new(SlotState::Running, generation, at(1000));
+        assert!(agent.occupy(3, &vm, generation, word));
+        assert_eq!((guard.slot_of(&vm), guard.process(3)), (Some(3), None));
+        let process = Process {
+            pid: 42,
+            start_time: 99,
+            cgroup: Some(PathBuf::from("/c".repeat(160))),
+        };
+        agent.bind(3, &process);
+        assert_eq!(guard.process(3), Some(process));
+        assert_eq!(
+            guard.generation(3),
+            generation,
+            "the word has only its low bits"
+        );
+        assert!(guard.compare_exchange(
+            3,
+            word,
+            Word::new(SlotState::Lapsed, generation, at(1000))
+        ));
+        assert_eq!(agent.load(3).state(), SlotState::Lapsed);
+        assert!(!agent.occupy(3, &vm, generation, word), "the slot is taken");
+        agent.release(3);
+        assert_eq!(guard.slot_of(&vm), None);
+    }
+
+    #[test]
+    fn a_damaged_foreign_or_older_table_is_refused() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("guard.shm");
+        assert!(matches!(Shm::open(&path, BOOT), Err(ShmError::Missing(_))));
+        let first = Shm::create(&path, BOOT, 1).expect("made");
+        let other = BOOT.replace('a', "b");
+        assert!(matches!(
+            Shm::open(&path, &other),
+            Err(ShmError::Unusable { .. })
+        ));
+        Shm::create(&path, BOOT, 2).expect("made");
+        assert!(!first.is_current());
+        std::fs::write(&path, b"short").expect("write");
+        assert!(matches!(
+            Shm::open(&path, BOOT),
+            Err(ShmError::Unusable { .. })
+        ));
+        std::fs::write(&path, vec![1; TOTAL_BYTES]).expect("write");
+        assert!(matches!(
+            Shm::open(&path, BOOT),
+            Err(ShmError::Unusable { .. })
+        ));
+    }
+}
