@@ -3,7 +3,7 @@
 use crate::config::{ClusterConfig, ConfigError, HostSpec, Timing};
 use crate::election::Role;
 use crate::event::{Event, EventKind};
-use crate::id::{BootId, DatastoreId, Generation, Holder, HostId, InstanceId, Nonce, OpId, VmId};
+use crate::id::{BootId, DatastoreId, Generation, Holder, HostId, InstanceId, OpId, VmId};
 use crate::io::{
     Channel, Durable, FoundVm, GuardOutcome, GuardRequest, HypervisorOutcome, HypervisorRequest,
     Input, Output, PingTarget, StorageOutcome, StorageRequest,
@@ -16,7 +16,7 @@ use crate::store::Store;
 use crate::tasks::Task;
 use crate::time::{Duration, Instant};
 use crate::vms::LocalVm;
-use crate::wire::{Desired, LockRecord, Message, Rank, Stamp};
+use crate::wire::{Message, Rank, Stamp};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;

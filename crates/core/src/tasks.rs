@@ -40,7 +40,7 @@ pub(crate) struct Task {
     work_for: TaskFor,
     machine: Machine,
     /// Waits until then before it tries again.
-    retry_at: Option<Instant>,
+    pub(crate) retry_at: Option<Instant>,
 }
 
 impl Agent {

@@ -1,25 +1,16 @@
 //! Freezing and thawing: a lapsed generation never runs again; only a swap that was won while the
 //! right held lets the VM go on (safety rules H1, H9).
 
-use crate::agent::{Agent, CommandError, planted};
-use crate::config::VmSpec;
+use crate::agent::{Agent, planted};
 use crate::event::{EventKind, StopReason};
-use crate::id::{DatastoreId, Generation, HostId, Nonce, VmId};
-use crate::io::{
-    Channel, ExitCause, FoundState, FoundVm, GuardOutcome, GuardRequest, HypervisorOutcome,
-    HypervisorRequest,
-};
+use crate::id::{Generation, VmId};
+use crate::io::GuardRequest;
 use crate::lock::{LockName, SwapOutcome, Token};
 use crate::tasks::TaskFor;
-use crate::time::{Duration, Instant};
-use crate::wire::{
-    Desired, LockRecord, Message, StartOrder, StartOutcome, StartResult, VmReportState,
-};
+use crate::wire::{Desired, LockRecord};
 use alloc::format;
-use alloc::string::String;
-use alloc::vec::Vec;
 
-use super::{LocalVm, Phase};
+use super::Phase;
 
 impl Agent {
     pub(crate) fn on_vm_lapsed(&mut self, id: &VmId, generation: Generation) {

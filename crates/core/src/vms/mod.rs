@@ -17,20 +17,14 @@ mod stop;
 
 use crate::agent::{Agent, CommandError, planted};
 use crate::config::VmSpec;
-use crate::event::{EventKind, StopReason};
-use crate::id::{DatastoreId, Generation, HostId, Nonce, VmId};
-use crate::io::{
-    Channel, ExitCause, FoundState, FoundVm, GuardOutcome, GuardRequest, HypervisorOutcome,
-    HypervisorRequest,
-};
-use crate::lock::{LockName, SwapOutcome, Token};
+use crate::event::StopReason;
+use crate::id::{Generation, HostId, Nonce, VmId};
+use crate::io::{ExitCause, FoundState, FoundVm, HypervisorRequest};
+use crate::lock::{LockName, Token};
 use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
-use crate::wire::{
-    Desired, LockRecord, Message, StartOrder, StartOutcome, StartResult, VmReportState,
-};
+use crate::wire::{Desired, LockRecord, StartOrder, VmReportState};
 use alloc::format;
-use alloc::string::String;
 use alloc::vec::Vec;
 
 /// Where a VM stands on this host.

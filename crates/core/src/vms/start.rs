@@ -1,20 +1,14 @@
 //! Taking a lock and starting a VM: nothing executes an instruction unless the right to run was valid
 //! before the swap and without a gap since (safety rule H3).
 
-use crate::agent::{Agent, CommandError, planted};
-use crate::config::VmSpec;
+use crate::agent::{Agent, planted};
 use crate::event::{EventKind, StopReason};
-use crate::id::{DatastoreId, Generation, HostId, Nonce, VmId};
-use crate::io::{
-    Channel, ExitCause, FoundState, FoundVm, GuardOutcome, GuardRequest, HypervisorOutcome,
-    HypervisorRequest,
-};
+use crate::id::{DatastoreId, Generation, HostId, VmId};
+use crate::io::{Channel, GuardOutcome, GuardRequest, HypervisorOutcome, HypervisorRequest};
 use crate::lock::{LockName, SwapOutcome, Token};
 use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
-use crate::wire::{
-    Desired, LockRecord, Message, StartOrder, StartOutcome, StartResult, VmReportState,
-};
+use crate::wire::{Desired, LockRecord, Message, StartOrder, StartOutcome, StartResult};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;

@@ -1,25 +1,17 @@
 //! Stopping a VM and giving its lock back: released only when every thread is gone, and from the
 //! moment of the release nothing runs under that generation (safety rule H4).
 
-use crate::agent::{Agent, CommandError, planted};
-use crate::config::VmSpec;
+use crate::agent::Agent;
 use crate::event::{EventKind, StopReason};
-use crate::id::{DatastoreId, Generation, HostId, Nonce, VmId};
-use crate::io::{
-    Channel, ExitCause, FoundState, FoundVm, GuardOutcome, GuardRequest, HypervisorOutcome,
-    HypervisorRequest,
-};
-use crate::lock::{LockName, SwapOutcome, Token};
+use crate::id::{Generation, Nonce, VmId};
+use crate::io::{ExitCause, GuardRequest, HypervisorRequest};
+use crate::lock::{LockName, SwapOutcome};
 use crate::tasks::TaskFor;
-use crate::time::{Duration, Instant};
-use crate::wire::{
-    Desired, LockRecord, Message, StartOrder, StartOutcome, StartResult, VmReportState,
-};
+use crate::wire::{Desired, LockRecord, StartOutcome};
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 
-use super::{LocalVm, Phase};
+use super::Phase;
 
 impl Agent {
     pub(super) fn kill(
