@@ -86,7 +86,7 @@ impl Agent {
         self.begin_task(datastore, name, work_for, Machine::Swap(swap), request);
     }
 
-    pub(crate) fn begin_task(
+    fn begin_task(
         &mut self,
         datastore: &DatastoreId,
         name: LockName,
