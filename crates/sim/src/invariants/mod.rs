@@ -1,0 +1,188 @@
+//! The properties that every run is judged by, one file each. They are fed with facts of the world
+//! (the process table, the virtual disks, the records on the simulated datastores, effects that were
+//! issued) and never with an agent's opinion of itself.
+
+mod l1_one_primary;
+mod l2_restarted;
+mod l3_retries_end;
+mod s1_single_runner;
+mod s1b_no_late_write;
+mod s2_single_owner;
+mod s3_intent;
+mod s4_mandatory_rules;
+mod s5_nothing_acknowledged_lost;
+mod s6_stated_cause;
+
+use crate::clock::Nanos;
+use mainstay_core::event::{EventKind, StopReason};
+use mainstay_core::id::Generation;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// An instance that executes instructions at this moment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Runner {
+    pub(crate) host: usize,
+    pub(crate) instance: usize,
+    pub(crate) generation: Generation,
+    /// Its host's guard works and has had its time; its host's clock is within the bound.
+    pub(crate) guarded: bool,
+    /// The storage would take its writes.
+    pub(crate) can_write: bool,
+}
+
+/// Why a process was killed, as far as the world can confirm a cause.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct KillCause {
+    /// No instruction of it was executed yet.
+    pub(crate) never_ran: bool,
+    /// Its user asked for it.
+    pub(crate) user: bool,
+    /// The disk shows a newer generation of its lock than the one that it runs under.
+    pub(crate) lock_moved: bool,
+    /// Its host had declared itself isolated.
+    pub(crate) isolated: bool,
+    /// It had been frozen for as long as the setting allows.
+    pub(crate) frozen_limit: bool,
+    /// It was being shut down by its own guest.
+    pub(crate) guest: bool,
+}
+
+/// Something that is the case, seen by the world.
+#[derive(Clone, Debug)]
+pub(crate) enum Fact<'a> {
+    /// More than one instance of a VM executes.
+    Runners { vm: usize, runners: &'a [Runner] },
+    /// An instance executes its first instruction, or its first under a new generation. `newest` is
+    /// the newest generation of its lock on disk; `excused`: its host or guard had just been paused.
+    Runs { vm: usize, host: usize, instance: usize, generation: Generation, newest: Generation, excused: bool, first: bool },
+    /// A guest's write reached the disk. `fenced`: the disk is bound to refuse late ones.
+    WriteLanded { vm: usize, instance: usize, generation: Generation, fenced: bool },
+    /// A host acted as a datastore's owner under this generation of the owner lock.
+    OwnerActs { host: usize, datastore: usize, generation: Option<Generation>, what: &'static str },
+    /// A generation of an owner lock appeared on disk.
+    OwnerLock { datastore: usize, generation: Generation, holder: Option<usize> },
+    /// The newest generation of a VM's lock says whether the VM should run.
+    Desired { vm: usize, on: bool },
+    /// A user's wish was accepted.
+    Wish { vm: usize, on: bool },
+    /// An agent said that a VM stopped.
+    Stopped { vm: usize, host: usize, reason: StopReason, exit: Option<StopReason> },
+    /// An HA placement was carried out; `broken` names a mandatory rule that it breaks.
+    Placed { vm: usize, host: usize, broken: Option<String> },
+    /// A protected list can be read: the newest one of a datastore, with its VMs.
+    List { datastore: usize, vms: &'a BTreeSet<usize> },
+    /// A VM was reported protected, or no longer.
+    Protected { vm: usize, datastore: usize, yes: bool },
+    /// The guard froze a VM; `lapsed`: its deadline had passed on its host's clock.
+    Frozen { vm: usize, host: usize, lapsed: bool },
+    /// A process was killed.
+    Killed { vm: usize, host: usize, cause: KillCause },
+    /// An event of an agent.
+    Said { host: usize, event: &'a EventKind, vm: Option<usize> },
+    /// Liveness is demanded now: connected groups of working hosts, with the primaries in each.
+    Groups { groups: &'a [(Vec<usize>, Vec<usize>)] },
+    /// Liveness is demanded now: a protected VM that should run and could; `runs`: it does.
+    ShouldRun { vm: usize, runs: bool, why: &'a str },
+}
+
+/// A property that did not hold.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// Its short name: `S1`, `L2`, ...
+    pub property: &'static str,
+    /// The sentence that it defends.
+    pub sentence: &'static str,
+    /// True time since the start of the world.
+    pub at: Nanos,
+    /// What was seen.
+    pub what: String,
+}
+
+/// Names for messages.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Labels {
+    pub(crate) hosts: Vec<String>,
+    pub(crate) vms: Vec<String>,
+    pub(crate) datastores: Vec<String>,
+}
+
+impl Labels {
+    pub(crate) fn host(&self, index: usize) -> &str {
+        self.hosts.get(index).map_or("?", String::as_str)
+    }
+    pub(crate) fn vm(&self, index: usize) -> &str {
+        self.vms.get(index).map_or("?", String::as_str)
+    }
+    pub(crate) fn datastore(&self, index: usize) -> &str {
+        self.datastores.get(index).map_or("?", String::as_str)
+    }
+}
+
+/// One property.
+trait Invariant: std::fmt::Debug + Send {
+    fn name(&self) -> &'static str;
+    fn sentence(&self) -> &'static str;
+    /// Takes a fact; a text says how the property is broken.
+    fn observe(&mut self, at: Nanos, fact: &Fact<'_>, labels: &Labels) -> Option<String>;
+}
+
+/// All properties of one run.
+#[derive(Debug)]
+pub(crate) struct Judge {
+    properties: Vec<Box<dyn Invariant>>,
+    labels: Labels,
+    pub(crate) violations: Vec<Violation>,
+}
+
+impl Judge {
+    pub(crate) fn new(labels: Labels, max_restart_attempts: u32) -> Self {
+        let properties: Vec<Box<dyn Invariant>> = vec![
+            Box::<s1_single_runner::SingleRunner>::default(),
+            Box::<s1b_no_late_write::NoLateWrite>::default(),
+            Box::<s2_single_owner::SingleOwner>::default(),
+            Box::<s3_intent::Intent>::default(),
+            Box::<s4_mandatory_rules::MandatoryRules>::default(),
+            Box::<s5_nothing_acknowledged_lost::NothingLost>::default(),
+            Box::<s6_stated_cause::StatedCause>::default(),
+            Box::<l1_one_primary::OnePrimary>::default(),
+            Box::<l2_restarted::Restarted>::default(),
+            Box::new(l3_retries_end::RetriesEnd::new(max_restart_attempts)),
+        ];
+        Self { properties, labels, violations: Vec::new() }
+    }
+
+    pub(crate) fn observe(&mut self, at: Nanos, fact: &Fact<'_>) {
+        for property in &mut self.properties {
+            if let Some(what) = property.observe(at, fact, &self.labels) {
+                // One violation of a kind is enough for a run; the rest follows from it.
+                if self.violations.iter().any(|v| v.property == property.name()) {
+                    continue;
+                }
+                let (property, sentence) = (property.name(), property.sentence());
+                self.violations.push(Violation { property, sentence, at, what });
+            }
+        }
+    }
+}
+
+/// A map from a VM to what is known of it.
+type PerVm<T> = BTreeMap<usize, T>;
+
+#[cfg(test)]
+mod testing {
+    use super::*;
+
+    pub(super) fn labels() -> Labels {
+        let named = |stem: &str| (1..=4).map(|n| format!("{stem}-{n}")).collect();
+        Labels { hosts: named("host"), vms: named("vm"), datastores: named("ds") }
+    }
+
+    /// Feeds facts one second apart and gives the first complaint.
+    pub(super) fn feed(property: &mut dyn Invariant, facts: &[Fact<'_>]) -> Option<String> {
+        let mut at = 0;
+        facts.iter().find_map(|fact| {
+            at += crate::clock::SECOND;
+            property.observe(at, fact, &labels())
+        })
+    }
+}

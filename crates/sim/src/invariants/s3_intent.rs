@@ -1,0 +1,87 @@
+//! S3: a VM that its user powered off, or whose guest shut down cleanly, is never restarted.
+//! Source: `docs/protocol.md`, intent in the lock's register.
+
+use super::{Fact, Invariant, Labels, PerVm};
+use crate::clock::Nanos;
+use mainstay_core::event::StopReason;
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Known {
+    /// An agent acknowledged the stop.
+    stopped: bool,
+    /// The newest generation of the lock says off.
+    off_on_disk: bool,
+}
+
+/// Judges first instructions against wishes that were acknowledged and are on disk.
+#[derive(Debug, Default)]
+pub(super) struct Intent {
+    known: PerVm<Known>,
+}
+
+impl Invariant for Intent {
+    fn name(&self) -> &'static str {
+        "S3"
+    }
+
+    fn sentence(&self) -> &'static str {
+        "a VM that its user powered off, or whose guest shut down cleanly, is never restarted"
+    }
+
+    fn observe(&mut self, _: Nanos, fact: &Fact<'_>, labels: &Labels) -> Option<String> {
+        match fact {
+            Fact::Wish { vm, on: true } => {
+                self.known.entry(*vm).or_default().stopped = false;
+            }
+            Fact::Stopped { vm, reason: StopReason::User | StopReason::Guest, .. } => {
+                self.known.entry(*vm).or_default().stopped = true;
+            }
+            // Once off was acknowledged and on disk, a newer generation alone does not undo it.
+            Fact::Desired { vm, on } => {
+                let known = self.known.entry(*vm).or_default();
+                known.off_on_disk = !on || (known.stopped && known.off_on_disk);
+            }
+            Fact::Runs { vm, host, first: true, .. } => {
+                let known = self.known.entry(*vm).or_default();
+                if known.stopped && known.off_on_disk {
+                    let (vm, host) = (labels.vm(*vm), labels.host(*host));
+                    return Some(format!("{vm} was started on {host} though it was switched off, acknowledged and on disk"));
+                }
+                *known = Known::default();
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::feed;
+    use super::*;
+    use mainstay_core::id::Generation;
+
+    fn stopped() -> Fact<'static> {
+        Fact::Stopped { vm: 0, host: 0, reason: StopReason::User, exit: None }
+    }
+
+    fn runs() -> Fact<'static> {
+        let generation = Generation(3);
+        Fact::Runs { vm: 0, host: 1, instance: 1, generation, newest: generation, excused: false, first: true }
+    }
+
+    #[test]
+    fn a_start_after_an_acknowledged_power_off_is_a_violation() {
+        let off = Fact::Desired { vm: 0, on: false };
+        let on = Fact::Desired { vm: 0, on: true };
+        assert!(feed(&mut Intent::default(), &[stopped(), off.clone(), on.clone(), runs()]).is_some());
+        assert!(feed(&mut Intent::default(), &[off.clone(), stopped(), runs()]).is_some());
+        let wish = Fact::Wish { vm: 0, on: true };
+        assert_eq!(feed(&mut Intent::default(), &[stopped(), off, wish, on, runs()]), None);
+    }
+
+    #[test]
+    fn a_power_off_that_is_not_on_disk_binds_nobody() {
+        assert_eq!(feed(&mut Intent::default(), &[stopped(), runs()]), None);
+    }
+}

@@ -1,0 +1,271 @@
+//! What can happen to a cluster: every event that a scenario can name.
+
+use crate::clock::{MS, Nanos};
+use serde_json::{Value, json};
+
+/// What a datastore does to I/O.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StorageFault {
+    /// It hangs.
+    Apd,
+    /// It fails at once as gone for ever.
+    Pdl,
+    /// It takes that long.
+    Slow(Nanos),
+    /// Writes are refused.
+    ReadOnly,
+    /// There is no space.
+    Full,
+}
+
+/// One event. Hosts, VMs, datastores and networks are indices into the scenario's lists.
+#[derive(Clone, PartialEq, Debug)]
+#[expect(missing_docs, reason = "the arguments are what their names say; EVENTS documents each event")]
+pub enum Fault {
+    HostPowerOff { host: usize },
+    HostPowerOn { host: usize },
+    HostPause { host: usize },
+    HostResume { host: usize },
+    HostShutdown { host: usize },
+    HostReboot { host: usize },
+    AgentKill { host: usize },
+    GuardKill { host: usize },
+    AgentHang { host: usize },
+    AgentResume { host: usize },
+    GuardHang { host: usize },
+    GuardResume { host: usize },
+    NetworkCut { host: usize, network: Option<usize> },
+    NetworkPartition { groups: Vec<Vec<usize>> },
+    NetworkDrop { from: usize, to: usize },
+    NetworkLoss { percent: u64, host: Option<usize> },
+    NetworkDelay { time: Nanos, host: Option<usize> },
+    NetworkHeal { host: Option<usize>, network: Option<usize> },
+    GatewayDown,
+    GatewayUp,
+    Datastore { fault: StorageFault, datastore: usize, host: Option<usize> },
+    DatastoreHeal { datastore: Option<usize>, host: Option<usize> },
+    VmCrash { vm: usize },
+    GuestShutdown { vm: usize },
+    VmPowerOn { vm: usize, host: Option<usize> },
+    VmPowerOff { vm: usize },
+    ClockDrift { host: usize, ppm: i64 },
+    StartFail { host: Option<usize>, vm: Option<usize>, times: u64 },
+    ManagerDown,
+    ManagerUp,
+    /// A known event without behaviour behind it yet.
+    NotPlayable(&'static str),
+}
+
+/// One event that a scenario can name.
+#[derive(Clone, Copy, Debug)]
+pub struct EventDoc {
+    /// Its name.
+    pub name: &'static str,
+    /// Arguments that it needs.
+    pub needs: &'static [&'static str],
+    /// Arguments that it may have.
+    pub may: &'static [&'static str],
+    /// The simulator plays it.
+    pub playable: bool,
+}
+
+const fn doc(name: &'static str, needs: &'static [&'static str], may: &'static [&'static str]) -> EventDoc {
+    EventDoc { name, needs, may, playable: true }
+}
+
+const fn later(name: &'static str) -> EventDoc {
+    const ANY: &[&str] = &[
+        "host", "vm", "datastore", "key", "value", "cpu_mhz", "memory_mb", "power", "restart_priority",
+        "isolation_response", "depends_on", "start_time", "shutdown_time", "guest_agent", "time", "id",
+    ];
+    EventDoc { name, needs: &[], may: ANY, playable: false }
+}
+
+/// Every event.
+pub const EVENTS: &[EventDoc] = &[
+    doc("host.power_off", &["host"], &[]),
+    doc("host.power_on", &["host"], &[]),
+    doc("host.pause", &["host"], &[]),
+    doc("host.resume", &["host"], &[]),
+    doc("host.shutdown", &["host"], &[]),
+    doc("host.reboot", &["host"], &[]),
+    doc("agent.kill", &["host"], &[]),
+    doc("guard.kill", &["host"], &[]),
+    doc("agent.hang", &["host"], &[]),
+    doc("agent.resume", &["host"], &[]),
+    doc("guard.hang", &["host"], &[]),
+    doc("guard.resume", &["host"], &[]),
+    doc("network.cut", &["host"], &["network"]),
+    doc("network.partition", &["groups"], &[]),
+    doc("network.drop", &["from", "to"], &[]),
+    doc("network.loss", &["percent"], &["host"]),
+    doc("network.delay", &["time"], &["host"]),
+    doc("network.heal", &[], &["host", "network"]),
+    doc("gateway.down", &[], &[]),
+    doc("gateway.up", &[], &[]),
+    doc("datastore.apd", &["datastore"], &["host"]),
+    doc("datastore.pdl", &["datastore"], &["host"]),
+    doc("datastore.slow", &["datastore", "time"], &["host"]),
+    doc("datastore.read_only", &["datastore"], &["host"]),
+    doc("datastore.full", &["datastore"], &["host"]),
+    doc("datastore.heal", &[], &["datastore", "host"]),
+    doc("vm.crash", &["vm"], &[]),
+    doc("guest.shutdown", &["vm"], &[]),
+    doc("vm.power_on", &["vm"], &["host"]),
+    doc("vm.power_off", &["vm"], &["host"]),
+    doc("clock.drift", &["host", "ppm"], &[]),
+    doc("start.fail", &["times"], &["host", "vm"]),
+    doc("manager.down", &[], &[]),
+    doc("manager.up", &[], &[]),
+    later("guest.hang"),
+    later("guest.panic"),
+    later("app.hang"),
+    later("vm.create"),
+    later("vm.delete"),
+    later("maintenance.enter"),
+    later("maintenance.exit"),
+    later("host.degraded"),
+    later("host.healthy"),
+    later("config.set"),
+];
+
+/// The names behind the indices of a scenario.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Names {
+    /// Hosts.
+    pub hosts: Vec<String>,
+    /// VMs.
+    pub vms: Vec<String>,
+    /// Datastores.
+    pub datastores: Vec<String>,
+    /// Management networks.
+    pub networks: Vec<String>,
+}
+
+fn name(list: &[String], index: usize) -> Value {
+    json!(list.get(index).map_or("?", String::as_str))
+}
+
+fn time(nanos: Nanos) -> Value {
+    json!(format!("{}ms", nanos / MS))
+}
+
+impl Fault {
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::HostPowerOff { .. } => "host.power_off",
+            Self::HostPowerOn { .. } => "host.power_on",
+            Self::HostPause { .. } => "host.pause",
+            Self::HostResume { .. } => "host.resume",
+            Self::HostShutdown { .. } => "host.shutdown",
+            Self::HostReboot { .. } => "host.reboot",
+            Self::AgentKill { .. } => "agent.kill",
+            Self::GuardKill { .. } => "guard.kill",
+            Self::AgentHang { .. } => "agent.hang",
+            Self::AgentResume { .. } => "agent.resume",
+            Self::GuardHang { .. } => "guard.hang",
+            Self::GuardResume { .. } => "guard.resume",
+            Self::NetworkCut { .. } => "network.cut",
+            Self::NetworkPartition { .. } => "network.partition",
+            Self::NetworkDrop { .. } => "network.drop",
+            Self::NetworkLoss { .. } => "network.loss",
+            Self::NetworkDelay { .. } => "network.delay",
+            Self::NetworkHeal { .. } => "network.heal",
+            Self::GatewayDown => "gateway.down",
+            Self::GatewayUp => "gateway.up",
+            Self::Datastore { fault, .. } => match fault {
+                StorageFault::Apd => "datastore.apd",
+                StorageFault::Pdl => "datastore.pdl",
+                StorageFault::Slow(_) => "datastore.slow",
+                StorageFault::ReadOnly => "datastore.read_only",
+                StorageFault::Full => "datastore.full",
+            },
+            Self::DatastoreHeal { .. } => "datastore.heal",
+            Self::VmCrash { .. } => "vm.crash",
+            Self::GuestShutdown { .. } => "guest.shutdown",
+            Self::VmPowerOn { .. } => "vm.power_on",
+            Self::VmPowerOff { .. } => "vm.power_off",
+            Self::ClockDrift { .. } => "clock.drift",
+            Self::StartFail { .. } => "start.fail",
+            Self::ManagerDown => "manager.down",
+            Self::ManagerUp => "manager.up",
+            Self::NotPlayable(name) => name,
+        }
+    }
+
+    /// Its arguments as a scenario writes them.
+    #[must_use]
+    pub fn arguments(&self, names: &Names) -> Vec<(&'static str, Value)> {
+        let host = |h: &usize| ("host", name(&names.hosts, *h));
+        let mut out = Vec::new();
+        match self {
+            Self::HostPowerOff { host: h }
+            | Self::HostPowerOn { host: h }
+            | Self::HostPause { host: h }
+            | Self::HostResume { host: h }
+            | Self::HostShutdown { host: h }
+            | Self::HostReboot { host: h }
+            | Self::AgentKill { host: h }
+            | Self::GuardKill { host: h }
+            | Self::AgentHang { host: h }
+            | Self::AgentResume { host: h }
+            | Self::GuardHang { host: h }
+            | Self::GuardResume { host: h } => out.push(host(h)),
+            Self::NetworkCut { host: h, network } => {
+                out.push(host(h));
+                out.extend(network.iter().map(|n| ("network", name(&names.networks, *n))));
+            }
+            Self::NetworkPartition { groups } => {
+                let named = |g: &Vec<usize>| g.iter().map(|h| name(&names.hosts, *h)).collect::<Vec<_>>();
+                out.push(("groups", json!(groups.iter().map(named).collect::<Vec<_>>())));
+            }
+            Self::NetworkDrop { from, to } => {
+                out.push(("from", name(&names.hosts, *from)));
+                out.push(("to", name(&names.hosts, *to)));
+            }
+            Self::NetworkLoss { percent, host: h } => {
+                out.push(("percent", json!(percent)));
+                out.extend(h.iter().map(host));
+            }
+            Self::NetworkDelay { time: t, host: h } => {
+                out.push(("time", time(*t)));
+                out.extend(h.iter().map(host));
+            }
+            Self::NetworkHeal { host: h, network } => {
+                out.extend(h.iter().map(host));
+                out.extend(network.iter().map(|n| ("network", name(&names.networks, *n))));
+            }
+            Self::Datastore { fault, datastore, host: h } => {
+                out.push(("datastore", name(&names.datastores, *datastore)));
+                out.extend(h.iter().map(host));
+                if let StorageFault::Slow(t) = fault {
+                    out.push(("time", time(*t)));
+                }
+            }
+            Self::DatastoreHeal { datastore, host: h } => {
+                out.extend(datastore.iter().map(|d| ("datastore", name(&names.datastores, *d))));
+                out.extend(h.iter().map(host));
+            }
+            Self::VmCrash { vm } | Self::GuestShutdown { vm } | Self::VmPowerOff { vm } => {
+                out.push(("vm", name(&names.vms, *vm)));
+            }
+            Self::VmPowerOn { vm, host: h } => {
+                out.push(("vm", name(&names.vms, *vm)));
+                out.extend(h.iter().map(host));
+            }
+            Self::ClockDrift { host: h, ppm } => {
+                out.push(host(h));
+                out.push(("ppm", json!(ppm)));
+            }
+            Self::StartFail { host: h, vm, times } => {
+                out.extend(h.iter().map(host));
+                out.extend(vm.iter().map(|v| ("vm", name(&names.vms, *v))));
+                out.push(("times", json!(times)));
+            }
+            Self::GatewayDown | Self::GatewayUp | Self::ManagerDown | Self::ManagerUp | Self::NotPlayable(_) => {}
+        }
+        out
+    }
+}

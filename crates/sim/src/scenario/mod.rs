@@ -1,0 +1,156 @@
+//! A scenario: a cluster, what happens to it, and what is expected.
+
+mod fault;
+mod parse;
+mod read;
+#[cfg(test)]
+mod tests;
+mod write;
+
+pub use fault::{EVENTS, EventDoc, Fault, Names, StorageFault};
+pub(crate) use parse::CLUSTER;
+pub use parse::{ScenarioError, parse};
+pub use write::to_toml;
+
+use crate::clock::Nanos;
+use crate::expect::Expect;
+use mainstay_core::config::ClusterConfig;
+use mainstay_core::id::{DatastoreId, HostId, VmId};
+
+/// What a scenario says of a host beyond its configuration.
+#[derive(Clone, PartialEq, Debug)]
+pub struct HostSetup {
+    /// The host.
+    pub id: HostId,
+    /// Indices of its management networks.
+    pub networks: Vec<usize>,
+    /// From power on to a running agent.
+    pub boot_time: Nanos,
+    /// Drift of its clock at the start, in millionths.
+    pub ppm: i64,
+}
+
+/// What a scenario says of a VM beyond its configuration.
+#[derive(Clone, PartialEq, Debug)]
+pub struct VmSetup {
+    /// The VM.
+    pub id: VmId,
+    /// Where it is at the start, by index.
+    pub host: Option<usize>,
+    /// On, and protected, before zero.
+    pub on: bool,
+    /// Start request to running.
+    pub start_time: Nanos,
+    /// Clean shutdown asked for to powered off; none: it ignores it.
+    pub shutdown_time: Option<Nanos>,
+}
+
+/// What a scenario says of a datastore beyond its configuration.
+#[derive(Clone, PartialEq, Debug)]
+pub struct DatastoreSetup {
+    /// The datastore.
+    pub id: DatastoreId,
+    /// The storage knows who has an image open.
+    pub image_locks: bool,
+    /// How long it keeps those of a host that it lost.
+    pub image_lock_expiry: Nanos,
+}
+
+/// One planned event.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Planned {
+    /// When, counted from zero.
+    pub at: Nanos,
+    /// What.
+    pub fault: Fault,
+}
+
+/// Disturbances that are there all the time: how bad network, storage and guard are. Drawn for a
+/// campaign's runs; calm in a scenario that does not say otherwise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Weather {
+    /// Datagrams lost, in thousandths.
+    pub loss: u64,
+    /// Datagrams doubled, in thousandths.
+    pub duplication: u64,
+    /// Messages late, in thousandths.
+    pub delay: u64,
+    /// How late at most, in milliseconds.
+    pub delay_ms: u64,
+    /// Storage operations that stall, in thousandths.
+    pub stall: u64,
+    /// For how long at most, in milliseconds.
+    pub stall_ms: u64,
+    /// Storage operations whose acknowledgement is lost, in thousandths.
+    pub lost_ack: u64,
+    /// Effects of such operations that come much later, of 100.
+    pub late_effect: u64,
+    /// How much later at most, in milliseconds.
+    pub late_ms: u64,
+    /// Storage operations that fail for certain, in thousandths.
+    pub not_done: u64,
+    /// The driver's patience with one operation in milliseconds; 0: endless.
+    pub patience_ms: u64,
+    /// The guard takes up to this share of its worst latency, of 100.
+    pub guard_slow: u64,
+    /// The weather is calm from this many milliseconds after zero on; 0: never.
+    pub until_ms: u64,
+}
+
+/// A whole scenario, checked.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Scenario {
+    /// Its name.
+    pub name: String,
+    /// Where its expectations come from.
+    pub source: Option<String>,
+    /// Virtual time after zero.
+    pub duration: Nanos,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// The cluster as its agents see it.
+    pub config: ClusterConfig,
+    /// Names of the management networks.
+    pub networks: Vec<String>,
+    /// Hosts, in the file's order.
+    pub hosts: Vec<HostSetup>,
+    /// VMs, in the file's order.
+    pub vms: Vec<VmSetup>,
+    /// Datastores, in the file's order.
+    pub datastores: Vec<DatastoreSetup>,
+    /// What happens, by time.
+    pub events: Vec<Planned>,
+    /// What is expected.
+    pub expects: Vec<Expect>,
+    /// Disturbances that are there all the time.
+    pub weather: Weather,
+    /// Liveness is demanded at the end: all faults are over for long enough.
+    pub liveness: bool,
+}
+
+impl Scenario {
+    /// The names behind the indices.
+    #[must_use]
+    pub fn names(&self) -> Names {
+        Names {
+            hosts: self.hosts.iter().map(|h| h.id.to_string()).collect(),
+            vms: self.vms.iter().map(|v| v.id.to_string()).collect(),
+            datastores: self.datastores.iter().map(|d| d.id.to_string()).collect(),
+            networks: self.networks.clone(),
+        }
+    }
+
+    /// Names of the events that nothing here can play, each once.
+    #[must_use]
+    pub fn unplayable(&self) -> Vec<&'static str> {
+        let mut names: Vec<&'static str> = Vec::new();
+        for planned in &self.events {
+            if let Fault::NotPlayable(name) = planned.fault
+                && !names.contains(&name)
+            {
+                names.push(name);
+            }
+        }
+        names
+    }
+}

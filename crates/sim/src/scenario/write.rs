@@ -1,0 +1,167 @@
+//! From a scenario back to TOML, so that a failing run can be kept and replayed.
+
+use super::{Scenario, Weather};
+use crate::clock::{MS, Nanos};
+use mainstay_core::config::{
+    DatastoreKind, FenceClass, HostShutdown, IsolationResponse, RestartPriority, RuleKind, Settings,
+};
+use mainstay_core::time::nanos;
+use serde_json::Value;
+use std::fmt::Write as _;
+
+fn ms(t: Nanos) -> String {
+    format!("\"{}ms\"", t / MS)
+}
+
+fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
+    let quoted: Vec<String> = items.map(|i| format!("{i:?}")).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+/// Writes a scenario as TOML that reads back as the same scenario (expectations are left out).
+#[must_use]
+pub fn to_toml(scenario: &Scenario) -> String {
+    let mut out = String::new();
+    // Writing into a String cannot fail.
+    let _ = write(scenario, &mut out);
+    out
+}
+
+fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
+    let names = s.names();
+    writeln!(out, "name = {:?}", s.name)?;
+    if let Some(source) = &s.source {
+        writeln!(out, "source = {source:?}")?;
+    }
+    writeln!(out, "duration = {}\nseed = {}", ms(s.duration), s.seed)?;
+    writeln!(out, "profile = \"{}\"\nliveness = {}", s.config.settings.profile.name(), s.liveness)?;
+    settings(&s.config.settings, out)?;
+    weather(&s.weather, out)?;
+    for d in &s.datastores {
+        let Some(spec) = s.config.datastores.get(&d.id) else { continue };
+        let kind = if spec.kind == DatastoreKind::Block { "block" } else { "file" };
+        let fence = if spec.fence == FenceClass::Open { "open" } else { "enforced" };
+        writeln!(out, "\n[[datastore]]\nid = \"{}\"\nkind = \"{kind}\"\nfence = \"{fence}\"", d.id)?;
+        writeln!(out, "image_locks = {}\nimage_lock_expiry = {}", d.image_locks, ms(d.image_lock_expiry))?;
+    }
+    for h in &s.hosts {
+        let Some(spec) = s.config.hosts.get(&h.id) else { continue };
+        writeln!(out, "\n[[host]]\nid = \"{}\"", h.id)?;
+        writeln!(out, "cpu_mhz = {}\nmemory_mb = {}", spec.cpu_mhz, spec.memory_mb)?;
+        writeln!(out, "datastores = {}", list(spec.datastores.iter().map(|d| d.as_str())))?;
+        let networks = h.networks.iter().filter_map(|n| names.networks.get(*n)).map(String::as_str);
+        writeln!(out, "networks = {}\nboot_time = {}", list(networks), ms(h.boot_time))?;
+        writeln!(out, "clock_ppm = {}", h.ppm)?;
+    }
+    for v in &s.vms {
+        let Some(spec) = s.config.vms.get(&v.id) else { continue };
+        writeln!(out, "\n[[vm]]\nid = \"{}\"\ndatastore = \"{}\"", v.id, spec.datastore)?;
+        if let Some(host) = v.host.and_then(|h| names.hosts.get(h)) {
+            writeln!(out, "host = {host:?}")?;
+        }
+        writeln!(out, "cpu_mhz = {}\nmemory_mb = {}", spec.cpu_mhz, spec.memory_mb)?;
+        writeln!(out, "power = \"{}\"", if v.on { "on" } else { "off" })?;
+        writeln!(out, "restart_priority = \"{}\"", priority(spec.restart_priority))?;
+        if let Some(response) = spec.isolation_response {
+            writeln!(out, "isolation_response = \"{}\"", isolation(response))?;
+        }
+        if !spec.depends_on.is_empty() {
+            writeln!(out, "depends_on = {}", list(spec.depends_on.iter().map(|d| d.as_str())))?;
+        }
+        writeln!(out, "start_time = {}", ms(v.start_time))?;
+        writeln!(out, "shutdown_time = {}", v.shutdown_time.map_or("\"never\"".into(), ms))?;
+    }
+    for r in &s.config.rules {
+        let kind = match r.kind {
+            RuleKind::Affinity => "affinity",
+            RuleKind::AntiAffinity => "anti_affinity",
+            RuleKind::HostAffinity => "host_affinity",
+            RuleKind::HostAntiAffinity => "host_anti_affinity",
+        };
+        writeln!(out, "\n[[rule]]\nkind = \"{kind}\"\nmandatory = {}", r.mandatory)?;
+        writeln!(out, "vms = {}", list(r.vms.iter().map(|v| v.as_str())))?;
+        writeln!(out, "hosts = {}", list(r.hosts.iter().map(|h| h.as_str())))?;
+    }
+    for e in &s.events {
+        writeln!(out, "\n[[event]]\nat = {}\ndo = \"{}\"", ms(e.at), e.fault.name())?;
+        for (key, value) in e.fault.arguments(&names) {
+            writeln!(out, "{key} = {}", toml_value(&value))?;
+        }
+    }
+    Ok(())
+}
+
+fn toml_value(value: &Value) -> String {
+    match value {
+        Value::Array(items) => {
+            format!("[{}]", items.iter().map(toml_value).collect::<Vec<_>>().join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+fn priority(p: RestartPriority) -> &'static str {
+    match p {
+        RestartPriority::Highest => "highest",
+        RestartPriority::High => "high",
+        RestartPriority::Medium => "medium",
+        RestartPriority::Low => "low",
+        RestartPriority::Lowest => "lowest",
+        RestartPriority::Disabled => "disabled",
+    }
+}
+
+fn isolation(r: IsolationResponse) -> &'static str {
+    match r {
+        IsolationResponse::LeavePoweredOn => "leave_powered_on",
+        IsolationResponse::PowerOff => "power_off",
+        IsolationResponse::ShutDown => "shut_down",
+    }
+}
+
+/// The settings that a campaign draws; the timers follow from the profile.
+fn settings(s: &Settings, out: &mut String) -> std::fmt::Result {
+    let default = Settings::of(s.profile);
+    writeln!(out, "\n[settings]")?;
+    writeln!(out, "isolation_response = \"{}\"", isolation(s.isolation_response))?;
+    writeln!(out, "max_restart_attempts = {}", s.max_restart_attempts)?;
+    let delays: Vec<String> =
+        s.restart_retry_delays.iter().map(|d| format!("{}ms", nanos(*d) / MS)).collect();
+    writeln!(out, "restart_retry_delays = \"{}\"", delays.join(","))?;
+    writeln!(out, "heartbeat_datastores_per_host = {}", s.heartbeat_datastores_per_host)?;
+    writeln!(out, "order_timeout = {}", ms(nanos(s.order_timeout)))?;
+    writeln!(out, "accept_late_writes = {}", s.accept_late_writes)?;
+    if let Some(limit) = s.frozen_limit {
+        writeln!(out, "frozen_limit = {}", ms(nanos(limit)))?;
+    }
+    if s.host_shutdown != default.host_shutdown {
+        let wait = s.host_shutdown == HostShutdown::Wait;
+        writeln!(out, "host_shutdown = \"{}\"", if wait { "wait" } else { "restart_elsewhere" })?;
+    }
+    Ok(())
+}
+
+fn weather(w: &Weather, out: &mut String) -> std::fmt::Result {
+    if *w == Weather::default() {
+        return Ok(());
+    }
+    writeln!(out, "\n[weather]")?;
+    for (key, value) in [
+        ("loss", w.loss),
+        ("duplication", w.duplication),
+        ("delay", w.delay),
+        ("delay_ms", w.delay_ms),
+        ("stall", w.stall),
+        ("stall_ms", w.stall_ms),
+        ("lost_ack", w.lost_ack),
+        ("late_effect", w.late_effect),
+        ("late_ms", w.late_ms),
+        ("not_done", w.not_done),
+        ("patience_ms", w.patience_ms),
+        ("guard_slow", w.guard_slow),
+        ("until_ms", w.until_ms),
+    ] {
+        writeln!(out, "{key} = {value}")?;
+    }
+    Ok(())
+}

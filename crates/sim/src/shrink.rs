@@ -1,0 +1,39 @@
+//! Makes a failing scenario smaller.
+
+use crate::scenario::Scenario;
+use crate::world::{Options, run};
+
+/// Removes events, halves first and then one by one, as long as the same property still fails.
+/// Gives the smallest scenario found and how many runs it took.
+#[must_use]
+pub fn shrink(scenario: &Scenario, property: &str, options: &Options, limit: u32) -> (Scenario, u32) {
+    let mut best = scenario.clone();
+    let mut runs = 0;
+    let mut fails = |candidate: &Scenario| {
+        runs += 1;
+        run(candidate, options).violations.iter().any(|v| v.property == property)
+    };
+    let mut size = best.events.len().div_ceil(2).max(1);
+    let mut tries = 0;
+    loop {
+        let mut at = 0;
+        let mut smaller = false;
+        while at < best.events.len() && tries < limit {
+            let mut candidate = best.clone();
+            let end = (at + size).min(candidate.events.len());
+            candidate.events.drain(at..end);
+            tries += 1;
+            if fails(&candidate) {
+                best = candidate;
+                smaller = true;
+            } else {
+                at += size;
+            }
+        }
+        if tries >= limit || (size == 1 && !smaller) {
+            break;
+        }
+        size = (size / 2).max(1);
+    }
+    (best, runs)
+}

@@ -1,0 +1,219 @@
+//! Drives the agents as the agent's process does: hands in what happened, carries out what they ask
+//! for, in order, and wakes them when they want to be woken.
+
+use super::{Happening, World};
+use crate::clock::Nanos;
+use mainstay_core::guard::{SlotState, Words as _};
+use mainstay_core::id::InstanceId;
+use mainstay_core::io::{FoundState, FoundVm, Input, Output};
+use mainstay_core::wire::Message;
+use mainstay_core::{Agent, Identity};
+use super::guest::Phase;
+
+/// Inputs that a hung agent's sockets keep.
+const INBOX: usize = 4096;
+
+impl World<'_> {
+    /// Hands an input in after a while, if the agent that asked still lives then.
+    pub(super) fn answer(&mut self, host: usize, wait: Nanos, input: Input) {
+        let run = self.hosts[host].agent_run;
+        self.after(wait, Happening::Input { host, run, input: Box::new(input) });
+    }
+
+    pub(super) fn feed(&mut self, host: usize, input: Input) {
+        let h = &mut self.hosts[host];
+        if !h.powered || h.agent.is_none() {
+            return;
+        }
+        if !h.agent_listens() {
+            if h.inbox.len() < INBOX {
+                h.inbox.push_back(input);
+            }
+            return;
+        }
+        let now = h.clock.local(self.now);
+        if let Some(agent) = &mut h.agent {
+            agent.handle(now, input);
+        }
+        self.drain(host);
+    }
+
+    /// Carries out what the agent asks for, in its order, and plans its next wake-up.
+    pub(super) fn drain(&mut self, host: usize) {
+        while let Some(output) = self.hosts[host].agent.as_mut().and_then(|a| a.poll_output()) {
+            self.carry_out(host, output);
+        }
+        let h = &mut self.hosts[host];
+        let Some(wake) = h.agent.as_ref().and_then(|a| a.poll_timeout()) else { return };
+        let at = h.clock.when(wake).max(self.now);
+        if h.timer.is_none_or(|planned| at < planned) {
+            h.timer = Some(at);
+            self.at(at, Happening::AgentTimer { host });
+        }
+    }
+
+    fn carry_out(&mut self, host: usize, output: Output) {
+        match output {
+            Output::Send { to, channel, message } => {
+                self.overhear(host, &message);
+                if let Some(to) = self.host_index.get(&to).copied() {
+                    self.send(host, to, channel, message);
+                }
+            }
+            Output::Ping(op, target) => self.ping(host, op, &target),
+            Output::Storage(op, datastore, request) => self.storage(host, op, &datastore, request),
+            Output::Guard(op, request) => self.guard_request(host, op, request),
+            Output::Hypervisor(op, request) => self.hypervisor(host, op, request),
+            Output::Persist(op, durable) => {
+                let wait = self.dice.life.between(300_000, 2_000_000);
+                let (boot, run) = (self.hosts[host].boot, self.hosts[host].agent_run);
+                self.after(wait, Happening::Persist { host, boot, run, op, durable: Box::new(durable) });
+            }
+            Output::Event(event) => self.said(host, event),
+        }
+    }
+
+    pub(super) fn agent_timer(&mut self, host: usize) {
+        let now = self.now;
+        let h = &mut self.hosts[host];
+        if h.timer != Some(now) && h.timer.is_none_or(|at| at > now) {
+            return;
+        }
+        h.timer = None;
+        if !h.agent_listens() {
+            return;
+        }
+        let local = h.clock.local(now);
+        let due = h.agent.as_ref().and_then(|a| a.poll_timeout()).is_some_and(|at| at <= local);
+        if due {
+            self.feed(host, Input::Timeout);
+        } else {
+            self.drain(host);
+        }
+    }
+
+    pub(super) fn agent_start(&mut self, host: usize, boot: u64) {
+        let h = &mut self.hosts[host];
+        if !h.powered || h.boot != boot || h.agent.is_some() {
+            return;
+        }
+        if h.in_flight > 0 {
+            h.agent_waits = true;
+            return;
+        }
+        h.agent_run += 1;
+        h.agent_hung = false;
+        h.inbox.clear();
+        h.timer = None;
+        let identity = Identity {
+            host: h.id.clone(),
+            boot: h.boot_id,
+            instance: InstanceId(self.dice.life.next_u64()),
+            seed: self.dice.life.next_u64(),
+        };
+        let found = self.found(host);
+        let h = &mut self.hosts[host];
+        let now = h.clock.local(self.now);
+        let made = Agent::new(identity, self.scenario.config.clone(), h.durable.clone(), found, now);
+        match made {
+            Ok(agent) => h.agent = Some(Box::new(agent)),
+            Err(error) => {
+                self.error = Some(error.to_string());
+                self.ended = true;
+                return;
+            }
+        }
+        #[cfg(feature = "planted")]
+        if let (Some(bug), Some(agent)) = (self.options.bug, &mut self.hosts[host].agent) {
+            agent.plant(bug);
+        }
+        self.drain(host);
+        if self.hosts[host].guard.is_none() {
+            let wait = self.restart_wait(true);
+            self.after(wait, Happening::GuardStart { host, boot });
+        }
+    }
+
+    /// The VMs that a starting agent finds; one without a deadline is frozen before anything else.
+    fn found(&mut self, host: usize) -> Vec<FoundVm> {
+        let mut found = Vec::new();
+        let now = self.hosts[host].clock.local(self.now);
+        for vm in 0..self.vms.len() {
+            let all = self.instances.iter().enumerate().filter(|(_, i)| i.host == host && i.vm == vm && i.exists());
+            let Some((instance, phase)) = all.map(|(index, i)| (index, i.phase)).next_back() else { continue };
+            let word = self.hosts[host].words.load(vm);
+            let state = match word.state() {
+                SlotState::Free => {
+                    self.instances[instance].frozen = true;
+                    self.vm_changed(vm);
+                    FoundState::Unregistered
+                }
+                SlotState::Running if word.deadline() > now && phase == Phase::Started => {
+                    FoundState::Running(word.generation())
+                }
+                SlotState::Running if word.deadline() > now => FoundState::Prepared(word.generation()),
+                SlotState::Running | SlotState::Lapsed => FoundState::Lapsed(word.generation()),
+            };
+            found.push(FoundVm { vm: self.vms[vm].id.clone(), state });
+        }
+        found
+    }
+
+    pub(super) fn agent_kill(&mut self, host: usize) {
+        let h = &mut self.hosts[host];
+        if !h.powered || h.agent.is_none() {
+            return;
+        }
+        h.agent = None;
+        h.agent_run += 1;
+        h.agent_hung = false;
+        h.inbox.clear();
+        h.timer = None;
+        let boot = h.boot;
+        let twin = h.guard_works();
+        let wait = self.restart_wait(twin);
+        self.after(wait, Happening::AgentStart { host, boot });
+        self.lose_words_with_both(host);
+    }
+
+    pub(super) fn agent_hang(&mut self, host: usize) {
+        let h = &mut self.hosts[host];
+        if h.powered && h.agent.is_some() {
+            h.agent_hung = true;
+        }
+    }
+
+    pub(super) fn agent_resume(&mut self, host: usize) {
+        if !self.hosts[host].agent_hung {
+            return;
+        }
+        self.hosts[host].agent_hung = false;
+        self.wake_agent(host);
+        self.revive(host);
+    }
+
+    /// The agent goes on with what has piled up; its timers and its sockets in an order that is drawn.
+    pub(super) fn wake_agent(&mut self, host: usize) {
+        self.hosts[host].timer = None;
+        if !self.hosts[host].agent_listens() {
+            return;
+        }
+        if self.dice.life.percent(50) {
+            self.feed(host, Input::Timeout);
+        }
+        let inbox = std::mem::take(&mut self.hosts[host].inbox);
+        for input in inbox {
+            self.feed(host, input);
+        }
+        self.drain(host);
+    }
+
+    /// What a host says of itself on the wire.
+    fn overhear(&mut self, host: usize, message: &Message) {
+        match message {
+            Message::Heartbeat { role, .. } => self.hosts[host].role = Some((*role, self.now)),
+            Message::Start(order) => self.owner_orders(host, order),
+            _ => {}
+        }
+    }
+}

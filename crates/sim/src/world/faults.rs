@@ -1,0 +1,360 @@
+//! Carries out the events of a scenario.
+
+use super::guard::Words;
+use super::guest::Phase;
+use super::{Happening, World};
+use crate::clock::{MS, SECOND};
+use crate::invariants::Fact;
+use crate::scenario::Fault;
+use crate::trace::{Body, Entry};
+use mainstay_core::Command;
+use mainstay_core::event::{EventKind, StopReason};
+use mainstay_core::guard::Guard;
+use mainstay_core::id::BootId;
+use mainstay_core::io::ExitCause;
+
+impl World<'_> {
+    pub(super) fn planned(&mut self, index: usize) {
+        let scenario = self.scenario;
+        let Some(planned) = scenario.events.get(index) else { return };
+        let fault = &planned.fault;
+        let arguments = fault.arguments(&scenario.names());
+        let body = Body::Fault { what: fault.name(), arguments };
+        self.trace.push(Entry { at: self.now, body, why: String::new() });
+        self.play_fault(fault);
+    }
+
+    fn play_fault(&mut self, fault: &Fault) {
+        match fault {
+            Fault::HostPowerOff { host } => self.power_off(*host),
+            Fault::HostPowerOn { host } => self.power_on(*host),
+            Fault::HostPause { host } => self.pause(*host),
+            Fault::HostResume { host } => self.resume(*host),
+            Fault::HostShutdown { host } => self.shut_host_down(*host, false),
+            Fault::HostReboot { host } => self.shut_host_down(*host, true),
+            Fault::AgentKill { host } => self.agent_kill(*host),
+            Fault::GuardKill { host } => self.guard_kill(*host),
+            Fault::AgentHang { host } => self.agent_hang(*host),
+            Fault::AgentResume { host } => self.agent_resume(*host),
+            Fault::GuardHang { host } => {
+                let h = &mut self.hosts[*host];
+                h.guard_hung = h.powered && h.guard.is_some();
+            }
+            Fault::GuardResume { host } => self.guard_resume(*host),
+            Fault::NetworkCut { host, network } => self.net.cut(*host, *network),
+            Fault::NetworkPartition { groups } => {
+                self.net.partition(groups);
+                self.release_held();
+            }
+            Fault::NetworkDrop { from, to } => self.net.drop_way(*from, *to),
+            Fault::NetworkLoss { percent, host } => self.net.set_loss(*percent, *host),
+            Fault::NetworkDelay { time, host } => self.net.set_delay(*time, *host),
+            Fault::NetworkHeal { host, network } => {
+                self.net.heal(*host, *network);
+                self.release_held();
+            }
+            Fault::GatewayDown => self.net.set_gateway(false),
+            Fault::GatewayUp => self.net.set_gateway(true),
+            Fault::Datastore { fault, datastore, host } => self.datastore_fault(*datastore, *host, *fault),
+            Fault::DatastoreHeal { datastore, host } => {
+                for disk in 0..self.disks.len() {
+                    if datastore.is_none_or(|d| d == disk) {
+                        self.datastore_heal(disk, *host);
+                    }
+                }
+            }
+            Fault::VmCrash { vm } => {
+                for host in 0..self.hosts.len() {
+                    for instance in self.instances_on(host, *vm) {
+                        self.kill(instance, ExitCause::Crash);
+                    }
+                }
+            }
+            Fault::GuestShutdown { vm } => {
+                for host in 0..self.hosts.len() {
+                    for instance in self.instances_on(host, *vm) {
+                        self.shut_down(instance);
+                    }
+                }
+            }
+            Fault::VmPowerOn { vm, host } => {
+                self.wish_on(*vm, *host);
+            }
+            Fault::VmPowerOff { vm } => self.wish_off(*vm),
+            Fault::ClockDrift { host, ppm } => self.drift(*host, *ppm),
+            Fault::StartFail { host, vm, times } => {
+                if let Some(host) = host {
+                    self.hosts[*host].start_fails = *times;
+                }
+                if let Some(vm) = vm {
+                    self.vms[*vm].start_fails = *times;
+                }
+            }
+            Fault::ManagerDown | Fault::ManagerUp | Fault::NotPlayable(_) => {}
+        }
+    }
+
+    pub(super) fn power_off(&mut self, host: usize) {
+        let h = &mut self.hosts[host];
+        if !h.powered {
+            return;
+        }
+        h.powered = false;
+        h.paused = false;
+        h.boot += 1;
+        h.agent = None;
+        h.agent_run += 1;
+        h.agent_hung = false;
+        h.agent_waits = false;
+        h.inbox.clear();
+        h.timer = None;
+        h.guard = None;
+        h.guard_run += 1;
+        h.guard_hung = false;
+        h.guard_wake = None;
+        h.guard_poke = false;
+        h.deferred.clear();
+        h.isolated = false;
+        h.role = None;
+        let slots = self.vms.len();
+        h.words = Words::new(slots);
+        self.operations_lose_power(host);
+        for instance in 0..self.instances.len() {
+            let i = &mut self.instances[instance];
+            if i.host != host || !i.exists() {
+                continue;
+            }
+            let was = i.phase;
+            i.phase = Phase::Dead;
+            let vm = i.vm;
+            for disk in self.disks.iter_mut() {
+                disk.parked_writes.retain(|w| w.instance != instance);
+                disk.parked_opens.retain(|o| *o != instance);
+            }
+            if was == Phase::Started {
+                let (vm, host) = (self.vms[vm].id.clone(), self.hosts[host].id.clone());
+                let kind = EventKind::VmStopped { vm, host, reason: StopReason::Host };
+                self.log(kind, "the machine lost power");
+            }
+            self.vm_changed(vm);
+        }
+        for disk in 0..self.disks.len() {
+            self.storage_lost(host, disk);
+        }
+    }
+
+    fn power_on(&mut self, host: usize) {
+        let h = &mut self.hosts[host];
+        if h.powered {
+            return;
+        }
+        h.powered = true;
+        let boot = h.boot;
+        let wait = self.scenario.hosts.get(host).map_or(0, |s| s.boot_time);
+        self.after(wait, Happening::Boot { host, boot });
+    }
+
+    /// Operating system and service manager are up: guard first, then agent.
+    pub(super) fn boot(&mut self, host: usize, boot: u64) {
+        let local = self.dice.life.between(5, 60) * SECOND;
+        let id = BootId(self.dice.life.next_u64());
+        let limit = self.scenario.config.settings.frozen_limit;
+        let now = self.now;
+        let h = &mut self.hosts[host];
+        if !h.powered || h.boot != boot || h.guard.is_some() {
+            return;
+        }
+        let ppm = h.clock.ppm();
+        h.clock = crate::clock::Clock::starting(now, local, ppm);
+        h.boot_id = id;
+        h.guard = Some(Guard::new(limit));
+        h.guard_run += 1;
+        for disk in 0..self.disks.len() {
+            self.storage_back(host, disk);
+        }
+        self.agent_start(host, boot);
+        self.release_held();
+    }
+
+    fn pause(&mut self, host: usize) {
+        let h = &mut self.hosts[host];
+        if !h.up() {
+            return;
+        }
+        h.paused = true;
+        for disk in 0..self.disks.len() {
+            self.storage_lost(host, disk);
+        }
+        for vm in 0..self.vms.len() {
+            self.vm_changed(vm);
+        }
+    }
+
+    /// Everything goes on at once: what was due in between happens in an order that is drawn.
+    fn resume(&mut self, host: usize) {
+        if !self.hosts[host].paused {
+            return;
+        }
+        self.hosts[host].paused = false;
+        self.hosts[host].guard_poke = true;
+        self.hosts[host].guard_wake = None;
+        self.doubt(host);
+        for disk in 0..self.disks.len() {
+            self.storage_back(host, disk);
+        }
+        for what in std::mem::take(&mut self.hosts[host].deferred) {
+            if matches!(what, Happening::AgentTimer { .. } | Happening::GuardWake { .. }) {
+                continue;
+            }
+            let wait = self.dice.life.below(5 * MS);
+            self.after(wait, what);
+        }
+        self.arm_guard(host);
+        let wait = self.dice.life.below(5 * MS);
+        self.hosts[host].timer = Some(self.now + wait);
+        self.after(wait, Happening::AgentTimer { host });
+        let inbox = std::mem::take(&mut self.hosts[host].inbox);
+        let run = self.hosts[host].agent_run;
+        for input in inbox {
+            let wait = self.dice.life.below(5 * MS);
+            self.after(wait, Happening::Input { host, run, input: Box::new(input) });
+        }
+        for vm in 0..self.vms.len() {
+            self.vm_changed(vm);
+        }
+        self.release_held();
+    }
+
+    /// The operating system stops its services, then the machine is off, or comes back.
+    fn shut_host_down(&mut self, host: usize, reboot: bool) {
+        let h = &mut self.hosts[host];
+        if !h.up() {
+            return;
+        }
+        let boot = h.boot;
+        h.agent = None;
+        h.agent_run += 1;
+        h.inbox.clear();
+        h.timer = None;
+        let wait = self.dice.life.between(2000, 4000) * MS;
+        self.after(wait, Happening::HostStops { host, boot, reboot });
+    }
+
+    pub(super) fn host_stops(&mut self, host: usize, boot: u64, reboot: bool) {
+        if self.hosts[host].boot != boot {
+            return;
+        }
+        self.power_off(host);
+        if reboot {
+            self.power_on(host);
+        }
+    }
+
+    fn drift(&mut self, host: usize, ppm: i64) {
+        let now = self.now;
+        let bound = i64::from(self.scenario.config.settings.timing.clock_drift_ppm);
+        let was_beyond = self.hosts[host].clock.ppm().abs() > bound;
+        self.hosts[host].clock.set_rate(now, ppm);
+        if was_beyond {
+            // Deadlines that were set on the wrong clock run out within `freeze`.
+            let until = now + mainstay_core::time::nanos(self.scenario.config.settings.timing.freeze);
+            self.hosts[host].doubt_until = until + self.guard_worst();
+        }
+        self.hosts[host].timer = None;
+        self.hosts[host].guard_wake = None;
+        if self.hosts[host].agent_listens() {
+            self.drain(host);
+        }
+        self.arm_guard(host);
+    }
+
+    /// The host that a user's wish about a VM goes to.
+    fn where_is(&self, vm: usize) -> Option<usize> {
+        let here = self.instances.iter().filter(|i| i.vm == vm && i.exists()).map(|i| i.host);
+        here.max_by_key(|h| self.hosts[*h].agent_listens())
+    }
+
+    fn best_host(&self, vm: usize) -> Option<usize> {
+        let disk = self.vms[vm].disk;
+        let fits = |h: &usize| {
+            self.hosts[*h].agent_listens() && self.hosts[*h].mounts.get(disk).copied().unwrap_or(false)
+        };
+        let home = self.vms[vm].home.filter(fits);
+        home.or_else(|| (0..self.hosts.len()).filter(fits).max_by_key(|h| (self.free_memory(*h), usize::MAX - h)))
+    }
+
+    pub(super) fn free_memory(&self, host: usize) -> u64 {
+        let all = self.scenario.config.hosts.get(&self.hosts[host].id).map_or(0, |h| h.memory_mb);
+        let used: u64 = self
+            .instances
+            .iter()
+            .filter(|i| i.host == host && i.exists())
+            .map(|i| self.vms[i.vm].memory_mb)
+            .sum();
+        all.saturating_sub(used)
+    }
+
+    pub(super) fn free_cpu(&self, host: usize) -> u64 {
+        let all = self.scenario.config.hosts.get(&self.hosts[host].id).map_or(0, |h| h.cpu_mhz);
+        let used: u64 = self
+            .instances
+            .iter()
+            .filter(|i| i.host == host && i.exists())
+            .map(|i| self.vms[i.vm].cpu_mhz)
+            .sum();
+        all.saturating_sub(used)
+    }
+
+    /// Gives a command to an agent; a refusal is part of the trace.
+    pub(super) fn command(&mut self, host: usize, command: Command) -> bool {
+        if !self.hosts[host].agent_listens() {
+            self.note("the command was not heard: the agent does not answer");
+            return false;
+        }
+        let now = self.hosts[host].clock.local(self.now);
+        let given = match &mut self.hosts[host].agent {
+            Some(agent) => agent.command(now, command),
+            None => return false,
+        };
+        self.drain(host);
+        if let Err(error) = &given {
+            self.note(&error.to_string());
+        }
+        given.is_ok()
+    }
+
+    /// Adds what became of a wish to its line.
+    fn note(&mut self, text: &str) {
+        let now = self.now;
+        let line = self.trace.iter_mut().rev().take_while(|e| e.at == now);
+        if let Some(entry) = line.into_iter().find(|e| matches!(e.body, Body::Fault { .. })) {
+            entry.why = text.into();
+        }
+    }
+
+    pub(super) fn wish_on(&mut self, vm: usize, host: Option<usize>) -> bool {
+        let host = host.or_else(|| self.where_is(vm)).or_else(|| self.best_host(vm));
+        let Some(host) = host else { return false };
+        let id = self.vms[vm].id.clone();
+        let accepted = self.command(host, Command::PowerOn(id));
+        if accepted {
+            self.vms[vm].off_wished = false;
+            self.vms[vm].ordered_to = None;
+            self.vms[vm].abandoned = false;
+            self.judge.observe(self.now, &Fact::Wish { vm, on: true });
+        }
+        accepted
+    }
+
+    fn wish_off(&mut self, vm: usize) {
+        let Some(host) = self.where_is(vm).or_else(|| self.best_host(vm)) else { return };
+        let id = self.vms[vm].id.clone();
+        // The wish counts before the agent acts on it: it may kill at once.
+        let before = std::mem::replace(&mut self.vms[vm].off_wished, true);
+        if self.command(host, Command::PowerOff(id)) {
+            self.judge.observe(self.now, &Fact::Wish { vm, on: false });
+        } else {
+            self.vms[vm].off_wished = before;
+        }
+    }
+}

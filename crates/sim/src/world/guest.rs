@@ -1,0 +1,429 @@
+//! Guests: processes with an image open, a virtual processor that can be frozen, and writes on their
+//! way to the disk that no freeze recalls.
+
+use super::disk::Write;
+use super::{Happening, World};
+use crate::clock::{MS, Nanos};
+use crate::expect::VmFacts;
+use crate::invariants::{Fact, KillCause, Runner};
+use mainstay_core::config::FenceClass;
+use mainstay_core::event::StopReason;
+use mainstay_core::id::{Generation, OpId, VmId};
+use mainstay_core::io::{ExitCause, HypervisorOutcome, HypervisorRequest, Input};
+
+/// Time between two writes of a guest.
+const TICK: Nanos = 500 * MS;
+
+/// A VM as the world knows it.
+#[derive(Debug)]
+pub(super) struct Vm {
+    pub(super) id: VmId,
+    pub(super) disk: usize,
+    pub(super) start_time: Nanos,
+    pub(super) shutdown_time: Option<Nanos>,
+    pub(super) start_fails: u64,
+    /// Its user switched it off and has not switched it on since.
+    pub(super) off_wished: bool,
+    pub(super) on: bool,
+    pub(super) memory_mb: u64,
+    pub(super) cpu_mhz: u64,
+    /// Where a start was last ordered by a primary.
+    pub(super) ordered_to: Option<usize>,
+    pub(super) home: Option<usize>,
+    pub(super) protected: bool,
+    pub(super) abandoned: bool,
+    pub(super) last_exit: Option<StopReason>,
+    /// The newest instance that opened the image: older ones are fenced without image locks.
+    pub(super) newest_open: Option<usize>,
+    pub(super) accepted: bool,
+}
+
+/// How far a process has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    Opening,
+    Preparing,
+    Prepared,
+    Started,
+    /// Killed or ended; a thread of it may still be in the kernel.
+    Dying,
+    Dead,
+}
+
+/// A VM's process on a host.
+#[derive(Debug)]
+pub(super) struct Instance {
+    pub(super) vm: usize,
+    pub(super) host: usize,
+    pub(super) generation: Generation,
+    pub(super) phase: Phase,
+    pub(super) frozen: bool,
+    pub(super) opened: bool,
+    /// The generation under which it last began to execute.
+    ran_under: Option<Generation>,
+    op: Option<(OpId, u64)>,
+    writing: bool,
+    dying: Option<ExitCause>,
+    shutting_down: bool,
+    life: u64,
+}
+
+impl Instance {
+    pub(super) fn exists(&self) -> bool {
+        self.phase != Phase::Dead
+    }
+
+    pub(super) fn executes(&self) -> bool {
+        self.phase == Phase::Started && !self.frozen
+    }
+
+    pub(super) fn mark(&self) -> &'static str {
+        match (self.phase, self.frozen) {
+            (Phase::Dying, _) => "(dying)",
+            (Phase::Started, false) => "",
+            (_, true) => "(frozen)",
+            _ => "(starting)",
+        }
+    }
+}
+
+impl World<'_> {
+    /// Processes of a VM on a host that were not killed.
+    pub(super) fn instances_on(&self, host: usize, vm: usize) -> Vec<usize> {
+        let fits = |i: &Instance| i.host == host && i.vm == vm && i.exists() && i.phase != Phase::Dying;
+        self.instances.iter().enumerate().filter(|(_, i)| fits(i)).map(|(index, _)| index).collect()
+    }
+
+    pub(super) fn hypervisor(&mut self, host: usize, op: OpId, request: HypervisorRequest) {
+        let id = match &request {
+            HypervisorRequest::Prepare { spec, .. } => &spec.id,
+            HypervisorRequest::Resume { vm }
+            | HypervisorRequest::Shutdown { vm }
+            | HypervisorRequest::Kill { vm } => vm,
+        };
+        let Some(vm) = self.vm_index.get(id).copied() else {
+            let outcome = HypervisorOutcome::Failed("there is no such VM".into());
+            return self.answer(host, MS, Input::Hypervisor(op, outcome));
+        };
+        let here = self.instances_on(host, vm);
+        match request {
+            HypervisorRequest::Prepare { generation, .. } => self.prepare(host, vm, op, generation),
+            HypervisorRequest::Resume { .. } => {
+                let Some(instance) = here.into_iter().find(|i| self.instances[*i].phase == Phase::Prepared)
+                else {
+                    let outcome = HypervisorOutcome::Failed("there is no prepared process".into());
+                    return self.answer(host, MS, Input::Hypervisor(op, outcome));
+                };
+                let run = self.hosts[host].agent_run;
+                let wait = self.vms[vm].start_time / 20;
+                self.after(wait, Happening::FirstRun { instance, op, run });
+            }
+            HypervisorRequest::Shutdown { .. } => {
+                for instance in here {
+                    self.shut_down(instance);
+                }
+                self.answer(host, MS, Input::Hypervisor(op, HypervisorOutcome::Done));
+            }
+            HypervisorRequest::Kill { .. } => {
+                for instance in here {
+                    let cause = self.kill_cause(instance);
+                    self.judge.observe(self.now, &Fact::Killed { vm, host, cause });
+                    self.kill(instance, ExitCause::Killed);
+                }
+                self.answer(host, MS, Input::Hypervisor(op, HypervisorOutcome::Done));
+            }
+        }
+    }
+
+    fn prepare(&mut self, host: usize, vm: usize, op: OpId, generation: Generation) {
+        let here = self.instances.iter().any(|i| i.host == host && i.vm == vm && i.exists());
+        let failure = if here {
+            Some("there is a process of this VM already")
+        } else if self.hosts[host].start_fails > 0 || self.vms[vm].start_fails > 0 {
+            let (h, v) = (&mut self.hosts[host].start_fails, &mut self.vms[vm].start_fails);
+            if *h > 0 { *h -= 1 } else { *v -= 1 }
+            Some("the hypervisor failed, as the scenario says")
+        } else {
+            None
+        };
+        if let Some(text) = failure {
+            let wait = self.vms[vm].start_time / 2;
+            return self.answer(host, wait, Input::Hypervisor(op, HypervisorOutcome::Failed(text.into())));
+        }
+        let instance = self.instances.push(Instance {
+            vm,
+            host,
+            generation,
+            phase: Phase::Opening,
+            frozen: false,
+            opened: false,
+            ran_under: None,
+            op: Some((op, self.hosts[host].agent_run)),
+            writing: false,
+            dying: None,
+            shutting_down: false,
+            life: 0,
+        });
+        self.after(10 * MS, Happening::OpenImage { instance });
+        self.vm_changed(vm);
+    }
+
+    pub(super) fn open_image(&mut self, instance: usize) {
+        let i = &self.instances[instance];
+        let (vm, host) = (i.vm, i.host);
+        if i.phase != Phase::Opening || !self.hosts[host].powered {
+            return;
+        }
+        let disk = self.vms[vm].disk;
+        let faults = self.disks[disk].faults(host);
+        if faults.hang {
+            self.disks[disk].parked_opens.push(instance);
+            return;
+        }
+        let holder = self.disks[disk].images.get(&vm).copied().filter(|h| *h != instance);
+        let refused = if faults.gone {
+            Some(HypervisorOutcome::Failed("the image cannot be opened: the datastore is gone".into()))
+        } else if self.disks[disk].image_locks && holder.is_some() {
+            Some(HypervisorOutcome::ImageLocked)
+        } else {
+            None
+        };
+        if let Some(outcome) = refused {
+            self.instances[instance].phase = Phase::Dead;
+            self.complete(instance, outcome);
+            self.vm_changed(vm);
+            return;
+        }
+        self.disks[disk].images.insert(vm, instance);
+        self.vms[vm].newest_open = Some(instance);
+        self.instances[instance].opened = true;
+        self.instances[instance].phase = Phase::Preparing;
+        let wait = (self.vms[vm].start_time * 19 / 20).saturating_sub(10 * MS);
+        self.after(wait, Happening::Prepared { instance });
+    }
+
+    fn complete(&mut self, instance: usize, outcome: HypervisorOutcome) {
+        let host = self.instances[instance].host;
+        if let Some((op, run)) = self.instances[instance].op.take()
+            && self.hosts[host].agent_run == run
+        {
+            self.answer(host, 100_000, Input::Hypervisor(op, outcome));
+        }
+    }
+
+    pub(super) fn prepared(&mut self, instance: usize) {
+        if self.instances[instance].phase == Phase::Preparing {
+            self.instances[instance].phase = Phase::Prepared;
+            self.complete(instance, HypervisorOutcome::Done);
+        }
+    }
+
+    pub(super) fn first_run(&mut self, instance: usize, op: OpId, run: u64) {
+        let i = &mut self.instances[instance];
+        let (vm, host) = (i.vm, i.host);
+        let outcome = if i.phase == Phase::Prepared {
+            i.phase = Phase::Started;
+            i.life += 1;
+            let life = i.life;
+            let wait = self.dice.guest.below(TICK);
+            self.after(wait, Happening::GuestTick { instance, life });
+            if self.instances[instance].executes() {
+                self.executes_now(instance);
+            }
+            HypervisorOutcome::Done
+        } else {
+            HypervisorOutcome::Failed("the process is gone".into())
+        };
+        if self.hosts[host].agent_run == run {
+            self.answer(host, 100_000, Input::Hypervisor(op, outcome));
+        }
+        self.vm_changed(vm);
+    }
+
+    /// An instance begins to execute, for the first time or under another generation than before.
+    pub(super) fn executes_now(&mut self, instance: usize) {
+        let i = &mut self.instances[instance];
+        let (vm, host, generation) = (i.vm, i.host, i.generation);
+        if i.ran_under == Some(generation) {
+            return;
+        }
+        let first = i.ran_under.is_none();
+        i.ran_under = Some(generation);
+        let disk = self.vms[vm].disk;
+        let newest = self.disks[disk]
+            .newest_lock(self.scenario.config.cluster_id, &self.vms[vm].id)
+            .map_or(generation, |r| r.generation);
+        let excused = !self.guarded(host);
+        if first && self.vms[vm].ordered_to == Some(host) {
+            let broken = self.broken_rule(vm, host);
+            self.judge.observe(self.now, &Fact::Placed { vm, host, broken });
+        }
+        let fact = Fact::Runs { vm, host, instance, generation, newest, excused, first };
+        self.judge.observe(self.now, &fact);
+    }
+
+    pub(super) fn guest_tick(&mut self, instance: usize, life: u64) {
+        let i = &self.instances[instance];
+        if !i.exists() || i.phase == Phase::Dying || i.life != life || !self.hosts[i.host].powered {
+            return;
+        }
+        if i.executes() && !i.writing {
+            let (vm, generation) = (i.vm, i.generation);
+            self.instances[instance].writing = true;
+            let disk = self.vms[vm].disk;
+            let write = Box::new(Write { instance, disk, generation });
+            let mut wait = self.dice.guest.between(300_000, 2 * MS);
+            if self.stormy() && self.dice.guest.below(1000) < self.scenario.weather.stall {
+                wait += self.dice.guest.below(self.scenario.weather.stall_ms.max(1)) * MS;
+            }
+            self.after(wait, Happening::GuestLand { write });
+        }
+        self.after(TICK, Happening::GuestTick { instance, life });
+    }
+
+    pub(super) fn guest_land(&mut self, write: Write) {
+        let i = &self.instances[write.instance];
+        let (vm, host) = (i.vm, i.host);
+        let faults = self.disks[write.disk].faults(host);
+        if i.exists() && faults.hang && self.hosts[host].powered {
+            self.disks[write.disk].parked_writes.push(write);
+            return;
+        }
+        self.instances[write.instance].writing = false;
+        let disk = &self.disks[write.disk];
+        let enforced = disk.fence == FenceClass::Enforced;
+        let entitled = if disk.image_locks {
+            disk.images.get(&vm) == Some(&write.instance)
+        } else {
+            self.vms[vm].newest_open == Some(write.instance)
+        };
+        if !faults.gone && (!enforced || entitled) {
+            let fact = Fact::WriteLanded {
+                vm,
+                instance: write.instance,
+                generation: write.generation,
+                fenced: enforced,
+            };
+            self.judge.observe(self.now, &fact);
+        }
+        if let Some(cause) = self.instances[write.instance].dying.take() {
+            self.exit(write.instance, cause);
+        }
+    }
+
+    pub(super) fn shut_down(&mut self, instance: usize) {
+        let i = &mut self.instances[instance];
+        if i.shutting_down || i.phase != Phase::Started {
+            return;
+        }
+        i.shutting_down = true;
+        if let Some(wait) = self.vms[i.vm].shutdown_time {
+            self.after(wait, Happening::Exit { instance, cause: ExitCause::GuestShutdown });
+        }
+    }
+
+    /// SIGKILL: instructions end at once; the process is gone a moment later, or when its I/O returns.
+    pub(super) fn kill(&mut self, instance: usize, cause: ExitCause) {
+        let i = &mut self.instances[instance];
+        if i.phase == Phase::Dying || i.phase == Phase::Dead {
+            return;
+        }
+        i.phase = Phase::Dying;
+        let vm = i.vm;
+        let wait = self.dice.guest.between(MS, 50 * MS);
+        self.after(wait, Happening::Exit { instance, cause });
+        self.vm_changed(vm);
+    }
+
+    pub(super) fn exit(&mut self, instance: usize, cause: ExitCause) {
+        let i = &self.instances[instance];
+        let (vm, host) = (i.vm, i.host);
+        if i.phase == Phase::Dead {
+            return;
+        }
+        if cause == ExitCause::GuestShutdown && (i.phase != Phase::Started || i.frozen) {
+            // A frozen guest shuts nothing down; it goes on when it is thawed.
+            if i.frozen && i.phase == Phase::Started {
+                self.after(TICK, Happening::Exit { instance, cause });
+            }
+            return;
+        }
+        let disk = self.vms[vm].disk;
+        let stuck = self.instances[instance].writing && self.disks[disk].faults(host).hang;
+        if stuck && self.hosts[host].powered {
+            self.instances[instance].phase = Phase::Dying;
+            self.instances[instance].dying = Some(cause);
+            self.vm_changed(vm);
+            return;
+        }
+        self.instances[instance].phase = Phase::Dead;
+        if self.disks[disk].images.get(&vm) == Some(&instance) {
+            self.disks[disk].images.remove(&vm);
+        }
+        self.complete(instance, HypervisorOutcome::Failed("the process ended".into()));
+        self.vms[vm].last_exit = Some(match cause {
+            ExitCause::GuestShutdown => StopReason::Guest,
+            ExitCause::Crash => StopReason::Crash,
+            ExitCause::Killed => StopReason::User,
+        });
+        let wait = self.dice.guest.between(100_000, 2 * MS);
+        let id = self.vms[vm].id.clone();
+        self.answer(host, wait, Input::VmExited { vm: id, cause });
+        self.vm_changed(vm);
+    }
+
+    /// What the world can confirm as a cause for killing this process.
+    pub(super) fn kill_cause(&self, instance: usize) -> KillCause {
+        let i = &self.instances[instance];
+        let vm = &self.vms[i.vm];
+        let newest = self.disks[vm.disk].newest_lock(self.scenario.config.cluster_id, &vm.id);
+        KillCause {
+            never_ran: i.ran_under.is_none(),
+            user: vm.off_wished,
+            lock_moved: newest.is_none_or(|lock| lock.generation > i.generation),
+            isolated: self.hosts[i.host].isolated,
+            frozen_limit: false,
+            guest: i.shutting_down,
+        }
+    }
+
+    pub(super) fn facts_of(&self, vm: usize) -> VmFacts {
+        let mut facts = VmFacts::default();
+        for i in self.instances.iter().filter(|i| i.vm == vm && i.exists()) {
+            facts.instances += 1;
+            if i.executes() && self.hosts[i.host].up() {
+                facts.running.push(i.host);
+            } else if i.frozen && i.phase == Phase::Started {
+                facts.frozen += 1;
+            }
+        }
+        facts
+    }
+
+    /// Something about a VM's instances changed: expectations and S1 look again.
+    pub(super) fn vm_changed(&mut self, vm: usize) {
+        let mut runners: Vec<Runner> = Vec::new();
+        for (index, i) in self.instances.iter().enumerate() {
+            if i.vm != vm || !i.executes() || !self.hosts[i.host].up() {
+                continue;
+            }
+            let disk = &self.disks[self.vms[vm].disk];
+            let enforced = disk.fence == FenceClass::Enforced;
+            let can_write = enforced && disk.image_locks && disk.images.get(&vm) == Some(&index);
+            runners.push(Runner {
+                host: i.host,
+                instance: index,
+                generation: i.generation,
+                guarded: self.guarded(i.host),
+                can_write,
+            });
+        }
+        if runners.len() > 1 {
+            self.judge.observe(self.now, &Fact::Runners { vm, runners: &runners });
+        }
+        if let Some(zero) = self.zero.filter(|z| self.now >= *z) {
+            let facts = self.facts_of(vm);
+            self.watch.changed(&self.scenario.expects, vm, self.now - zero, &facts);
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! The world: hosts, networks, datastores, guests and clocks in virtual time.
+
+mod disk;
+mod driver;
+mod faults;
+mod guard;
+mod guest;
+mod judge;
+mod net;
+mod settle;
+#[cfg(test)]
+mod tests;
+
+use crate::arena::Arena;
+use crate::clock::{Clock, MS, Nanos, SECOND};
+use crate::expect::{Verdict, Watch};
+use crate::invariants::{Judge, Labels, Violation};
+use crate::scenario::Scenario;
+use crate::trace::{Body, Entry};
+use disk::{Disk, Op, Write};
+use guard::Words;
+use guest::{Instance, Vm};
+use mainstay_core::Agent;
+use mainstay_core::event::EventKind;
+use mainstay_core::guard::Guard;
+use mainstay_core::id::{BootId, DatastoreId, HostId, OpId, VmId};
+use mainstay_core::io::{Channel, Durable, ExitCause, Input};
+use mainstay_core::rng::Rng;
+use mainstay_core::wire::{Message, RoleTag};
+use net::Network;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+
+/// How to run a scenario.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Stop at the first violation.
+    pub stop_at_violation: bool,
+    /// A bug to plant into every agent, or into the guard.
+    #[cfg(feature = "planted")]
+    pub bug: Option<mainstay_core::planted::Bug>,
+}
+
+/// What a run gave.
+#[derive(Clone, Debug)]
+pub struct RunResult {
+    /// Everything that happened.
+    pub trace: Vec<Entry>,
+    /// True time of zero.
+    pub zero: Nanos,
+    /// The expectations.
+    pub verdicts: Vec<Verdict>,
+    /// Properties that did not hold.
+    pub violations: Vec<Violation>,
+    /// Why the run came to no end, if it did not.
+    pub error: Option<String>,
+    /// The hosts at the end, for people.
+    pub hosts: Vec<String>,
+    /// Virtual time after zero.
+    pub virtual_time: Nanos,
+    /// Events that the world played.
+    pub steps: u64,
+}
+
+impl RunResult {
+    /// All expectations hold, nothing was violated, and the run came to its end.
+    #[must_use]
+    pub fn pass(&self) -> bool {
+        self.error.is_none() && self.violations.is_empty() && self.verdicts.iter().all(|v| v.pass)
+    }
+}
+
+/// Something that will happen.
+#[derive(Debug)]
+enum Happening {
+    AgentTimer { host: usize },
+    Deliver { from: usize, to: usize, message: Box<Message>, channel: Channel, run: u64 },
+    Input { host: usize, run: u64, input: Box<Input> },
+    Persist { host: usize, boot: u64, run: u64, op: OpId, durable: Box<Durable> },
+    Effect { op: usize, serial: u64 },
+    Ack { op: usize, serial: u64 },
+    GuardWake { host: usize },
+    GuardAct { host: usize, run: u64, vm: usize, what: guard::Act },
+    GuestTick { instance: usize, life: u64 },
+    GuestLand { write: Box<Write> },
+    OpenImage { instance: usize },
+    Prepared { instance: usize },
+    FirstRun { instance: usize, op: OpId, run: u64 },
+    Exit { instance: usize, cause: ExitCause },
+    Boot { host: usize, boot: u64 },
+    AgentStart { host: usize, boot: u64 },
+    GuardStart { host: usize, boot: u64 },
+    HostStops { host: usize, boot: u64, reboot: bool },
+    DropImageLocks { host: usize, disk: usize, lost: u64 },
+    Recheck { vm: usize },
+    Settle,
+    Fault { index: usize },
+    Moment { index: usize },
+    Demand,
+    End,
+}
+
+#[derive(Debug)]
+struct Queued {
+    at: Nanos,
+    seq: u64,
+    what: Happening,
+}
+
+impl PartialEq for Queued {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.seq) == (other.at, other.seq)
+    }
+}
+impl Eq for Queued {}
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Queued {
+    /// The earliest is the greatest: `BinaryHeap` gives the greatest first.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.at, other.seq).cmp(&(self.at, self.seq))
+    }
+}
+
+/// A host and the processes on it.
+#[derive(Debug)]
+struct Host {
+    id: HostId,
+    mounts: Vec<bool>,
+    clock: Clock,
+    powered: bool,
+    paused: bool,
+    /// Counts power-offs and boots: what was planned in an earlier boot does not happen.
+    boot: u64,
+    boot_id: BootId,
+    agent: Option<Box<Agent>>,
+    agent_run: u64,
+    agent_hung: bool,
+    /// Waits for the operations of its predecessor to end.
+    agent_waits: bool,
+    inbox: VecDeque<Input>,
+    timer: Option<Nanos>,
+    guard: Option<Guard>,
+    guard_run: u64,
+    guard_hung: bool,
+    guard_wake: Option<Nanos>,
+    guard_poke: bool,
+    guard_busy: Nanos,
+    words: Words,
+    /// Until then the guard has not had its time since it was dead, hung or paused.
+    doubt_until: Nanos,
+    durable: Durable,
+    in_flight: usize,
+    deferred: Vec<Happening>,
+    start_fails: u64,
+    lost: Vec<u64>,
+    role: Option<(RoleTag, Nanos)>,
+    isolated: bool,
+}
+
+impl Host {
+    fn up(&self) -> bool {
+        self.powered && !self.paused
+    }
+
+    fn agent_listens(&self) -> bool {
+        self.up() && self.agent.is_some() && !self.agent_hung
+    }
+
+    fn guard_works(&self) -> bool {
+        self.guard.is_some() && !self.guard_hung
+    }
+}
+
+#[derive(Debug)]
+struct Dice {
+    net: Rng,
+    disk: Rng,
+    guard: Rng,
+    guest: Rng,
+    life: Rng,
+    codec: Rng,
+}
+
+/// A run in progress.
+#[derive(Debug)]
+struct World<'s> {
+    scenario: &'s Scenario,
+    options: Options,
+    now: Nanos,
+    zero: Option<Nanos>,
+    heap: BinaryHeap<Queued>,
+    seq: u64,
+    steps: u64,
+    dice: Dice,
+    hosts: Arena<Host>,
+    vms: Arena<Vm>,
+    disks: Arena<Disk>,
+    instances: Arena<Instance>,
+    ops: Arena<Option<Op>>,
+    free_ops: Vec<usize>,
+    net: Network,
+    host_index: BTreeMap<HostId, usize>,
+    vm_index: BTreeMap<VmId, usize>,
+    disk_index: BTreeMap<DatastoreId, usize>,
+    judge: Judge,
+    watch: Watch,
+    trace: Vec<Entry>,
+    error: Option<String>,
+    ended: bool,
+    first_primary: Option<Nanos>,
+}
+
+/// Plays a scenario from the start of all hosts to its end.
+#[must_use]
+pub fn run(scenario: &Scenario, options: &Options) -> RunResult {
+    let mut world = World::new(scenario, options.clone());
+    world.start();
+    world.play();
+    world.finish()
+}
+
+impl<'s> World<'s> {
+    fn new(scenario: &'s Scenario, options: Options) -> Self {
+        let root = Rng::new(scenario.seed);
+        let dice = Dice {
+            net: root.fork("network"),
+            disk: root.fork("storage"),
+            guard: root.fork("guard"),
+            guest: root.fork("guest"),
+            life: root.fork("life"),
+            codec: root.fork("codec"),
+        };
+        let names = scenario.names();
+        let labels = Labels { hosts: names.hosts, vms: names.vms, datastores: names.datastores };
+        let index = |n: usize| 0..n;
+        Self {
+            scenario,
+            options,
+            now: 0,
+            zero: None,
+            heap: BinaryHeap::new(),
+            seq: 0,
+            steps: 0,
+            dice,
+            hosts: Arena::default(),
+            vms: Arena::default(),
+            disks: Arena::default(),
+            instances: Arena::default(),
+            ops: Arena::default(),
+            free_ops: Vec::new(),
+            net: Network::new(scenario),
+            host_index: scenario.hosts.iter().map(|h| h.id.clone()).zip(index(scenario.hosts.len())).collect(),
+            vm_index: scenario.vms.iter().map(|v| v.id.clone()).zip(index(scenario.vms.len())).collect(),
+            disk_index: scenario
+                .datastores
+                .iter()
+                .map(|d| d.id.clone())
+                .zip(index(scenario.datastores.len()))
+                .collect(),
+            judge: Judge::new(labels, scenario.config.settings.max_restart_attempts),
+            watch: Watch::new(&scenario.expects),
+            trace: Vec::new(),
+            error: None,
+            ended: false,
+            first_primary: None,
+        }
+    }
+
+    fn at(&mut self, at: Nanos, what: Happening) {
+        self.seq += 1;
+        self.heap.push(Queued { at: at.max(self.now), seq: self.seq, what });
+    }
+
+    fn after(&mut self, wait: Nanos, what: Happening) {
+        self.at(self.now.saturating_add(wait), what);
+    }
+
+    fn play(&mut self) {
+        while let Some(next) = self.heap.pop() {
+            self.now = next.at;
+            self.steps += 1;
+            self.dispatch(next.what);
+            let stop = self.options.stop_at_violation && !self.judge.violations.is_empty();
+            if self.ended || stop {
+                break;
+            }
+        }
+    }
+
+    /// What belongs to a paused host waits until it goes on.
+    fn sleeper(&self, what: &Happening) -> Option<usize> {
+        let host = match what {
+            Happening::AgentTimer { host }
+            | Happening::Input { host, .. }
+            | Happening::Persist { host, .. }
+            | Happening::GuardWake { host }
+            | Happening::GuardAct { host, .. }
+            | Happening::Boot { host, .. }
+            | Happening::AgentStart { host, .. }
+            | Happening::GuardStart { host, .. }
+            | Happening::HostStops { host, .. } => *host,
+            Happening::GuestTick { instance, .. }
+            | Happening::OpenImage { instance }
+            | Happening::Prepared { instance }
+            | Happening::FirstRun { instance, .. }
+            | Happening::Exit { instance, .. } => self.instances[*instance].host,
+            _ => return None,
+        };
+        (self.hosts[host].powered && self.hosts[host].paused).then_some(host)
+    }
+
+    fn dispatch(&mut self, what: Happening) {
+        if let Some(host) = self.sleeper(&what) {
+            self.hosts[host].deferred.push(what);
+            return;
+        }
+        match what {
+            Happening::AgentTimer { host } => self.agent_timer(host),
+            Happening::Deliver { from, to, message, channel, run } => {
+                self.deliver(from, to, message, channel, run);
+            }
+            Happening::Input { host, run, input } => {
+                if self.hosts[host].agent_run == run {
+                    self.feed(host, *input);
+                }
+            }
+            Happening::Persist { host, boot, run, op, durable } => {
+                if self.hosts[host].powered && self.hosts[host].boot == boot {
+                    self.hosts[host].durable = *durable;
+                    if self.hosts[host].agent_run == run {
+                        self.feed(host, Input::Persisted(op, true));
+                    }
+                }
+            }
+            Happening::Effect { op, serial } => self.storage_effect(op, serial),
+            Happening::Ack { op, serial } => self.storage_ack(op, serial),
+            Happening::GuardWake { host } => self.guard_wake(host),
+            Happening::GuardAct { host, run, vm, what } => self.guard_act(host, run, vm, what),
+            Happening::GuestTick { instance, life } => self.guest_tick(instance, life),
+            Happening::GuestLand { write } => self.guest_land(*write),
+            Happening::OpenImage { instance } => self.open_image(instance),
+            Happening::Prepared { instance } => self.prepared(instance),
+            Happening::FirstRun { instance, op, run } => self.first_run(instance, op, run),
+            Happening::Exit { instance, cause } => self.exit(instance, cause),
+            Happening::Boot { host, boot } => self.boot(host, boot),
+            Happening::AgentStart { host, boot } => self.agent_start(host, boot),
+            Happening::GuardStart { host, boot } => self.guard_start(host, boot),
+            Happening::HostStops { host, boot, reboot } => self.host_stops(host, boot, reboot),
+            Happening::DropImageLocks { host, disk, lost } => self.drop_image_locks(host, disk, lost),
+            Happening::Recheck { vm } => self.vm_changed(vm),
+            Happening::Settle => self.settle(),
+            Happening::Fault { index } => self.planned(index),
+            Happening::Moment { index } => self.moment(index),
+            Happening::Demand => self.demand(),
+            Happening::End => self.ended = true,
+        }
+    }
+
+    fn log(&mut self, kind: EventKind, why: impl Into<String>) {
+        self.trace.push(Entry { at: self.now, body: Body::Event(kind), why: why.into() });
+    }
+
+    /// Weather applies from zero until it calms down.
+    fn stormy(&self) -> bool {
+        let until = self.scenario.weather.until_ms;
+        self.zero.is_some_and(|zero| self.now >= zero && (until == 0 || self.now < zero + until * MS))
+    }
+
+    fn finish(self) -> RunResult {
+        let zero = self.zero.unwrap_or(self.now);
+        let verdicts = self.watch.judge(&self.scenario.expects, &self.trace, zero);
+        let hosts = self.host_table();
+        RunResult {
+            verdicts,
+            violations: self.judge.violations,
+            error: self.error,
+            hosts,
+            virtual_time: self.now.saturating_sub(zero),
+            steps: self.steps,
+            zero,
+            trace: self.trace,
+        }
+    }
+
+    fn host_table(&self) -> Vec<String> {
+        self.hosts
+            .iter()
+            .enumerate()
+            .map(|(index, host)| {
+                let power = match (host.powered, host.paused) {
+                    (false, _) => "off",
+                    (true, true) => "paused",
+                    (true, false) => "on",
+                };
+                let process = |alive: bool, hung: bool| match (alive, hung) {
+                    (false, _) => "dead",
+                    (true, true) => "hung",
+                    (true, false) => "runs",
+                };
+                let role = match host.role {
+                    Some((RoleTag::Primary, _)) => "primary",
+                    Some((RoleTag::Secondary, _)) => "secondary",
+                    Some((RoleTag::Electing, _)) => "electing",
+                    None => "-",
+                };
+                let vms: Vec<String> = self
+                    .instances
+                    .iter()
+                    .filter(|i| i.host == index && i.exists())
+                    .map(|i| format!("{}@{}{}", self.vms[i.vm].id, i.generation, i.mark()))
+                    .collect();
+                format!(
+                    "{:<10} power {power:<6} agent {:<4} guard {:<4} {role:<9} clock {:+} ppm  {}",
+                    host.id.as_str(),
+                    process(host.agent.is_some(), host.agent_hung),
+                    process(host.guard.is_some(), host.guard_hung),
+                    host.clock.ppm(),
+                    vms.join(" ")
+                )
+            })
+            .collect()
+    }
+}
+
+/// Longest time that a cluster may take to settle before zero.
+const SETTLE_LIMIT: Nanos = 600 * SECOND;

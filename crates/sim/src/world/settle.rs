@@ -1,0 +1,234 @@
+//! The beginning and the end of a run: everything before zero, and what is demanded when faults are over.
+
+use super::disk::Disk;
+use super::guard::Words;
+use super::guest::Vm;
+use super::{Happening, Host, SETTLE_LIMIT, World};
+use crate::clock::{Clock, MS, SECOND};
+use crate::expect::Check;
+use crate::invariants::Fact;
+use mainstay_core::guard::Guard;
+use mainstay_core::id::BootId;
+use mainstay_core::io::Durable;
+use mainstay_core::provision::{datastore_records, vm_record};
+use mainstay_core::time::nanos;
+use mainstay_core::wire::RoleTag;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+impl World<'_> {
+    /// Makes hosts, datastores and VMs, and starts all hosts together.
+    pub(super) fn start(&mut self) {
+        let scenario = self.scenario;
+        let mut phases = mainstay_core::rng::Rng::new(scenario.seed).fork("phases");
+        self.net.draw(&mut self.dice.net);
+        let interval = nanos(scenario.config.settings.timing.network_heartbeat);
+        for setup in &scenario.hosts {
+            let spec = scenario.config.hosts.get(&setup.id);
+            let mounts = scenario.datastores.iter().map(|d| spec.is_some_and(|s| s.datastores.contains(&d.id)));
+            let host = Host {
+                id: setup.id.clone(),
+                mounts: mounts.collect(),
+                clock: Clock::new(phases.between(10, 1_000_000) * MS, setup.ppm),
+                powered: true,
+                paused: false,
+                boot: 1,
+                boot_id: BootId(phases.next_u64()),
+                agent: None,
+                agent_run: 0,
+                agent_hung: false,
+                agent_waits: false,
+                inbox: VecDeque::new(),
+                timer: None,
+                guard: Some(Guard::new(scenario.config.settings.frozen_limit)),
+                guard_run: 1,
+                guard_hung: false,
+                guard_wake: None,
+                guard_poke: false,
+                guard_busy: 0,
+                words: Words::new(scenario.vms.len()),
+                doubt_until: 0,
+                durable: Durable::default(),
+                in_flight: 0,
+                deferred: Vec::new(),
+                start_fails: 0,
+                lost: vec![0; scenario.datastores.len()],
+                role: None,
+                isolated: false,
+            };
+            let index = self.hosts.push(host);
+            let phase = phases.below(interval.max(1));
+            self.at(phase, Happening::AgentStart { host: index, boot: 1 });
+        }
+        self.make_disks();
+        self.at(MS, Happening::Settle);
+    }
+
+    fn make_disks(&mut self) {
+        let scenario = self.scenario;
+        let (cluster, settings) = (scenario.config.cluster_id, &scenario.config.settings);
+        let Some(by) = scenario.hosts.first().map(|h| h.id.clone()) else { return };
+        for setup in &scenario.datastores {
+            let fence = scenario.config.datastores.get(&setup.id).map(|d| d.fence).unwrap_or_default();
+            let mut disk = Disk::new(
+                setup.id.clone(),
+                fence,
+                setup.image_locks,
+                setup.image_lock_expiry,
+                scenario.hosts.len(),
+            );
+            let hosts = scenario.config.hosts.values().filter(|h| h.datastores.contains(&setup.id));
+            for (key, bytes) in datastore_records(cluster, settings, hosts, &by) {
+                disk.records.insert(key, Arc::new(bytes));
+            }
+            self.disks.push(disk);
+        }
+        for setup in &scenario.vms {
+            let Some(spec) = scenario.config.vms.get(&setup.id) else { continue };
+            let disk = self.disk_index.get(&spec.datastore).copied().unwrap_or(0);
+            let (key, bytes) = vm_record(cluster, settings, &setup.id, &by);
+            self.disks[disk].records.insert(key, Arc::new(bytes));
+            self.vms.push(Vm {
+                id: setup.id.clone(),
+                disk,
+                start_time: setup.start_time,
+                shutdown_time: setup.shutdown_time,
+                start_fails: 0,
+                off_wished: false,
+                on: false,
+                memory_mb: spec.memory_mb,
+                cpu_mhz: spec.cpu_mhz,
+                ordered_to: None,
+                home: setup.host,
+                protected: false,
+                abandoned: false,
+                last_exit: None,
+                newest_open: None,
+                accepted: false,
+            });
+        }
+    }
+
+    /// Runs before zero: VMs are switched on when there is a primary, and zero comes when all are protected.
+    pub(super) fn settle(&mut self) {
+        let timing = &self.scenario.config.settings.timing;
+        let pause = nanos(timing.r#break) + nanos(timing.elected_to_restart) + 2 * SECOND;
+        let ready = self.first_primary.is_some_and(|t| self.now >= t + nanos(timing.network_heartbeat) * 2);
+        if ready {
+            self.switch_on();
+        }
+        let wanted = || self.scenario.vms.iter().enumerate().filter(|(_, v)| v.on).map(|(index, _)| index);
+        let all = wanted().all(|vm| self.vms[vm].protected && !self.facts_of(vm).running.is_empty());
+        let rested = self.first_primary.is_some_and(|t| self.now >= t + pause);
+        let one = self.hosts.iter().filter(|h| matches!(h.role, Some((RoleTag::Primary, _)))).count() == 1;
+        if all && rested && one {
+            self.zero_comes();
+        } else if self.now > SETTLE_LIMIT {
+            let missing = wanted().filter(|vm| !self.vms[*vm].protected).map(|vm| self.vms[vm].id.to_string());
+            let missing: Vec<String> = missing.collect();
+            let primary = if one { "" } else { "there is not exactly one primary; " };
+            self.error = Some(format!(
+                "the cluster did not settle within {} s: {primary}not protected: [{}]",
+                SETTLE_LIMIT / SECOND,
+                missing.join(", ")
+            ));
+            self.ended = true;
+        } else {
+            self.after(100 * MS, Happening::Settle);
+        }
+    }
+
+    fn switch_on(&mut self) {
+        for (vm, setup) in self.scenario.vms.iter().enumerate() {
+            if !setup.on || self.vms[vm].accepted {
+                continue;
+            }
+            let Some(host) = setup.host.or_else(|| self.spread(vm)) else { continue };
+            self.vms[vm].home = Some(host);
+            self.vms[vm].accepted = self.wish_on(vm, Some(host));
+        }
+    }
+
+    /// The host with the most free memory, counting VMs that are still to come.
+    fn spread(&self, vm: usize) -> Option<usize> {
+        let disk = self.vms[vm].disk;
+        let planned = |host: usize| -> u64 {
+            self.vms.iter().filter(|v| v.home == Some(host)).map(|v| v.memory_mb).sum()
+        };
+        let all = |host: usize| self.scenario.config.hosts.get(&self.hosts[host].id).map_or(0, |h| h.memory_mb);
+        (0..self.hosts.len())
+            .filter(|h| self.hosts[*h].mounts.get(disk).copied().unwrap_or(false))
+            .max_by_key(|h| (all(*h).saturating_sub(planned(*h)), usize::MAX - h))
+    }
+
+    fn zero_comes(&mut self) {
+        // The phases of faults against heartbeats are the seed's, not the settling's.
+        let interval = nanos(self.scenario.config.settings.timing.network_heartbeat);
+        let zero = self.now + SECOND + self.dice.life.below(interval.max(1));
+        self.zero = Some(zero);
+        let scenario = self.scenario;
+        for (index, planned) in scenario.events.iter().enumerate() {
+            self.at(zero + planned.at, Happening::Fault { index });
+        }
+        for (index, expect) in scenario.expects.iter().enumerate() {
+            if let Check::State { by, .. } = expect.check {
+                self.at(zero + by.min(scenario.duration), Happening::Moment { index });
+            }
+        }
+        for vm in 0..self.vms.len() {
+            self.at(zero, Happening::Recheck { vm });
+        }
+        if scenario.liveness {
+            self.at(zero + scenario.duration, Happening::Demand);
+        }
+        self.at(zero + scenario.duration, Happening::End);
+    }
+
+    pub(super) fn moment(&mut self, index: usize) {
+        let scenario = self.scenario;
+        if let Some(Check::State { vm, .. }) = scenario.expects.get(index).map(|e| &e.check) {
+            let facts = self.facts_of(*vm);
+            self.watch.moment(&scenario.expects, index, &facts);
+        }
+    }
+
+    /// Faults are over for long enough: liveness is demanded.
+    pub(super) fn demand(&mut self) {
+        let alive: Vec<usize> = (0..self.hosts.len()).filter(|h| self.hosts[*h].agent_listens()).collect();
+        let mut groups: Vec<(Vec<usize>, Vec<usize>)> = Vec::new();
+        for host in alive {
+            let met = groups.iter_mut().find(|(members, _)| {
+                members.iter().any(|m| self.net.path(host, *m) && self.net.path(*m, host))
+            });
+            let primary = matches!(self.hosts[host].role, Some((RoleTag::Primary, _)));
+            match met {
+                Some((members, primaries)) => {
+                    members.push(host);
+                    primaries.extend(primary.then_some(host));
+                }
+                None => groups.push((vec![host], if primary { vec![host] } else { Vec::new() })),
+            }
+        }
+        self.judge.observe(self.now, &Fact::Groups { groups: &groups });
+        for vm in 0..self.vms.len() {
+            let v = &self.vms[vm];
+            if !v.protected || !v.on || v.abandoned || v.off_wished {
+                continue;
+            }
+            let facts = self.facts_of(vm);
+            let runs = !facts.running.is_empty();
+            let room = (0..self.hosts.len()).any(|h| {
+                self.hosts[h].agent_listens()
+                    && self.hosts[h].guard_works()
+                    && self.hosts[h].mounts.get(v.disk).copied().unwrap_or(false)
+                    && self.disks[v.disk].faults(h) == Default::default()
+                    && self.free_memory(h) >= v.memory_mb
+                    && self.free_cpu(h) >= v.cpu_mhz
+            });
+            if room || runs {
+                let why = format!("{} instances, {} frozen, and there is room for it", facts.instances, facts.frozen);
+                self.judge.observe(self.now, &Fact::ShouldRun { vm, runs, why: &why });
+            }
+        }
+    }
+}
