@@ -1,2 +1,63 @@
-//! The one binary of Mainstay.
-fn main() {}
+//! The one binary of Mainstay: the user's commands, the daemons, the simulator and the demo.
+//!
+//! Decides nothing: it asks agents, starts them, and shows what they say.
+
+mod cli;
+mod control;
+mod demo;
+mod fail;
+mod show;
+mod sim_cmd;
+mod ui;
+
+use clap::{CommandFactory, Parser};
+use cli::{Cli, Command};
+use fail::{Context, Failure, Result};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // A guest takes its arguments as the driver gives them; nothing of the command line is parsed.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == "guest") {
+        return mainstay_hypervisor::guest_main(arguments);
+    }
+    let cli = Cli::parse();
+    let common = cli.common;
+    match cli.command {
+        Command::Demo(args) => demo::run(&common, &args),
+        Command::Sim(args) => sim_cmd::run(args),
+        Command::Guest(args) => mainstay_hypervisor::guest_main(args.arguments),
+        Command::Agent(args) => {
+            let ended = mainstay_agent::run_agent(&args.config);
+            finish(common.json, ended.context("the agent cannot go on"))
+        }
+        Command::Guard(args) => {
+            let ended = mainstay_agent::run_guard(&args.config);
+            finish(common.json, ended.context("the guard cannot go on"))
+        }
+        Command::Probe(args) => {
+            let ended = mainstay_agent::probe::run(args.listen);
+            finish(common.json, ended.context("the responder cannot go on"))
+        }
+        Command::Status => finish(common.json, show::status(&common)),
+        Command::Hosts => finish(common.json, show::hosts(&common)),
+        Command::Vms => finish(common.json, show::vms(&common)),
+        Command::Events(args) => finish(common.json, show::events(&common, &args)),
+        Command::Explain(args) => finish(common.json, show::explain(&common, &args)),
+        Command::PowerOn(args) => finish(common.json, show::power_on(&common, &args)),
+        Command::PowerOff(args) => finish(common.json, show::power_off(&common, &args)),
+        Command::Completions(args) => {
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut Cli::command(), "mainstay", &mut script);
+            ui::line(String::from_utf8_lossy(&script).trim_end());
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn finish(json: bool, result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => Failure::report(&failure, json),
+    }
+}

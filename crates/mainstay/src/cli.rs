@@ -1,0 +1,140 @@
+//! The command line.
+
+use crate::demo::DemoArgs;
+use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// High availability for virtual machines on QEMU/KVM hosts with shared storage.
+#[derive(Debug, Parser)]
+#[command(
+    name = "mainstay",
+    version,
+    propagate_version = true,
+    arg_required_else_help = true
+)]
+#[command(after_help = "To see it work: mainstay demo")]
+pub(crate) struct Cli {
+    /// What every command takes.
+    #[command(flatten)]
+    pub(crate) common: Common,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Common {
+    /// Print JSON: one value, or one object for each line of a stream
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Control socket of the agent to ask [default: the running demo's, else /run/mainstay/control.sock]
+    #[arg(long, global = true, value_name = "PATH", env = "MAINSTAY_SOCKET")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+/// Every subcommand.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a cluster on this machine, kill a host, watch its VMs come back
+    Demo(DemoArgs),
+    /// Show the cluster: role, primary, margins, hosts, datastores, what is weaker here
+    Status,
+    /// List the hosts, with the verdict about each
+    Hosts,
+    /// List the VMs: where they are, and whether they are protected
+    Vms,
+    /// Show what happened, with the reasons
+    Events(EventsArgs),
+    /// Say why a VM or a host is as it is
+    #[command(after_help = "Examples: mainstay explain vm-7, mainstay explain host host-2")]
+    Explain(ExplainArgs),
+    /// Power a VM on
+    PowerOn(PowerOnArgs),
+    /// Power a VM off: it is restarted by nobody until it is powered on again
+    PowerOff(PowerOffArgs),
+    /// Play scenarios and campaigns in virtual time
+    Sim(crate::sim_cmd::SimArgs),
+    /// Run this host's agent
+    Agent(ConfigArgs),
+    /// Run this host's guard (the agent starts it; so may a service manager)
+    Guard(ConfigArgs),
+    /// Answer probes for a host that has no address of its own
+    Probe(ProbeArgs),
+    /// Print completions for a shell
+    Completions(CompletionsArgs),
+    /// The guest of the embedded driver
+    #[command(hide = true, disable_help_flag = true)]
+    Guest(GuestArgs),
+}
+
+/// Arguments of `events`.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// Go on with new events as they come
+    #[arg(long, short)]
+    pub(crate) follow: bool,
+    /// Only the last N
+    #[arg(long, value_name = "N")]
+    pub(crate) last: Option<u64>,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// `vm` or `host`, or the id alone
+    #[arg(value_name = "vm|host|ID")]
+    pub(crate) subject: String,
+    /// The id
+    pub(crate) id: Option<String>,
+}
+
+/// Arguments of `power-on`.
+#[derive(Debug, Args)]
+pub(crate) struct PowerOnArgs {
+    /// The VM
+    pub(crate) vm: String,
+    /// The host to run it, where the running demo says how to reach it [default: the agent that is asked]
+    #[arg(long)]
+    pub(crate) host: Option<String>,
+}
+
+/// Arguments of `power-off`.
+#[derive(Debug, Args)]
+pub(crate) struct PowerOffArgs {
+    /// The VM
+    pub(crate) vm: String,
+}
+
+/// Arguments of the daemons.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigArgs {
+    /// The host's configuration
+    #[arg(long, value_name = "FILE", default_value = "/etc/mainstay/agent.toml")]
+    pub(crate) config: PathBuf,
+}
+
+/// Arguments of `probe`.
+#[derive(Debug, Args)]
+pub(crate) struct ProbeArgs {
+    /// Where to listen (UDP)
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen: SocketAddr,
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, Args)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: Shell,
+}
+
+/// Arguments of `guest`.
+#[derive(Debug, Args)]
+pub(crate) struct GuestArgs {
+    /// As the driver gives them
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) arguments: Vec<std::ffi::OsString>,
+}

@@ -1,0 +1,83 @@
+//! A cgroup of the run's own, where this user may make one: guests are frozen and killed whole there.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// A directory of cgroup v2, removed when dropped.
+#[derive(Debug)]
+pub(crate) struct RunCgroup {
+    dir: PathBuf,
+}
+
+impl RunCgroup {
+    /// Makes one with a child for each host; none where this user has not the right.
+    pub(crate) fn make(run: &str, hosts: impl Iterator<Item = String>) -> Option<Self> {
+        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+        let root = mounts.lines().find_map(|line| {
+            let mut words = line.split(' ');
+            let (_, at, kind) = (words.next()?, words.next()?, words.next()?);
+            (kind == "cgroup2").then(|| PathBuf::from(at))
+        })?;
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let own = own
+            .lines()
+            .find_map(|l| l.strip_prefix("0::/"))
+            .unwrap_or_default();
+        let dir = root.join(own).join(name(run));
+        fs::create_dir(&dir).ok()?;
+        let made = Self { dir };
+        for host in hosts {
+            fs::create_dir(made.dir.join(host)).ok()?;
+        }
+        Some(made)
+    }
+
+    /// Where it lies.
+    pub(crate) fn path(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for RunCgroup {
+    fn drop(&mut self) {
+        remove_tree(&self.dir);
+    }
+}
+
+fn name(run: &str) -> String {
+    format!("mainstay-demo-{run}")
+}
+
+/// Whether a directory is the cgroup of that run.
+pub(crate) fn is_of(dir: &Path, run: &str) -> bool {
+    dir.file_name().is_some_and(|file| *file == *name(run)) && dir.join("cgroup.procs").exists()
+}
+
+/// How long killed processes may take to leave their cgroup: a machine's memory is given back first.
+const EMPTY_WITHIN: Duration = Duration::from_secs(10);
+
+/// Removes a cgroup and those below it, when their last process has left.
+pub(crate) fn remove_tree(dir: &Path) {
+    let deadline = Instant::now() + EMPTY_WITHIN;
+    while dir.exists() && Instant::now() < deadline {
+        remove_empty(dir);
+        if dir.exists() {
+            super::procs::reap();
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+}
+
+/// A cgroup's files go with it and cannot be removed; one that is still in use stays.
+fn remove_empty(dir: &Path) {
+    if let Ok(entries) = fs::read_dir(dir) {
+        for entry in entries
+            .flatten()
+            .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
+        {
+            remove_empty(&entry.path());
+        }
+    }
+    drop(fs::remove_dir(dir));
+}

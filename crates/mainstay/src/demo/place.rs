@@ -1,0 +1,259 @@
+//! The well-known place where each running demo is noted, so that `mainstay status` finds it and the
+//! next demo can clear what a dead one left.
+//!
+//! Invariant: a directory is removed only when it holds the mark of the run that is cleared, a process
+//! is ended only when its environment names that run.
+
+use super::{cgroup, procs};
+use crate::fail::{Context, Failure, Result};
+use nix::unistd::{Pid, Uid};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// File in a run's directory that holds the run's id.
+pub(crate) const MARK: &str = "mainstay-demo";
+
+/// What is noted about a demo.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Note {
+    /// The run's id.
+    pub(crate) run: String,
+    /// The demo's process.
+    pub(crate) pid: i32,
+    /// When that process started, in the kernel's ticks: tells it from a later one with its number.
+    pub(crate) start: u64,
+    /// Everything that the run wrote.
+    pub(crate) dir: PathBuf,
+    /// What it keeps in memory, if that is a directory of its own.
+    #[serde(default)]
+    pub(crate) memory: Option<PathBuf>,
+    /// Control sockets of the hosts.
+    pub(crate) hosts: BTreeMap<String, PathBuf>,
+    /// Control socket of the demo.
+    pub(crate) socket: PathBuf,
+    /// The run's own cgroup, if it could make one.
+    #[serde(default)]
+    pub(crate) cgroup: Option<PathBuf>,
+}
+
+impl Note {
+    /// Whether the demo that wrote this still runs.
+    pub(crate) fn alive(&self) -> bool {
+        procs::start_time(Pid::from_raw(self.pid)) == Some(self.start)
+    }
+}
+
+/// The directory of notes of one user.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    dir: PathBuf,
+}
+
+impl Place {
+    /// The calling user's place. To be asked for before any user namespace is entered.
+    pub(crate) fn of_user() -> Self {
+        let base = std::env::var_os("XDG_RUNTIME_DIR")
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute() && p.is_dir())
+            .unwrap_or_else(std::env::temp_dir);
+        Self::in_dir(&base, Uid::effective())
+    }
+
+    fn in_dir(base: &Path, uid: Uid) -> Self {
+        Self {
+            dir: base.join(format!("mainstay-demo-{uid}")),
+        }
+    }
+
+    fn make(&self) -> Result<()> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .context("cannot make the directory that notes running demos")
+            .map_err(|e| {
+                e.at(self.dir.display()).remedy(
+                    "make its parent writable, or set XDG_RUNTIME_DIR to a directory of yours",
+                )
+            })
+    }
+
+    /// Another user may have made a directory of this name in a shared temp dir: it is not trusted.
+    fn trusted(&self) -> bool {
+        fs::symlink_metadata(&self.dir).is_ok_and(|m| {
+            m.is_dir()
+                && m.uid() == Uid::effective().as_raw()
+                && m.permissions().mode() & 0o022 == 0
+        })
+    }
+
+    fn file(&self, run: &str) -> PathBuf {
+        self.dir.join(format!("{run}.json"))
+    }
+
+    /// Notes a run.
+    pub(crate) fn write(&self, note: &Note) -> Result<()> {
+        self.make()?;
+        if !self.trusted() {
+            return Err(Failure::new(
+                "the directory that notes running demos belongs to somebody else",
+            )
+            .at(self.dir.display())
+            .remedy("have it removed, or set XDG_RUNTIME_DIR to a directory of yours"));
+        }
+        let text = serde_json::to_string(note).context("cannot write the note of this demo")?;
+        let place = || self.dir.display().to_string();
+        let mut file = tempfile::NamedTempFile::new_in(&self.dir)
+            .context("cannot note this demo")
+            .map_err(|e| e.at(place()))?;
+        file.write_all(text.as_bytes())
+            .context("cannot note this demo")
+            .map_err(|e| e.at(place()))?;
+        file.persist(self.file(&note.run))
+            .context("cannot note this demo")
+            .map_err(|e| e.at(place()))?;
+        Ok(())
+    }
+
+    /// Takes a note away, and the directory with the last one.
+    pub(crate) fn forget(&self, run: &str) {
+        // What is left is a note of a dead run, which the next demo clears.
+        drop(fs::remove_file(self.file(run)));
+        drop(fs::remove_dir(&self.dir));
+    }
+
+    /// All notes, newest first.
+    pub(crate) fn notes(&self) -> Vec<Note> {
+        if !self.trusted() {
+            return Vec::new();
+        }
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return Vec::new();
+        };
+        let mut notes: Vec<Note> = entries
+            .filter_map(|entry| entry.ok())
+            .filter(|entry| entry.path().extension().is_some_and(|e| e == "json"))
+            .filter_map(|entry| serde_json::from_str(&fs::read_to_string(entry.path()).ok()?).ok())
+            .collect();
+        notes.sort_by_key(|n: &Note| std::cmp::Reverse(n.start));
+        notes
+    }
+
+    /// The newest demo that runs.
+    pub(crate) fn running(&self) -> Option<Note> {
+        self.notes().into_iter().find(Note::alive)
+    }
+
+    /// Ends what dead runs left and removes their files; gives the runs that were cleared.
+    pub(crate) fn clear_leftovers(&self) -> Vec<String> {
+        let mut cleared = Vec::new();
+        for note in self.notes().into_iter().filter(|n| !n.alive()) {
+            if !sound_run_id(&note.run) {
+                continue;
+            }
+            procs::kill_marked(&procs::Marker::run(&note.run));
+            if let Some(dir) = note
+                .cgroup
+                .as_deref()
+                .filter(|dir| cgroup::is_of(dir, &note.run))
+            {
+                cgroup::remove_tree(dir);
+            }
+            for dir in [Some(&note.dir), note.memory.as_ref()]
+                .into_iter()
+                .flatten()
+            {
+                remove_run_dir(dir, &note.run);
+            }
+            self.forget(&note.run);
+            cleared.push(note.run);
+        }
+        cleared
+    }
+}
+
+/// Run ids are hexadecimal; anything else did not come from a demo.
+fn sound_run_id(run: &str) -> bool {
+    run.len() == 8 && run.chars().all(|c| c.is_ascii_hexdigit())
+}
+
+/// Removes a run's directory if it has the run's mark.
+pub(crate) fn remove_run_dir(dir: &Path, run: &str) {
+    if fs::read_to_string(dir.join(MARK)).is_ok_and(|mark| mark.trim() == run) {
+        // A file that cannot be removed is reported by who looks for it; the rest goes.
+        drop(fs::remove_dir_all(dir));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn note(run: &str, dir: &Path, pid: i32, start: u64) -> Note {
+        Note {
+            run: run.into(),
+            pid,
+            start,
+            dir: dir.into(),
+            hosts: BTreeMap::new(),
+            socket: dir.join("demo.sock"),
+            cgroup: None,
+            memory: None,
+        }
+    }
+
+    #[test]
+    fn leftovers_of_dead_runs_go_and_nothing_else_does() {
+        let base = tempfile::tempdir().expect("dir");
+        let place = Place::in_dir(base.path(), Uid::effective());
+        let me = Pid::this();
+        let dead = base.path().join("dead");
+        let unmarked = base.path().join("unmarked");
+        let alive = base.path().join("alive");
+        for dir in [&dead, &unmarked, &alive] {
+            fs::create_dir(dir).expect("dir");
+        }
+        fs::write(dead.join(MARK), "0000dead\n").expect("mark");
+        fs::write(alive.join(MARK), "000a11fe").expect("mark");
+        let start = procs::start_time(me).expect("start");
+        place
+            .write(&note("0000dead", &dead, me.as_raw(), start + 1))
+            .expect("note");
+        place
+            .write(&note("00000bad", &unmarked, me.as_raw(), start + 1))
+            .expect("note");
+        place
+            .write(&note("000a11fe", &alive, me.as_raw(), start))
+            .expect("note");
+
+        let mut cleared = place.clear_leftovers();
+        cleared.sort();
+        assert_eq!(cleared, ["00000bad", "0000dead"]);
+        assert!(!dead.exists());
+        assert!(
+            unmarked.exists(),
+            "a directory without the mark is not ours"
+        );
+        assert!(alive.exists());
+        assert_eq!(place.running().expect("running").run, "000a11fe");
+        place.forget("000a11fe");
+        assert!(place.running().is_none());
+        assert!(!place.dir.exists());
+    }
+
+    #[test]
+    fn a_directory_that_others_can_write_is_not_trusted() {
+        let base = tempfile::tempdir().expect("dir");
+        let place = Place::in_dir(base.path(), Uid::effective());
+        place
+            .write(&note("0000dead", base.path(), 1, 0))
+            .expect("note");
+        fs::set_permissions(&place.dir, fs::Permissions::from_mode(0o777)).expect("mode");
+        assert!(place.notes().is_empty());
+        assert!(place.write(&note("0000dead", base.path(), 1, 0)).is_err());
+    }
+}

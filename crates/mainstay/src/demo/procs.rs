@@ -1,0 +1,275 @@
+//! The processes of a demo: found by a mark in their environment, stopped and killed together, reaped.
+//!
+//! Invariant: no process is signalled unless its environment carries the mark of the run in question.
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::process::{Command, Output};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Environment variable that names the run.
+pub(crate) const RUN: &str = "MAINSTAY_DEMO_RUN";
+/// Environment variable that names the host.
+pub(crate) const HOST: &str = "MAINSTAY_DEMO_HOST";
+
+/// How long killed processes may take to be gone. They hold no hung I/O, so this is generous.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Looks in a row that find nothing before nothing is believed to be left.
+const QUIET_LOOKS: u32 = 3;
+
+/// What the environment of wanted processes has.
+#[derive(Debug, Clone)]
+pub(crate) struct Marker {
+    wanted: Vec<Vec<u8>>,
+}
+
+impl Marker {
+    /// Every process of a run.
+    pub(crate) fn run(run: &str) -> Self {
+        Self {
+            wanted: vec![format!("{RUN}={run}").into_bytes()],
+        }
+    }
+
+    /// Every process of one host of a run.
+    pub(crate) fn host(run: &str, host: &str) -> Self {
+        Self {
+            wanted: vec![
+                format!("{RUN}={run}").into_bytes(),
+                format!("{HOST}={host}").into_bytes(),
+            ],
+        }
+    }
+
+    fn is_in(&self, environ: &[u8]) -> bool {
+        self.wanted
+            .iter()
+            .all(|w| environ.split(|b| *b == 0).any(|entry| entry == w))
+    }
+}
+
+/// Every live process with the mark, this one left out. A zombie has no environment, so it is not found.
+pub(crate) fn marked(marker: &Marker) -> BTreeSet<Pid> {
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return BTreeSet::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .map(Pid::from_raw)
+        .filter(|pid| *pid != Pid::this())
+        .filter(|pid| fs::read(format!("/proc/{pid}/environ")).is_ok_and(|e| marker.is_in(&e)))
+        .collect()
+}
+
+/// What a hard kill ended.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Killed {
+    /// The command lines of the processes, with their numbers.
+    pub(crate) processes: Vec<(Pid, String)>,
+    /// Processes that were still there when patience ended.
+    pub(crate) left: usize,
+}
+
+impl Killed {
+    /// How many processes had this word as an argument.
+    pub(crate) fn with_word(&self, word: &str) -> usize {
+        self.processes
+            .iter()
+            .filter(|(_, line)| line.split(' ').any(|w| w == word))
+            .count()
+    }
+}
+
+/// Stops every process with the mark at once, then kills them, until none is left.
+pub(crate) fn kill_marked(marker: &Marker) -> Killed {
+    stop_marked(marker).kill()
+}
+
+/// Processes that were stopped together and not killed yet.
+#[derive(Debug)]
+pub(crate) struct Stopped {
+    marker: Marker,
+    processes: Vec<(Pid, String)>,
+}
+
+/// Stops every process with the mark; those that were born meanwhile too.
+pub(crate) fn stop_marked(marker: &Marker) -> Stopped {
+    let mut seen = BTreeSet::new();
+    let mut processes = Vec::new();
+    loop {
+        let fresh: Vec<Pid> = marked(marker).difference(&seen).copied().collect();
+        for pid in &fresh {
+            // One that has just ended is as stopped as can be.
+            let _ = kill(*pid, Signal::SIGSTOP);
+            processes.push((*pid, command_line(*pid)));
+        }
+        seen.extend(&fresh);
+        if fresh.is_empty() {
+            return Stopped {
+                marker: marker.clone(),
+                processes,
+            };
+        }
+    }
+}
+
+impl Stopped {
+    /// Kills them and waits until they are gone.
+    pub(crate) fn kill(self) -> Killed {
+        let deadline = Instant::now() + GONE_WITHIN;
+        let mut quiet = 0;
+        let left = loop {
+            let found = marked(&self.marker);
+            for pid in &found {
+                let _ = kill(*pid, Signal::SIGKILL);
+            }
+            reap();
+            // A process has no environment for a moment while it executes another program.
+            quiet = if found.is_empty() { quiet + 1 } else { 0 };
+            if quiet == QUIET_LOOKS || Instant::now() >= deadline {
+                break found.len();
+            }
+            std::thread::park_timeout(Duration::from_millis(2));
+        };
+        Killed {
+            processes: self.processes,
+            left,
+        }
+    }
+}
+
+/// A process's command line, blanks between the arguments.
+pub(crate) fn command_line(pid: Pid) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes)
+        .trim_end_matches('\0')
+        .replace('\0', " ")
+}
+
+/// The fields of `/proc/PID/stat` after the name: the first is the state (field 3 in the manual page).
+fn stat(pid: Pid) -> Option<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(") ")?;
+    Some(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+/// When a process started, in ticks since boot (field 22); none if there is no such process or only
+/// its zombie.
+pub(crate) fn start_time(pid: Pid) -> Option<u64> {
+    let fields = stat(pid)?;
+    if fields
+        .first()
+        .is_some_and(|state| state == "Z" || state == "X")
+    {
+        return None;
+    }
+    fields.get(19)?.parse().ok()
+}
+
+/// Processor time that a process has used, in seconds (fields 14 and 15).
+pub(crate) fn cpu_seconds(pid: Pid) -> Option<f64> {
+    let fields = stat(pid)?;
+    let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
+    let ticks = u32::try_from(ticks).ok()?;
+    Some(f64::from(ticks) / f64::from(u32::try_from(per_second).ok()?.max(1)))
+}
+
+/// Resident memory of a process in KiB.
+pub(crate) fn rss_kib(pid: Pid) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Held while a child of our own is waited for, so that [`reap`] does not take its status away.
+static WAITING: Mutex<()> = Mutex::new(());
+
+fn waiting() -> std::sync::MutexGuard<'static, ()> {
+    WAITING
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Runs a tool to its end.
+///
+/// # Errors
+/// When it cannot be started.
+pub(crate) fn run_tool(command: &mut Command) -> io::Result<Output> {
+    let _held = waiting();
+    command.output()
+}
+
+/// Starts a program that [`reap`] will take the status of.
+///
+/// # Errors
+/// When it cannot be started.
+pub(crate) fn spawn(command: &mut Command) -> io::Result<()> {
+    // A start that fails is waited for inside `spawn`.
+    let _held = waiting();
+    command.spawn().map(drop)
+}
+
+/// Takes the status of every child that has ended, adopted ones too.
+pub(crate) fn reap() {
+    let _held = waiting();
+    loop {
+        match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Stdio;
+
+    #[test]
+    fn a_mark_is_a_whole_entry() {
+        let marker = Marker::host("ab12", "host-1");
+        assert!(marker.is_in(b"PATH=/bin\0MAINSTAY_DEMO_RUN=ab12\0MAINSTAY_DEMO_HOST=host-1\0"));
+        assert!(!marker.is_in(b"MAINSTAY_DEMO_RUN=ab12\0MAINSTAY_DEMO_HOST=host-11\0"));
+        assert!(!marker.is_in(b"MAINSTAY_DEMO_RUN=ab123\0MAINSTAY_DEMO_HOST=host-1\0"));
+        assert!(!marker.is_in(b""));
+    }
+
+    #[test]
+    fn only_marked_processes_are_killed() {
+        let sleeper = |run: &str| {
+            Command::new("sleep")
+                .arg("60")
+                .env(RUN, run)
+                .stdout(Stdio::null())
+                .spawn()
+                .expect("sleep")
+        };
+        let (mut ours, mut other) = (sleeper("0f0f0f01"), sleeper("0f0f0f02"));
+        let deadline = Instant::now() + GONE_WITHIN;
+        while marked(&Marker::run("0f0f0f01")).is_empty() {
+            assert!(Instant::now() < deadline, "the process never shows");
+            std::thread::yield_now();
+        }
+        let killed = kill_marked(&Marker::run("0f0f0f01"));
+        assert_eq!(killed.left, 0);
+        assert_eq!(killed.processes.len(), 1);
+        assert_eq!(killed.with_word("60"), 1);
+        assert_eq!(
+            start_time(Pid::from_raw(i32::try_from(ours.id()).expect("pid"))),
+            None
+        );
+        assert!(start_time(Pid::from_raw(i32::try_from(other.id()).expect("pid"))).is_some());
+        drop(ours.wait());
+        other.kill().expect("kill");
+        drop(other.wait());
+    }
+}

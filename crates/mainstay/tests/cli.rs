@@ -1,0 +1,217 @@
+//! The command line as a user meets it: help, completions, errors with remedies, leftovers.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// A user without a running demo: an empty place for notes.
+fn mainstay(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay"));
+    command
+        .env_remove("MAINSTAY_SOCKET")
+        .env("XDG_RUNTIME_DIR", home)
+        .env("TMPDIR", home)
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(home: &Path, arguments: &[&str]) -> Output {
+    mainstay(home)
+        .args(arguments)
+        .output()
+        .expect("mainstay runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn every_subcommand_has_help() {
+    let home = tempfile::tempdir().expect("dir");
+    let commands: &[&[&str]] = &[
+        &[],
+        &["demo"],
+        &["demo", "kill"],
+        &["demo", "start"],
+        &["status"],
+        &["hosts"],
+        &["vms"],
+        &["events"],
+        &["explain"],
+        &["power-on"],
+        &["power-off"],
+        &["sim"],
+        &["agent"],
+        &["guard"],
+        &["probe"],
+        &["completions"],
+    ];
+    for command in commands {
+        let mut arguments = command.to_vec();
+        arguments.push("--help");
+        let output = run(home.path(), &arguments);
+        assert!(output.status.success(), "{command:?}");
+        assert!(
+            text(&output.stdout).contains("Usage: mainstay"),
+            "{command:?}: {}",
+            text(&output.stdout)
+        );
+    }
+}
+
+#[test]
+fn completions_know_the_subcommands() {
+    let home = tempfile::tempdir().expect("dir");
+    for shell in ["bash", "zsh", "fish"] {
+        let output = run(home.path(), &["completions", shell]);
+        assert!(output.status.success());
+        assert!(text(&output.stdout).contains("explain"), "{shell}");
+    }
+}
+
+#[test]
+fn wrong_usage_ends_with_status_2() {
+    let home = tempfile::tempdir().expect("dir");
+    for arguments in [
+        &["frobnicate"][..],
+        &["demo", "--hosts", "1"],
+        &["demo", "--profile", "slow"],
+        &["demo", "--runs", "3"],
+        &["probe", "--listen", "nowhere"],
+    ] {
+        let output = run(home.path(), arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+        assert!(!output.stderr.is_empty());
+    }
+}
+
+#[test]
+fn an_agent_that_is_not_there_is_named_with_its_socket_and_the_remedy() {
+    let home = tempfile::tempdir().expect("dir");
+    let socket = home.path().join("none.sock");
+    let socket = socket.to_str().expect("text");
+    for command in [
+        &["status"][..],
+        &["hosts"],
+        &["vms"],
+        &["events"],
+        &["explain", "vm-1"],
+        &["power-off", "vm-1"],
+    ] {
+        let output = run(home.path(), &[command, &["--socket", socket]].concat());
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{command:?}");
+        assert!(output.stdout.is_empty());
+        assert!(error.contains(socket), "{error}");
+        assert!(error.contains("remedy: "), "{error}");
+        assert!(error.contains("mainstay demo"), "{error}");
+    }
+}
+
+#[test]
+fn with_json_errors_are_json_too() {
+    let home = tempfile::tempdir().expect("dir");
+    let output = run(
+        home.path(),
+        &["--json", "--socket", "/nonexistent/socket", "vms"],
+    );
+    assert_eq!(output.status.code(), Some(1));
+    let value: serde_json::Value = serde_json::from_slice(&output.stderr).expect("JSON");
+    assert!(value.get("error").is_some_and(serde_json::Value::is_string));
+    assert_eq!(
+        value.get("place").and_then(serde_json::Value::as_str),
+        Some("/nonexistent/socket")
+    );
+    assert!(
+        value
+            .get("remedy")
+            .is_some_and(serde_json::Value::is_string)
+    );
+}
+
+#[test]
+fn without_a_demo_nothing_can_be_killed() {
+    let home = tempfile::tempdir().expect("dir");
+    let output = run(home.path(), &["demo", "kill", "host-1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no demo of this user is running"));
+}
+
+#[test]
+fn a_missing_configuration_is_named() {
+    let home = tempfile::tempdir().expect("dir");
+    for daemon in ["agent", "guard"] {
+        let output = run(
+            home.path(),
+            &[daemon, "--config", "/nonexistent/agent.toml"],
+        );
+        assert!(!output.status.success(), "{daemon}");
+        assert!(
+            text(&output.stderr).contains("/nonexistent/agent.toml"),
+            "{daemon}: {}",
+            text(&output.stderr)
+        );
+    }
+}
+
+/// A demo that was killed without a chance to clean up leaves a process, files and a note; the next
+/// one clears them, also when it then refuses to start.
+#[test]
+fn a_demo_clears_what_a_dead_one_left_and_nothing_else() {
+    let home = tempfile::tempdir().expect("dir");
+    let run_id = format!("{:08x}", std::process::id());
+    let dir = home.path().join(format!("mainstay-demo-{run_id}"));
+    let notes = home
+        .path()
+        .join(format!("mainstay-demo-{}", nix::unistd::Uid::effective()));
+    for path in [&dir, &notes] {
+        std::fs::create_dir(path).expect("dir");
+    }
+    std::fs::write(dir.join("mainstay-demo"), &run_id).expect("mark");
+    let note = serde_json::json!({
+        "run": run_id, "pid": 1, "start": u64::MAX, "dir": dir, "hosts": {}, "socket": dir.join("demo.sock"),
+    });
+    std::fs::write(notes.join(format!("{run_id}.json")), note.to_string()).expect("note");
+    let sleeper = |run: &str| {
+        Command::new("sleep")
+            .arg("120")
+            .env("MAINSTAY_DEMO_RUN", run)
+            .spawn()
+            .expect("sleep")
+    };
+    let mut left = sleeper(&run_id);
+    let mut other = sleeper("somebody");
+
+    // A base directory that cannot be made ends the demo right after it has cleared.
+    let output = run(
+        home.path(),
+        &[
+            "demo",
+            "--once",
+            "--driver",
+            "embedded",
+            "--dir",
+            "/proc/nowhere",
+        ],
+    );
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stdout).contains(&run_id),
+        "{}",
+        text(&output.stdout)
+    );
+    assert!(!dir.exists());
+    assert!(!notes.exists());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while left.try_wait().expect("wait").is_none() {
+        assert!(Instant::now() < deadline, "the leftover process lives");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    assert!(
+        other.try_wait().expect("wait").is_none(),
+        "a process without the mark was ended"
+    );
+    other.kill().expect("kill");
+    drop(other.wait());
+}
