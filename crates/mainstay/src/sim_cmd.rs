@@ -84,7 +84,11 @@ impl LimitArgs {
         if let Some(profile) = &self.profile {
             text.push_str(&format!(" --profile {profile}"));
         }
-        for (name, value) in [("hosts", self.hosts), ("vms", self.vms), ("minutes", self.minutes)] {
+        for (name, value) in [
+            ("hosts", self.hosts),
+            ("vms", self.vms),
+            ("minutes", self.minutes),
+        ] {
             if let Some(value) = value {
                 text.push_str(&format!(" --{name} {value}"));
             }
@@ -144,13 +148,19 @@ struct Seeds {
 }
 
 fn seeds(text: &str) -> Result<Seeds, String> {
-    let number = |t: &str| t.trim_start_matches('=').parse::<u64>().map_err(|e| format!("\"{t}\": {e}"));
+    let number = |t: &str| {
+        t.trim_start_matches('=')
+            .parse::<u64>()
+            .map_err(|e| format!("\"{t}\": {e}"))
+    };
     let (first, last) = match text.split_once("..") {
         Some((first, last)) => (number(first)?, number(last)?),
         None => (number(text)?, number(text)?),
     };
     if last < first {
-        return Err(format!("{first}..{last} is empty; write the lower seed first"));
+        return Err(format!(
+            "{first}..{last} is empty; write the lower seed first"
+        ));
     }
     Ok(Seeds { first, last })
 }
@@ -188,8 +198,9 @@ fn expand(paths: &[PathBuf]) -> std::io::Result<Vec<PathBuf>> {
             files.push(path);
             continue;
         }
-        let mut inside: Vec<PathBuf> =
-            std::fs::read_dir(&path)?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
+        let mut inside: Vec<PathBuf> = std::fs::read_dir(&path)?
+            .map(|e| e.map(|e| e.path()))
+            .collect::<Result<_, _>>()?;
         inside.sort();
         inside.retain(|p| p.is_dir() || p.extension().is_some_and(|e| e == "toml"));
         waiting.extend(inside.into_iter().rev());
@@ -225,7 +236,11 @@ fn play(args: &RunArgs) -> ExitCode {
         }
         let unplayable = scenario.unplayable();
         if !unplayable.is_empty() {
-            complain(&format!("{}: not playable here: {}", path.display(), unplayable.join(", ")));
+            complain(&format!(
+                "{}: not playable here: {}",
+                path.display(),
+                unplayable.join(", ")
+            ));
             worst = worst.max(UNPLAYABLE);
             continue;
         }
@@ -238,7 +253,10 @@ fn play(args: &RunArgs) -> ExitCode {
             }
             line(&mainstay_sim::result_json(&scenario, &result, wall));
         } else {
-            let seed = args.seed.map(|s| format!(" --seed {s}")).unwrap_or_default();
+            let seed = args
+                .seed
+                .map(|s| format!(" --seed {s}"))
+                .unwrap_or_default();
             let replay = format!("mainstay sim run {}{seed}", path.display());
             line(&mainstay_sim::people(&scenario, &result, &replay));
         }
@@ -254,7 +272,11 @@ fn play(args: &RunArgs) -> ExitCode {
         }
     }
     if files.len() > 1 && !args.json {
-        line(&format!("\n{} of {} scenarios pass", files.len() - failed.len(), files.len()));
+        line(&format!(
+            "\n{} of {} scenarios pass",
+            files.len() - failed.len(),
+            files.len()
+        ));
         for path in &failed {
             line(&format!("  failed: {path}"));
         }
@@ -276,11 +298,21 @@ struct Sweep {
 }
 
 /// Plays all seeds on all cores. Without `keep_going` every seed below the first failing one is played.
-fn sweep_seeds(seeds: Seeds, limits: &Limits, options: &Options, keep_going: bool, show: bool) -> Sweep {
+fn sweep_seeds(
+    seeds: Seeds,
+    limits: &Limits,
+    options: &Options,
+    keep_going: bool,
+    show: bool,
+) -> Sweep {
     let next = AtomicU64::new(seeds.first);
     let lowest = AtomicU64::new(u64::MAX);
     let quiet = AtomicBool::new(!show);
-    let state = Mutex::new(Sweep { done: 0, virtual_s: 0.0, failures: Vec::new() });
+    let state = Mutex::new(Sweep {
+        done: 0,
+        virtual_s: 0.0,
+        failures: Vec::new(),
+    });
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -298,17 +330,27 @@ fn sweep_seeds(seeds: Seeds, limits: &Limits, options: &Options, keep_going: boo
                     state.virtual_s += result.virtual_time as f64 / 1e9;
                     if !result.pass() {
                         lowest.fetch_min(seed, Ordering::Relaxed);
-                        state.failures.push(Failure { seed, scenario, result });
+                        state.failures.push(Failure {
+                            seed,
+                            scenario,
+                            result,
+                        });
                     }
                     if state.done.is_multiple_of(50) && !quiet.load(Ordering::Relaxed) {
                         let rate = state.virtual_s / began.elapsed().as_secs_f64().max(0.001);
-                        complain(&format!("{} seeds, {} failures, {rate:.0} x real time", state.done, state.failures.len()));
+                        complain(&format!(
+                            "{} seeds, {} failures, {rate:.0} x real time",
+                            state.done,
+                            state.failures.len()
+                        ));
                     }
                 }
             });
         }
     });
-    let mut sweep = state.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut sweep = state
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     sweep.failures.sort_by_key(|f| f.seed);
     sweep
 }
@@ -316,7 +358,10 @@ fn sweep_seeds(seeds: Seeds, limits: &Limits, options: &Options, keep_going: boo
 fn sweep(args: &CampaignArgs) -> ExitCode {
     let began = Instant::now();
     let limits = args.limits.limits();
-    let options = Options { stop_at_violation: true, ..Options::default() };
+    let options = Options {
+        stop_at_violation: true,
+        ..Options::default()
+    };
     let show = !args.json && std::io::stderr().is_terminal();
     let mut sweep = sweep_seeds(args.seeds, &limits, &options, args.keep_going, show);
     if !args.keep_going {
@@ -325,10 +370,18 @@ fn sweep(args: &CampaignArgs) -> ExitCode {
     let seconds = began.elapsed().as_secs_f64().max(0.001);
     let rate = sweep.virtual_s / seconds;
     for failure in &sweep.failures {
-        let replay = format!("mainstay sim campaign --seeds {}{}", failure.seed, args.limits.replay());
+        let replay = format!(
+            "mainstay sim campaign --seeds {}{}",
+            failure.seed,
+            args.limits.replay()
+        );
         if args.json {
             let wall = millis(began);
-            line(&mainstay_sim::result_json(&failure.scenario, &failure.result, wall));
+            line(&mainstay_sim::result_json(
+                &failure.scenario,
+                &failure.result,
+                wall,
+            ));
         } else {
             line(&failure_text(failure, &replay, args.keep_going));
         }
@@ -352,7 +405,8 @@ fn sweep(args: &CampaignArgs) -> ExitCode {
         && let Some(failure) = sweep.failures.first()
         && let Some(violation) = failure.result.violations.first()
     {
-        let (small, runs) = mainstay_sim::shrink(&failure.scenario, violation.property, &options, 400);
+        let (small, runs) =
+            mainstay_sim::shrink(&failure.scenario, violation.property, &options, 400);
         let text = mainstay_sim::to_toml(&small);
         if let Err(error) = std::fs::write(&args.shrink_to, text) {
             complain(&format!("error: {}: {error}", args.shrink_to.display()));
@@ -365,7 +419,11 @@ fn sweep(args: &CampaignArgs) -> ExitCode {
             args.shrink_to.display()
         ));
     }
-    if sweep.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if sweep.failures.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
 
 fn failure_text(failure: &Failure, replay: &str, short: bool) -> String {
@@ -376,7 +434,13 @@ fn failure_text(failure: &Failure, replay: &str, short: bool) -> String {
         mainstay_sim::clock_text(signed(t) - signed(result.zero))
     };
     for v in &result.violations {
-        text.push_str(&format!("✗ {} at {}: {}\n  ({})\n", v.property, ms(v.at), v.what, v.sentence));
+        text.push_str(&format!(
+            "✗ {} at {}: {}\n  ({})\n",
+            v.property,
+            ms(v.at),
+            v.what,
+            v.sentence
+        ));
     }
     if let Some(error) = &result.error {
         text.push_str(&format!("✗ {error}\n"));
@@ -404,7 +468,10 @@ fn twice(args: &TwiceArgs) -> ExitCode {
             line(&text);
         }
         line(&mainstay_sim::result_json(&scenario, &result, 0));
-        line(&format!("{{\"type\":\"steps\",\"steps\":{}}}", result.steps));
+        line(&format!(
+            "{{\"type\":\"steps\",\"steps\":{}}}",
+            result.steps
+        ));
         return ExitCode::SUCCESS;
     }
     let once = || -> std::io::Result<Vec<u8>> {
@@ -413,7 +480,9 @@ fn twice(args: &TwiceArgs) -> ExitCode {
         command.args(args.limits.replay().split_whitespace());
         let output = command.env("MAINSTAY_SIM_TRACE", "1").output()?;
         if !output.status.success() {
-            return Err(std::io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()));
+            return Err(std::io::Error::other(
+                String::from_utf8_lossy(&output.stderr).into_owned(),
+            ));
         }
         Ok(output.stdout)
     };
@@ -425,14 +494,29 @@ fn twice(args: &TwiceArgs) -> ExitCode {
         }
     };
     if first == second {
-        line(&format!("seed {}: two processes, the same {} bytes", args.seed, first.len()));
+        line(&format!(
+            "seed {}: two processes, the same {} bytes",
+            args.seed,
+            first.len()
+        ));
         return ExitCode::SUCCESS;
     }
-    let (first, second) = (String::from_utf8_lossy(&first), String::from_utf8_lossy(&second));
-    let different = first.lines().zip(second.lines()).enumerate().find(|(_, (a, b))| a != b);
+    let (first, second) = (
+        String::from_utf8_lossy(&first),
+        String::from_utf8_lossy(&second),
+    );
+    let different = first
+        .lines()
+        .zip(second.lines())
+        .enumerate()
+        .find(|(_, (a, b))| a != b);
     match different {
         Some((number, (a, b))) => {
-            line(&format!("seed {}: line {} differs\n  {a}\n  {b}", args.seed, number + 1));
+            line(&format!(
+                "seed {}: line {} differs\n  {a}\n  {b}",
+                args.seed,
+                number + 1
+            ));
         }
         None => line(&format!("seed {}: one trace is longer", args.seed)),
     }
@@ -444,16 +528,26 @@ fn planted(args: &PlantedArgs) -> ExitCode {
     let mut survived = 0;
     for bug in mainstay_sim::planted::bugs() {
         let name = format!("{bug:?}");
-        if args.only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+        if args
+            .only
+            .as_ref()
+            .is_some_and(|only| !name.contains(only.as_str()))
+        {
             continue;
         }
         let began = Instant::now();
-        let options = Options { stop_at_violation: true, bug: Some(bug) };
+        let options = Options {
+            stop_at_violation: true,
+            bug: Some(bug),
+        };
         let sweep = sweep_seeds(args.seeds, &Limits::default(), &options, false, false);
         let found = sweep.failures.first();
         let property = found.map(|f| {
             let first = f.result.violations.first();
-            first.map_or_else(|| f.result.error.clone().unwrap_or_default(), |v| v.property.to_string())
+            first.map_or_else(
+                || f.result.error.clone().unwrap_or_default(),
+                |v| v.property.to_string(),
+            )
         });
         if found.is_none() {
             survived += 1;
@@ -468,11 +562,20 @@ fn planted(args: &PlantedArgs) -> ExitCode {
             let seconds = began.elapsed().as_secs_f64();
             match (seed, property) {
                 (Some(seed), Some(property)) => {
-                    line(&format!("✓ {name:<26} seed {seed:>4}  {property:<4} {seconds:6.1} s"));
+                    line(&format!(
+                        "✓ {name:<26} seed {seed:>4}  {property:<4} {seconds:6.1} s"
+                    ));
                 }
-                _ => line(&format!("✗ {name:<26} survived {} seeds  {seconds:6.1} s", sweep.done)),
+                _ => line(&format!(
+                    "✗ {name:<26} survived {} seeds  {seconds:6.1} s",
+                    sweep.done
+                )),
             }
         }
     }
-    if survived == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if survived == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

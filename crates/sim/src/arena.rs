@@ -30,27 +30,21 @@ impl<T> Arena<T> {
     pub(crate) fn iter_mut(&mut self) -> std::slice::IterMut<'_, T> {
         self.0.iter_mut()
     }
-
-    pub(crate) fn get(&self, index: usize) -> Option<&T> {
-        self.0.get(index)
-    }
-}
-
-impl<T> FromIterator<T> for Arena<T> {
-    fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
-        Self(items.into_iter().collect())
-    }
 }
 
 impl<T> Index<usize> for Arena<T> {
     type Output = T;
     fn index(&self, index: usize) -> &T {
-        self.0.get(index).expect("the index was given by this table")
+        self.0
+            .get(index)
+            .expect("the index was given by this table")
     }
 }
 
 impl<T> IndexMut<usize> for Arena<T> {
     fn index_mut(&mut self, index: usize) -> &mut T {
-        self.0.get_mut(index).expect("the index was given by this table")
+        self.0
+            .get_mut(index)
+            .expect("the index was given by this table")
     }
 }

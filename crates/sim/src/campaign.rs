@@ -12,8 +12,8 @@ use crate::scenario::{
     CLUSTER, DatastoreSetup, Fault, HostSetup, Planned, Scenario, StorageFault, VmSetup, Weather,
 };
 use mainstay_core::config::{
-    ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, Profile, RestartPriority, Settings,
-    VmSpec,
+    ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, Profile, RestartPriority,
+    Settings, VmSpec,
 };
 use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_core::rng::Rng;
@@ -37,7 +37,11 @@ pub struct Limits {
 /// verdict, a lock's `break`, the retries that a campaign allows and an order's patience together.
 fn quiet_time(settings: &Settings) -> Nanos {
     let t = &settings.timing;
-    let retries: Nanos = settings.restart_retry_delays.iter().map(|d| nanos(*d)).sum();
+    let retries: Nanos = settings
+        .restart_retry_delays
+        .iter()
+        .map(|d| nanos(*d))
+        .sum();
     let election = nanos(t.election_start) + 2 * nanos(t.election) + nanos(t.elected_to_restart);
     let verdict = nanos(t.dead) + 3 * nanos(t.r#break);
     2 * (election + verdict) + retries + 2 * nanos(settings.order_timeout) + 40 * SECOND
@@ -99,8 +103,16 @@ pub fn draw(seed: u64, limits: &Limits) -> Scenario {
         .keys()
         .map(|id| {
             let image_locks = rng.percent(80);
-            let expiry = if rng.percent(70) { 0 } else { rng.between(1, 30) * SECOND };
-            DatastoreSetup { id: id.clone(), image_locks, image_lock_expiry: expiry }
+            let expiry = if rng.percent(70) {
+                0
+            } else {
+                rng.between(1, 30) * SECOND
+            };
+            DatastoreSetup {
+                id: id.clone(),
+                image_locks,
+                image_lock_expiry: expiry,
+            }
         })
         .collect();
     Scenario {
@@ -130,59 +142,110 @@ fn settings(rng: &mut Rng, limits: &Limits) -> Settings {
         1 | 2 => Profile::Balanced,
         _ => Profile::Fast,
     };
-    let profile = limits.profile.as_deref().and_then(Profile::from_name).unwrap_or(drawn);
+    let profile = limits
+        .profile
+        .as_deref()
+        .and_then(Profile::from_name)
+        .unwrap_or(drawn);
     let mut settings = Settings::of(profile);
     let s = Duration::from_secs;
     settings.restart_retry_delays = vec![s(2), s(4), s(8)];
     settings.order_timeout = s(15);
-    settings.heartbeat_datastores_per_host = [0, 1, 2, 2, 2].get(small(rng.below(5))).copied().unwrap_or(2);
+    settings.heartbeat_datastores_per_host = [0, 1, 2, 2, 2]
+        .get(small(rng.below(5)))
+        .copied()
+        .unwrap_or(2);
     if rng.percent(15) {
         settings.frozen_limit = Some(s(rng.between(5, 60)));
     }
     settings
 }
 
-fn cluster(rng: &mut Rng, settings: &Settings, hosts: usize, datastores: usize, vms: usize) -> ClusterConfig {
-    let disks: Vec<DatastoreId> =
-        (1..=datastores).filter_map(|n| DatastoreId::new(&format!("ds-{n}")).ok()).collect();
+fn cluster(
+    rng: &mut Rng,
+    settings: &Settings,
+    hosts: usize,
+    datastores: usize,
+    vms: usize,
+) -> ClusterConfig {
+    let disks: Vec<DatastoreId> = (1..=datastores)
+        .filter_map(|n| DatastoreId::new(&format!("ds-{n}")).ok())
+        .collect();
     let disk_specs = disks
         .iter()
         .map(|id| DatastoreSpec {
             id: id.clone(),
-            kind: if rng.percent(30) { DatastoreKind::Block } else { DatastoreKind::File },
-            fence: if rng.percent(90) { FenceClass::Enforced } else { FenceClass::Open },
+            kind: if rng.percent(30) {
+                DatastoreKind::Block
+            } else {
+                DatastoreKind::File
+            },
+            fence: if rng.percent(90) {
+                FenceClass::Enforced
+            } else {
+                FenceClass::Open
+            },
         })
         .collect();
     let everywhere = rng.percent(70);
     let host_specs = (1..=hosts)
         .filter_map(|n| HostId::new(&format!("host-{n}")).ok())
         .map(|id| {
-            let mut mounts: BTreeSet<DatastoreId> =
-                disks.iter().filter(|_| everywhere || rng.percent(80)).cloned().collect();
+            let mut mounts: BTreeSet<DatastoreId> = disks
+                .iter()
+                .filter(|_| everywhere || rng.percent(80))
+                .cloned()
+                .collect();
             // The first is mounted by all: every VM can start somewhere.
             mounts.extend(disks.first().cloned());
-            HostSpec { id, cpu_mhz: 40_000, memory_mb: 65_536, datastores: mounts, maintenance: false }
+            HostSpec {
+                id,
+                cpu_mhz: 40_000,
+                memory_mb: 65_536,
+                datastores: mounts,
+                maintenance: false,
+            }
         })
         .collect::<Vec<_>>();
-    let mounted = |d: &DatastoreId| host_specs.iter().filter(|h| h.datastores.contains(d)).count() > 1;
+    let mounted = |d: &DatastoreId| {
+        host_specs
+            .iter()
+            .filter(|h| h.datastores.contains(d))
+            .count()
+            > 1
+    };
     let usable: Vec<DatastoreId> = disks.iter().filter(|d| mounted(d)).cloned().collect();
     let vm_specs = (1..=vms)
         .filter_map(|n| VmId::new(&format!("vm-{n}")).ok())
         .filter_map(|id| {
             let datastore = usable.get(small(rng.below(usable.len() as u64)))?.clone();
-            let priorities = [RestartPriority::High, RestartPriority::Medium, RestartPriority::Low];
+            let priorities = [
+                RestartPriority::High,
+                RestartPriority::Medium,
+                RestartPriority::Low,
+            ];
             Some(VmSpec {
                 id,
                 datastore,
                 cpu_mhz: 500,
                 memory_mb: rng.between(1, 4) * 512,
-                restart_priority: priorities.get(small(rng.below(3))).copied().unwrap_or_default(),
+                restart_priority: priorities
+                    .get(small(rng.below(3)))
+                    .copied()
+                    .unwrap_or_default(),
                 isolation_response: None,
                 depends_on: Vec::new(),
             })
         })
         .collect();
-    let config = ClusterConfig::new(CLUSTER, settings.clone(), host_specs, disk_specs, vm_specs, Vec::new());
+    let config = ClusterConfig::new(
+        CLUSTER,
+        settings.clone(),
+        host_specs,
+        disk_specs,
+        vm_specs,
+        Vec::new(),
+    );
     config.expect("a drawn cluster has sound names and a profile's timers")
 }
 
@@ -232,20 +295,52 @@ fn weather(rng: &mut Rng, settings: &Settings, until: Nanos) -> Weather {
     weather.delay_ms = rng.between(5, 3000);
     weather.stall_ms = rng.between(50, freeze * 3 / 2);
     weather.late_ms = rng.between(100, freeze * 4);
-    weather.patience_ms = if rng.percent(70) { 0 } else { rng.between(500, 20_000) };
-    weather.guard_slow = if rng.percent(50) { 0 } else { rng.between(10, 100) };
+    weather.patience_ms = if rng.percent(70) {
+        0
+    } else {
+        rng.between(500, 20_000)
+    };
+    weather.guard_slow = if rng.percent(50) {
+        0
+    } else {
+        rng.between(10, 100)
+    };
     weather
 }
 
 /// Everything is well again from `until` on.
 fn heal(events: &mut Vec<Planned>, until: Nanos, hosts: usize) {
     events.retain(|e| e.at < until);
-    let mut add = |wait: u64, fault| events.push(Planned { at: until + wait * MS, fault });
-    add(0, Fault::NetworkHeal { host: None, network: None });
+    let mut add = |wait: u64, fault| {
+        events.push(Planned {
+            at: until + wait * MS,
+            fault,
+        })
+    };
+    add(
+        0,
+        Fault::NetworkHeal {
+            host: None,
+            network: None,
+        },
+    );
     add(0, Fault::GatewayUp);
-    add(1, Fault::DatastoreHeal { datastore: None, host: None });
+    add(
+        1,
+        Fault::DatastoreHeal {
+            datastore: None,
+            host: None,
+        },
+    );
     for host in 0..hosts {
-        add(2, Fault::StartFail { host: Some(host), vm: None, times: 0 });
+        add(
+            2,
+            Fault::StartFail {
+                host: Some(host),
+                vm: None,
+                times: 0,
+            },
+        );
         add(3, Fault::HostResume { host });
         add(4, Fault::AgentResume { host });
         add(5, Fault::GuardResume { host });
@@ -260,7 +355,10 @@ impl Drawing<'_> {
         let mut at = self.rng.between(1, 20) * SECOND;
         let pace = self.rng.between(3, 60);
         while at < self.until && !kinds.is_empty() {
-            let kind = kinds.get(small(self.rng.below(kinds.len() as u64))).copied().unwrap_or(0);
+            let kind = kinds
+                .get(small(self.rng.below(kinds.len() as u64)))
+                .copied()
+                .unwrap_or(0);
             self.fault(kind, at);
             at += self.rng.between(500, pace * 2000) * MS;
         }
@@ -288,8 +386,18 @@ impl Drawing<'_> {
     /// A length around the times at which the protocol decides.
     fn length(&mut self) -> Nanos {
         let t = &self.settings.timing;
-        let marks = [t.freeze, t.r#break, t.dead, t.election_start, t.unreachable, t.datastore_heartbeat];
-        let mark = marks.get(small(self.rng.below(6))).copied().map_or(SECOND, nanos);
+        let marks = [
+            t.freeze,
+            t.r#break,
+            t.dead,
+            t.election_start,
+            t.unreachable,
+            t.datastore_heartbeat,
+        ];
+        let mark = marks
+            .get(small(self.rng.below(6)))
+            .copied()
+            .map_or(SECOND, nanos);
         match self.rng.below(3) {
             0 => mark * self.rng.between(80, 130) / 100,
             1 => mark * self.rng.between(10, 300) / 100,
@@ -326,23 +434,65 @@ impl Drawing<'_> {
                 self.push(end, Fault::GuardResume { host });
             }
             6 => {
-                self.push(at, Fault::NetworkCut { host, network: None });
-                self.push(end, Fault::NetworkHeal { host: Some(host), network: None });
+                self.push(
+                    at,
+                    Fault::NetworkCut {
+                        host,
+                        network: None,
+                    },
+                );
+                self.push(
+                    end,
+                    Fault::NetworkHeal {
+                        host: Some(host),
+                        network: None,
+                    },
+                );
             }
             7 => {
                 let cut = small(self.rng.between(1, self.hosts.max(2) as u64 - 1));
                 let groups = vec![(0..cut).collect(), (cut..self.hosts).collect()];
                 self.push(at, Fault::NetworkPartition { groups });
-                self.push(end, Fault::NetworkHeal { host: None, network: None });
+                self.push(
+                    end,
+                    Fault::NetworkHeal {
+                        host: None,
+                        network: None,
+                    },
+                );
             }
             8 => {
-                self.push(at, Fault::NetworkDrop { from: host, to: other });
-                self.push(end, Fault::NetworkHeal { host: Some(host), network: None });
+                self.push(
+                    at,
+                    Fault::NetworkDrop {
+                        from: host,
+                        to: other,
+                    },
+                );
+                self.push(
+                    end,
+                    Fault::NetworkHeal {
+                        host: Some(host),
+                        network: None,
+                    },
+                );
             }
             9 => {
                 let percent = self.rng.between(5, 90);
-                self.push(at, Fault::NetworkLoss { percent, host: Some(host) });
-                self.push(end, Fault::NetworkHeal { host: Some(host), network: None });
+                self.push(
+                    at,
+                    Fault::NetworkLoss {
+                        percent,
+                        host: Some(host),
+                    },
+                );
+                self.push(
+                    end,
+                    Fault::NetworkHeal {
+                        host: Some(host),
+                        network: None,
+                    },
+                );
             }
             10 => {
                 let datastore = self.disk();
@@ -354,12 +504,29 @@ impl Drawing<'_> {
                     3 => StorageFault::Full,
                     _ => StorageFault::Apd,
                 };
-                self.push(at, Fault::Datastore { fault, datastore, host });
-                self.push(end, Fault::DatastoreHeal { datastore: Some(datastore), host });
+                self.push(
+                    at,
+                    Fault::Datastore {
+                        fault,
+                        datastore,
+                        host,
+                    },
+                );
+                self.push(
+                    end,
+                    Fault::DatastoreHeal {
+                        datastore: Some(datastore),
+                        host,
+                    },
+                );
             }
             11 if self.vms > 0 => {
                 let vm = self.vm();
-                let fault = if self.rng.percent(70) { Fault::VmCrash { vm } } else { Fault::GuestShutdown { vm } };
+                let fault = if self.rng.percent(70) {
+                    Fault::VmCrash { vm }
+                } else {
+                    Fault::GuestShutdown { vm }
+                };
                 self.push(at, fault);
                 self.push(end, Fault::VmPowerOn { vm, host: None });
             }
@@ -381,7 +548,14 @@ impl Drawing<'_> {
                 }
                 if self.vms > 0 && self.rng.percent(30) {
                     let (vm, times) = (self.vm(), self.rng.between(1, 20));
-                    self.push(at, Fault::StartFail { host: None, vm: Some(vm), times });
+                    self.push(
+                        at,
+                        Fault::StartFail {
+                            host: None,
+                            vm: Some(vm),
+                            times,
+                        },
+                    );
                     self.push(at + SECOND, Fault::VmCrash { vm });
                 }
             }

@@ -22,12 +22,20 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new(reading: Nanos, ppm: i64) -> Self {
-        Self { since: 0, reading, ppm }
+        Self {
+            since: 0,
+            reading,
+            ppm,
+        }
     }
 
     /// A clock that begins to count at true time `t`.
     pub(crate) fn starting(t: Nanos, reading: Nanos, ppm: i64) -> Self {
-        Self { since: t, reading, ppm }
+        Self {
+            since: t,
+            reading,
+            ppm,
+        }
     }
 
     /// What the host reads at true time `t`.
@@ -42,13 +50,18 @@ impl Clock {
         let ahead = i128::from(local.as_nanos().saturating_sub(self.reading));
         let rate = MILLION + i128::from(self.ppm);
         let passed = (ahead * MILLION + rate - 1) / rate;
-        self.since.saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
+        self.since
+            .saturating_add(u64::try_from(passed).unwrap_or(u64::MAX))
     }
 
     /// Runs at another rate from true time `t` on.
     pub(crate) fn set_rate(&mut self, t: Nanos, ppm: i64) {
         let reading = self.local(t).as_nanos();
-        *self = Self { since: t, reading, ppm };
+        *self = Self {
+            since: t,
+            reading,
+            ppm,
+        };
     }
 
     pub(crate) fn ppm(&self) -> i64 {
@@ -64,7 +77,12 @@ mod tests {
     fn the_moment_found_for_a_reading_is_the_first_that_shows_it() {
         for ppm in [-100_000, -1000, -1, 0, 1, 999, 100_000] {
             let mut clock = Clock::new(77 * SECOND, ppm);
-            for local in [77 * SECOND, 77 * SECOND + 1, 78 * SECOND + 12_345, 500 * SECOND] {
+            for local in [
+                77 * SECOND,
+                77 * SECOND + 1,
+                78 * SECOND + 12_345,
+                500 * SECOND,
+            ] {
                 let local = Instant::from_nanos(local);
                 let t = clock.when(local);
                 assert!(clock.local(t) >= local, "{ppm} {local:?}");
@@ -72,7 +90,11 @@ mod tests {
             }
             let before = clock.local(10 * SECOND);
             clock.set_rate(10 * SECOND, -ppm);
-            assert_eq!(clock.local(10 * SECOND), before, "a change of rate is no jump");
+            assert_eq!(
+                clock.local(10 * SECOND),
+                before,
+                "a change of rate is no jump"
+            );
         }
     }
 }

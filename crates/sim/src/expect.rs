@@ -100,13 +100,18 @@ pub(crate) struct Watch {
 
 impl Watch {
     pub(crate) fn new(expects: &[Expect]) -> Self {
-        Self { first: vec![None; expects.len()], at_moment: vec![None; expects.len()] }
+        Self {
+            first: vec![None; expects.len()],
+            at_moment: vec![None; expects.len()],
+        }
     }
 
     /// The instances of `vm` stand like this from `t` (counted from zero) on.
     pub(crate) fn changed(&mut self, expects: &[Expect], vm: usize, t: Nanos, facts: &VmFacts) {
         for (expect, first) in expects.iter().zip(&mut self.first) {
-            if let Check::State { vm: about, want, .. } = &expect.check
+            if let Check::State {
+                vm: about, want, ..
+            } = &expect.check
                 && *about == vm
                 && first.is_none()
                 && want.holds(facts)
@@ -118,8 +123,13 @@ impl Watch {
 
     /// The moment of expectation `index` has come.
     pub(crate) fn moment(&mut self, expects: &[Expect], index: usize, facts: &VmFacts) {
-        if let (Some(Expect { check: Check::State { want, .. }, .. }), Some(slot)) =
-            (expects.get(index), self.at_moment.get_mut(index))
+        if let (
+            Some(Expect {
+                check: Check::State { want, .. },
+                ..
+            }),
+            Some(slot),
+        ) = (expects.get(index), self.at_moment.get_mut(index))
         {
             *slot = Some(want.holds(facts));
         }
@@ -134,16 +144,28 @@ impl Watch {
                     let pass = self.at_moment.get(i).copied().flatten() == Some(true);
                     (pass, self.first.get(i).copied().flatten().map(signed))
                 }
-                Check::Event { between, kind, fields } => {
+                Check::Event {
+                    between,
+                    kind,
+                    fields,
+                } => {
                     let at = find(trace, zero, *between, kind, fields);
                     (at.is_some(), at)
                 }
-                Check::Never { between, kind, fields } => {
+                Check::Never {
+                    between,
+                    kind,
+                    fields,
+                } => {
                     let at = find(trace, zero, *between, kind, fields);
                     (at.is_none(), at)
                 }
             };
-            verdicts.push(Verdict { text: expect.text.clone(), pass, at });
+            verdicts.push(Verdict {
+                text: expect.text.clone(),
+                pass,
+                at,
+            });
         }
         verdicts
     }
@@ -189,5 +211,10 @@ fn alike(have: &Value, want: &Value) -> bool {
 pub fn clock_text(nanos: i64) -> String {
     let sign = if nanos < 0 { "-" } else { "" };
     let t = nanos.unsigned_abs();
-    format!("{sign}{:02}:{:02}.{:03}", t / (60 * SECOND), t / SECOND % 60, t / MS % 1000)
+    format!(
+        "{sign}{:02}:{:02}.{:03}",
+        t / (60 * SECOND),
+        t / SECOND % 60,
+        t / MS % 1000
+    )
 }

@@ -18,7 +18,11 @@ fn since(at: Nanos, zero: Nanos) -> i64 {
 /// The events of a run, one line of JSON each.
 #[must_use]
 pub fn json_lines(result: &RunResult) -> Vec<String> {
-    result.trace.iter().map(|entry| entry.json(result.zero)).collect()
+    result
+        .trace
+        .iter()
+        .map(|entry| entry.json(result.zero))
+        .collect()
 }
 
 /// The last line: what became of the run.
@@ -67,7 +71,10 @@ pub fn people(scenario: &Scenario, result: &RunResult, replay: &str) -> String {
     out.push('\n');
     for verdict in &result.verdicts {
         let mark = if verdict.pass { "✓" } else { "✗" };
-        let at = verdict.at.map(|t| format!("  (true at {})", clock_text(t))).unwrap_or_default();
+        let at = verdict
+            .at
+            .map(|t| format!("  (true at {})", clock_text(t)))
+            .unwrap_or_default();
         out.push_str(&format!("{mark} {}{at}\n", verdict.text));
     }
     for violation in &result.violations {
@@ -84,7 +91,10 @@ pub fn people(scenario: &Scenario, result: &RunResult, replay: &str) -> String {
     }
     let seconds = result.virtual_time / (1000 * MS);
     let word = if result.pass() { "pass" } else { "FAIL" };
-    out.push_str(&format!("{word}: {seconds} virtual seconds, {} steps\n", result.steps));
+    out.push_str(&format!(
+        "{word}: {seconds} virtual seconds, {} steps\n",
+        result.steps
+    ));
     if !result.pass() {
         for host in &result.hosts {
             out.push_str(&format!("  {host}\n"));

@@ -6,12 +6,20 @@ use crate::world::{Options, run};
 /// Removes events, halves first and then one by one, as long as the same property still fails.
 /// Gives the smallest scenario found and how many runs it took.
 #[must_use]
-pub fn shrink(scenario: &Scenario, property: &str, options: &Options, limit: u32) -> (Scenario, u32) {
+pub fn shrink(
+    scenario: &Scenario,
+    property: &str,
+    options: &Options,
+    limit: u32,
+) -> (Scenario, u32) {
     let mut best = scenario.clone();
     let mut runs = 0;
     let mut fails = |candidate: &Scenario| {
         runs += 1;
-        run(candidate, options).violations.iter().any(|v| v.property == property)
+        run(candidate, options)
+            .violations
+            .iter()
+            .any(|v| v.property == property)
     };
     let mut size = best.events.len().div_ceil(2).max(1);
     let mut tries = 0;

@@ -72,7 +72,9 @@ impl Entry {
                 text
             }
         };
-        let inner = body.get(1..body.len().saturating_sub(1)).unwrap_or_default();
+        let inner = body
+            .get(1..body.len().saturating_sub(1))
+            .unwrap_or_default();
         let t_ms = self.since(zero).div_euclid(i64::try_from(MS).unwrap_or(1));
         let why = if self.why.is_empty() {
             String::new()
@@ -93,7 +95,10 @@ impl Entry {
             Body::Event(_) => fields.get("kind").map(word).unwrap_or_default(),
         };
         text.push_str(&format!("{title:<22}"));
-        for (key, value) in fields.iter().filter(|(k, _)| !matches!(k.as_str(), "kind" | "do")) {
+        for (key, value) in fields
+            .iter()
+            .filter(|(k, _)| !matches!(k.as_str(), "kind" | "do"))
+        {
             text.push_str(&format!(" {key}={}", word(value)));
         }
         if !self.why.is_empty() {

@@ -12,16 +12,32 @@ impl Drawing<'_> {
         let (host, disk) = (self.host(), self.disk());
         let mut at = self.rng.between(3, 20) * SECOND;
         while at < self.until {
-            let (host, disk) =
-                if self.rng.percent(60) { (host, disk) } else { (self.host(), self.disk()) };
+            let (host, disk) = if self.rng.percent(60) {
+                (host, disk)
+            } else {
+                (self.host(), self.disk())
+            };
             let over = self.pattern(pattern, at, host, disk);
             at = over + self.rng.between(2, 25) * SECOND;
         }
     }
 
     fn hang(&mut self, at: Nanos, end: Nanos, disk: usize, host: Option<usize>) {
-        self.push(at, Fault::Datastore { fault: StorageFault::Apd, datastore: disk, host });
-        self.push(end, Fault::DatastoreHeal { datastore: Some(disk), host });
+        self.push(
+            at,
+            Fault::Datastore {
+                fault: StorageFault::Apd,
+                datastore: disk,
+                host,
+            },
+        );
+        self.push(
+            end,
+            Fault::DatastoreHeal {
+                datastore: Some(disk),
+                host,
+            },
+        );
     }
 
     fn near(&mut self, mark: Nanos, percent_below: u64, percent_above: u64) -> Nanos {
@@ -37,9 +53,21 @@ impl Drawing<'_> {
             0 => {
                 let end = at + self.near(dead, 40, 60);
                 self.hang(at, end, disk, Some(host));
-                self.push(at, Fault::NetworkCut { host, network: None });
+                self.push(
+                    at,
+                    Fault::NetworkCut {
+                        host,
+                        network: None,
+                    },
+                );
                 let heal = end + self.rng.below(2000) * MS;
-                self.push(heal, Fault::NetworkHeal { host: Some(host), network: None });
+                self.push(
+                    heal,
+                    Fault::NetworkHeal {
+                        host: Some(host),
+                        network: None,
+                    },
+                );
                 heal
             }
             // The agent hangs while its storage does, and wakes around the thaw.
@@ -56,13 +84,29 @@ impl Drawing<'_> {
             2 => {
                 let mut when = at;
                 for _ in 0..self.rng.between(2, 5) {
-                    let victim = if self.rng.percent(60) { self.hosts - 1 } else { self.host() };
+                    let victim = if self.rng.percent(60) {
+                        self.hosts - 1
+                    } else {
+                        self.host()
+                    };
                     let end = when + self.near(lapse, 30, 150);
-                    self.push(when, Fault::NetworkCut { host: victim, network: None });
+                    self.push(
+                        when,
+                        Fault::NetworkCut {
+                            host: victim,
+                            network: None,
+                        },
+                    );
                     if self.rng.percent(60) {
                         self.hang(when, end, disk, Some(victim));
                     }
-                    self.push(end, Fault::NetworkHeal { host: Some(victim), network: None });
+                    self.push(
+                        end,
+                        Fault::NetworkHeal {
+                            host: Some(victim),
+                            network: None,
+                        },
+                    );
                     when = end + self.rng.below(lapse / MS) * MS;
                 }
                 when
@@ -70,7 +114,13 @@ impl Drawing<'_> {
             // Agents are restarted while they watch a silent host.
             3 => {
                 let end = at + self.near(dead, 50, 200);
-                self.push(at, Fault::NetworkCut { host, network: None });
+                self.push(
+                    at,
+                    Fault::NetworkCut {
+                        host,
+                        network: None,
+                    },
+                );
                 let back = at + self.near(lapse, 50, 50);
                 self.hang(at, back, disk, Some(host));
                 for _ in 0..self.rng.between(2, 8) {
@@ -78,7 +128,13 @@ impl Drawing<'_> {
                     let when = at + self.rng.below((end - at) / MS) * MS;
                     self.push(when, Fault::AgentKill { host: watcher });
                 }
-                self.push(end, Fault::NetworkHeal { host: Some(host), network: None });
+                self.push(
+                    end,
+                    Fault::NetworkHeal {
+                        host: Some(host),
+                        network: None,
+                    },
+                );
                 end
             }
             // A user switches off and on, quickly.

@@ -18,12 +18,26 @@ impl Invariant for OnePrimary {
     }
 
     fn observe(&mut self, _: Nanos, fact: &Fact<'_>, labels: &Labels) -> Option<String> {
-        let Fact::Groups { groups } = fact else { return None };
-        groups.iter().find(|(_, primaries)| primaries.len() != 1).map(|(hosts, primaries)| {
-            let names = |list: &[usize]| list.iter().map(|h| labels.host(*h)).collect::<Vec<_>>().join(", ");
-            let who = if primaries.is_empty() { "no primary".into() } else { names(primaries) };
-            format!("the group of {} has {who}", names(hosts))
-        })
+        let Fact::Groups { groups } = fact else {
+            return None;
+        };
+        groups
+            .iter()
+            .find(|(_, primaries)| primaries.len() != 1)
+            .map(|(hosts, primaries)| {
+                let names = |list: &[usize]| {
+                    list.iter()
+                        .map(|h| labels.host(*h))
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                };
+                let who = if primaries.is_empty() {
+                    "no primary".into()
+                } else {
+                    names(primaries)
+                };
+                format!("the group of {} has {who}", names(hosts))
+            })
     }
 }
 
@@ -36,7 +50,10 @@ mod tests {
     fn a_group_with_no_or_two_primaries_is_a_violation() {
         for (primaries, good) in [(vec![], false), (vec![0, 1], false), (vec![1], true)] {
             let groups = [(vec![0, 1], primaries)];
-            assert_eq!(feed(&mut OnePrimary, &[Fact::Groups { groups: &groups }]).is_none(), good);
+            assert_eq!(
+                feed(&mut OnePrimary, &[Fact::Groups { groups: &groups }]).is_none(),
+                good
+            );
         }
     }
 }

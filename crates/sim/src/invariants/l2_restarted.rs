@@ -18,7 +18,14 @@ impl Invariant for Restarted {
     }
 
     fn observe(&mut self, _: Nanos, fact: &Fact<'_>, labels: &Labels) -> Option<String> {
-        let Fact::ShouldRun { vm, runs: false, why } = fact else { return None };
+        let Fact::ShouldRun {
+            vm,
+            runs: false,
+            why,
+        } = fact
+        else {
+            return None;
+        };
         Some(format!("{} does not run: {why}", labels.vm(*vm)))
     }
 }
@@ -30,7 +37,27 @@ mod tests {
 
     #[test]
     fn a_vm_that_should_run_and_does_not_is_a_violation() {
-        assert!(feed(&mut Restarted, &[Fact::ShouldRun { vm: 0, runs: false, why: "no instance" }]).is_some());
-        assert_eq!(feed(&mut Restarted, &[Fact::ShouldRun { vm: 0, runs: true, why: "" }]), None);
+        assert!(
+            feed(
+                &mut Restarted,
+                &[Fact::ShouldRun {
+                    vm: 0,
+                    runs: false,
+                    why: "no instance"
+                }]
+            )
+            .is_some()
+        );
+        assert_eq!(
+            feed(
+                &mut Restarted,
+                &[Fact::ShouldRun {
+                    vm: 0,
+                    runs: true,
+                    why: ""
+                }]
+            ),
+            None
+        );
     }
 }

@@ -14,7 +14,10 @@ pub(super) struct RetriesEnd {
 
 impl RetriesEnd {
     pub(super) fn new(max_restart_attempts: u32) -> Self {
-        Self { limit: max_restart_attempts.saturating_add(1), highest: PerVm::new() }
+        Self {
+            limit: max_restart_attempts.saturating_add(1),
+            highest: PerVm::new(),
+        }
     }
 }
 
@@ -28,12 +31,23 @@ impl Invariant for RetriesEnd {
     }
 
     fn observe(&mut self, _: Nanos, fact: &Fact<'_>, labels: &Labels) -> Option<String> {
-        let Fact::Said { event, vm: Some(vm), .. } = fact else { return None };
+        let Fact::Said {
+            event,
+            vm: Some(vm),
+            ..
+        } = fact
+        else {
+            return None;
+        };
         match event {
             EventKind::RestartRequested { attempt, .. } => {
                 self.highest.insert(*vm, *attempt);
                 (*attempt > self.limit).then(|| {
-                    format!("{} was asked to start for attempt {attempt}; the limit is {}", labels.vm(*vm), self.limit)
+                    format!(
+                        "{} was asked to start for attempt {attempt}; the limit is {}",
+                        labels.vm(*vm),
+                        self.limit
+                    )
                 })
             }
             EventKind::VmStarted { .. } => {
@@ -53,11 +67,21 @@ mod tests {
 
     #[test]
     fn an_attempt_beyond_the_limit_is_a_violation() {
-        let (vm, host) = (VmId::new("vm-1").expect("id"), HostId::new("host-1").expect("id"));
-        let event = |attempt| EventKind::RestartRequested { vm: vm.clone(), host: host.clone(), attempt };
+        let (vm, host) = (
+            VmId::new("vm-1").expect("id"),
+            HostId::new("host-1").expect("id"),
+        );
+        let event = |attempt| EventKind::RestartRequested {
+            vm: vm.clone(),
+            host: host.clone(),
+            attempt,
+        };
         let (good, bad) = (event(6), event(7));
-        let said = |event| Fact::Said { host: 0, event, vm: Some(0) };
-        assert_eq!(feed(&mut RetriesEnd::new(5), &[said(&good), said(&good)]), None);
+        let said = |event| Fact::Said { event, vm: Some(0) };
+        assert_eq!(
+            feed(&mut RetriesEnd::new(5), &[said(&good), said(&good)]),
+            None
+        );
         assert!(feed(&mut RetriesEnd::new(5), &[said(&bad)]).is_some());
     }
 }

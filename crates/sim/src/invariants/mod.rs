@@ -54,33 +54,84 @@ pub(crate) enum Fact<'a> {
     Runners { vm: usize, runners: &'a [Runner] },
     /// An instance executes its first instruction, or its first under a new generation. `newest` is
     /// the newest generation of its lock on disk; `excused`: its host or guard had just been paused.
-    Runs { vm: usize, host: usize, instance: usize, generation: Generation, newest: Generation, excused: bool, first: bool },
+    Runs {
+        vm: usize,
+        host: usize,
+        instance: usize,
+        generation: Generation,
+        newest: Generation,
+        excused: bool,
+        first: bool,
+    },
     /// A guest's write reached the disk. `fenced`: the disk is bound to refuse late ones.
-    WriteLanded { vm: usize, instance: usize, generation: Generation, fenced: bool },
+    WriteLanded {
+        vm: usize,
+        instance: usize,
+        generation: Generation,
+        fenced: bool,
+    },
     /// A host acted as a datastore's owner under this generation of the owner lock.
-    OwnerActs { host: usize, datastore: usize, generation: Option<Generation>, what: &'static str },
+    OwnerActs {
+        host: usize,
+        datastore: usize,
+        generation: Option<Generation>,
+        what: &'static str,
+    },
     /// A generation of an owner lock appeared on disk.
-    OwnerLock { datastore: usize, generation: Generation, holder: Option<usize> },
+    OwnerLock {
+        datastore: usize,
+        generation: Generation,
+        holder: Option<usize>,
+    },
     /// The newest generation of a VM's lock says whether the VM should run.
     Desired { vm: usize, on: bool },
     /// A user's wish was accepted.
     Wish { vm: usize, on: bool },
     /// An agent said that a VM stopped.
-    Stopped { vm: usize, host: usize, reason: StopReason, exit: Option<StopReason> },
+    Stopped {
+        vm: usize,
+        host: usize,
+        reason: StopReason,
+        exit: Option<StopReason>,
+    },
     /// An HA placement was carried out; `broken` names a mandatory rule that it breaks.
-    Placed { vm: usize, host: usize, broken: Option<String> },
+    Placed {
+        vm: usize,
+        host: usize,
+        broken: Option<String>,
+    },
     /// A protected list can be read: the newest one of a datastore, with its VMs.
-    List { datastore: usize, vms: &'a BTreeSet<usize> },
+    List {
+        datastore: usize,
+        vms: &'a BTreeSet<usize>,
+    },
     /// A VM was reported protected, or no longer.
-    Protected { vm: usize, datastore: usize, yes: bool },
+    Protected {
+        vm: usize,
+        datastore: usize,
+        yes: bool,
+    },
     /// The guard froze a VM; `lapsed`: its deadline had passed on its host's clock.
-    Frozen { vm: usize, host: usize, lapsed: bool },
+    Frozen {
+        vm: usize,
+        host: usize,
+        lapsed: bool,
+    },
     /// A process was killed.
-    Killed { vm: usize, host: usize, cause: KillCause },
+    Killed {
+        vm: usize,
+        host: usize,
+        cause: KillCause,
+    },
     /// An event of an agent.
-    Said { host: usize, event: &'a EventKind, vm: Option<usize> },
+    Said {
+        event: &'a EventKind,
+        vm: Option<usize>,
+    },
     /// Liveness is demanded now: connected groups of working hosts, with the primaries in each.
-    Groups { groups: &'a [(Vec<usize>, Vec<usize>)] },
+    Groups {
+        groups: &'a [(Vec<usize>, Vec<usize>)],
+    },
     /// Liveness is demanded now: a protected VM that should run and could; `runs`: it does.
     ShouldRun { vm: usize, runs: bool, why: &'a str },
 }
@@ -148,18 +199,31 @@ impl Judge {
             Box::<l2_restarted::Restarted>::default(),
             Box::new(l3_retries_end::RetriesEnd::new(max_restart_attempts)),
         ];
-        Self { properties, labels, violations: Vec::new() }
+        Self {
+            properties,
+            labels,
+            violations: Vec::new(),
+        }
     }
 
     pub(crate) fn observe(&mut self, at: Nanos, fact: &Fact<'_>) {
         for property in &mut self.properties {
             if let Some(what) = property.observe(at, fact, &self.labels) {
                 // One violation of a kind is enough for a run; the rest follows from it.
-                if self.violations.iter().any(|v| v.property == property.name()) {
+                if self
+                    .violations
+                    .iter()
+                    .any(|v| v.property == property.name())
+                {
                     continue;
                 }
                 let (property, sentence) = (property.name(), property.sentence());
-                self.violations.push(Violation { property, sentence, at, what });
+                self.violations.push(Violation {
+                    property,
+                    sentence,
+                    at,
+                    what,
+                });
             }
         }
     }
@@ -174,7 +238,11 @@ mod testing {
 
     pub(super) fn labels() -> Labels {
         let named = |stem: &str| (1..=4).map(|n| format!("{stem}-{n}")).collect();
-        Labels { hosts: named("host"), vms: named("vm"), datastores: named("ds") }
+        Labels {
+            hosts: named("host"),
+            vms: named("vm"),
+            datastores: named("ds"),
+        }
     }
 
     /// Feeds facts one second apart and gives the first complaint.

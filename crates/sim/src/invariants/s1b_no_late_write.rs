@@ -22,14 +22,24 @@ impl Invariant for NoLateWrite {
 
     fn observe(&mut self, _: Nanos, fact: &Fact<'_>, labels: &Labels) -> Option<String> {
         match fact {
-            Fact::Runs { vm, instance, generation, .. } => {
+            Fact::Runs {
+                vm,
+                instance,
+                generation,
+                ..
+            } => {
                 let newest = self.newest.entry(*vm).or_insert((*generation, *instance));
                 if *generation >= newest.0 {
                     *newest = (*generation, *instance);
                 }
                 None
             }
-            Fact::WriteLanded { vm, instance, generation, fenced: true } => {
+            Fact::WriteLanded {
+                vm,
+                instance,
+                generation,
+                fenced: true,
+            } => {
                 let (newest, by) = self.newest.get(vm)?;
                 // A thawed process may complete what it began under its generation before.
                 (newest > generation && by != instance).then(|| {
@@ -49,11 +59,24 @@ mod tests {
 
     fn runs(instance: usize, generation: u64) -> Fact<'static> {
         let generation = Generation(generation);
-        Fact::Runs { vm: 0, host: 0, instance, generation, newest: generation, excused: false, first: true }
+        Fact::Runs {
+            vm: 0,
+            host: 0,
+            instance,
+            generation,
+            newest: generation,
+            excused: false,
+            first: true,
+        }
     }
 
     fn lands(instance: usize, generation: u64, fenced: bool) -> Fact<'static> {
-        Fact::WriteLanded { vm: 0, instance, generation: Generation(generation), fenced }
+        Fact::WriteLanded {
+            vm: 0,
+            instance,
+            generation: Generation(generation),
+            fenced,
+        }
     }
 
     #[test]

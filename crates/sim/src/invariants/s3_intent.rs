@@ -33,7 +33,11 @@ impl Invariant for Intent {
             Fact::Wish { vm, on: true } => {
                 self.known.entry(*vm).or_default().stopped = false;
             }
-            Fact::Stopped { vm, reason: StopReason::User | StopReason::Guest, .. } => {
+            Fact::Stopped {
+                vm,
+                reason: StopReason::User | StopReason::Guest,
+                ..
+            } => {
                 self.known.entry(*vm).or_default().stopped = true;
             }
             // Once off was acknowledged and on disk, a newer generation alone does not undo it.
@@ -41,11 +45,18 @@ impl Invariant for Intent {
                 let known = self.known.entry(*vm).or_default();
                 known.off_on_disk = !on || (known.stopped && known.off_on_disk);
             }
-            Fact::Runs { vm, host, first: true, .. } => {
+            Fact::Runs {
+                vm,
+                host,
+                first: true,
+                ..
+            } => {
                 let known = self.known.entry(*vm).or_default();
                 if known.stopped && known.off_on_disk {
                     let (vm, host) = (labels.vm(*vm), labels.host(*host));
-                    return Some(format!("{vm} was started on {host} though it was switched off, acknowledged and on disk"));
+                    return Some(format!(
+                        "{vm} was started on {host} though it was switched off, acknowledged and on disk"
+                    ));
                 }
                 *known = Known::default();
             }
@@ -62,22 +73,44 @@ mod tests {
     use mainstay_core::id::Generation;
 
     fn stopped() -> Fact<'static> {
-        Fact::Stopped { vm: 0, host: 0, reason: StopReason::User, exit: None }
+        Fact::Stopped {
+            vm: 0,
+            host: 0,
+            reason: StopReason::User,
+            exit: None,
+        }
     }
 
     fn runs() -> Fact<'static> {
         let generation = Generation(3);
-        Fact::Runs { vm: 0, host: 1, instance: 1, generation, newest: generation, excused: false, first: true }
+        Fact::Runs {
+            vm: 0,
+            host: 1,
+            instance: 1,
+            generation,
+            newest: generation,
+            excused: false,
+            first: true,
+        }
     }
 
     #[test]
     fn a_start_after_an_acknowledged_power_off_is_a_violation() {
         let off = Fact::Desired { vm: 0, on: false };
         let on = Fact::Desired { vm: 0, on: true };
-        assert!(feed(&mut Intent::default(), &[stopped(), off.clone(), on.clone(), runs()]).is_some());
+        assert!(
+            feed(
+                &mut Intent::default(),
+                &[stopped(), off.clone(), on.clone(), runs()]
+            )
+            .is_some()
+        );
         assert!(feed(&mut Intent::default(), &[off.clone(), stopped(), runs()]).is_some());
         let wish = Fact::Wish { vm: 0, on: true };
-        assert_eq!(feed(&mut Intent::default(), &[stopped(), off, wish, on, runs()]), None);
+        assert_eq!(
+            feed(&mut Intent::default(), &[stopped(), off, wish, on, runs()]),
+            None
+        );
     }
 
     #[test]

@@ -18,8 +18,19 @@ impl Invariant for MandatoryRules {
     }
 
     fn observe(&mut self, _: Nanos, fact: &Fact<'_>, labels: &Labels) -> Option<String> {
-        let Fact::Placed { vm, host, broken: Some(rule) } = fact else { return None };
-        Some(format!("{} was placed on {}: {rule}", labels.vm(*vm), labels.host(*host)))
+        let Fact::Placed {
+            vm,
+            host,
+            broken: Some(rule),
+        } = fact
+        else {
+            return None;
+        };
+        Some(format!(
+            "{} was placed on {}: {rule}",
+            labels.vm(*vm),
+            labels.host(*host)
+        ))
     }
 }
 
@@ -30,8 +41,22 @@ mod tests {
 
     #[test]
     fn a_placement_that_breaks_a_rule_is_a_violation() {
-        let broken = Fact::Placed { vm: 0, host: 1, broken: Some("it does not mount ds-1".into()) };
+        let broken = Fact::Placed {
+            vm: 0,
+            host: 1,
+            broken: Some("it does not mount ds-1".into()),
+        };
         assert!(feed(&mut MandatoryRules, &[broken]).is_some());
-        assert_eq!(feed(&mut MandatoryRules, &[Fact::Placed { vm: 0, host: 1, broken: None }]), None);
+        assert_eq!(
+            feed(
+                &mut MandatoryRules,
+                &[Fact::Placed {
+                    vm: 0,
+                    host: 1,
+                    broken: None
+                }]
+            ),
+            None
+        );
     }
 }

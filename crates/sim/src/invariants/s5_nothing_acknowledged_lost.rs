@@ -18,12 +18,13 @@ pub(super) struct NothingLost {
 impl NothingLost {
     fn missing(&self, datastore: usize, labels: &Labels) -> Option<String> {
         let list = self.lists.get(&datastore)?;
-        let lost = self
-            .protected
-            .iter()
-            .find(|(vm, ds)| **ds == datastore && self.wanted.contains(*vm) && !list.contains(*vm))?;
+        let lost = self.protected.iter().find(|(vm, ds)| {
+            **ds == datastore && self.wanted.contains(*vm) && !list.contains(*vm)
+        })?;
         let (vm, ds) = (labels.vm(*lost.0), labels.datastore(datastore));
-        Some(format!("{vm} was reported protected, but the newest list on {ds} does not have it"))
+        Some(format!(
+            "{vm} was reported protected, but the newest list on {ds} does not have it"
+        ))
     }
 }
 
@@ -38,7 +39,11 @@ impl Invariant for NothingLost {
 
     fn observe(&mut self, _: Nanos, fact: &Fact<'_>, labels: &Labels) -> Option<String> {
         match fact {
-            Fact::Protected { vm, datastore, yes: true } => {
+            Fact::Protected {
+                vm,
+                datastore,
+                yes: true,
+            } => {
                 self.protected.insert(*vm, *datastore);
                 self.missing(*datastore, labels)
             }
@@ -74,14 +79,30 @@ mod tests {
     fn a_list_without_a_protected_vm_is_a_violation() {
         let (full, empty) = (BTreeSet::from([0]), BTreeSet::new());
         let on = Fact::Desired { vm: 0, on: true };
-        let protected = Fact::Protected { vm: 0, datastore: 0, yes: true };
-        let with = Fact::List { datastore: 0, vms: &full };
-        let without = Fact::List { datastore: 0, vms: &empty };
+        let protected = Fact::Protected {
+            vm: 0,
+            datastore: 0,
+            yes: true,
+        };
+        let with = Fact::List {
+            datastore: 0,
+            vms: &full,
+        };
+        let without = Fact::List {
+            datastore: 0,
+            vms: &empty,
+        };
         let lost = [on.clone(), with.clone(), protected.clone(), without.clone()];
         assert!(feed(&mut NothingLost::default(), &lost).is_some());
         let early = [on.clone(), without.clone(), protected.clone()];
         assert!(feed(&mut NothingLost::default(), &early).is_some());
         let off = Fact::Desired { vm: 0, on: false };
-        assert_eq!(feed(&mut NothingLost::default(), &[on, with, protected, off, without]), None);
+        assert_eq!(
+            feed(
+                &mut NothingLost::default(),
+                &[on, with, protected, off, without]
+            ),
+            None
+        );
     }
 }

@@ -20,9 +20,15 @@ impl Invariant for StatedCause {
 
     fn observe(&mut self, _: Nanos, fact: &Fact<'_>, labels: &Labels) -> Option<String> {
         match fact {
-            Fact::Frozen { vm, host, lapsed: false } => {
+            Fact::Frozen {
+                vm,
+                host,
+                lapsed: false,
+            } => {
                 let (vm, host) = (labels.vm(*vm), labels.host(*host));
-                Some(format!("{vm} was frozen on {host} before its right to run had ended"))
+                Some(format!(
+                    "{vm} was frozen on {host} before its right to run had ended"
+                ))
             }
             Fact::Killed { vm, host, cause } => {
                 let some = cause.never_ran
@@ -32,12 +38,24 @@ impl Invariant for StatedCause {
                     || cause.frozen_limit
                     || cause.guest;
                 let (vm, host) = (labels.vm(*vm), labels.host(*host));
-                (!some).then(|| format!("{vm} was killed on {host} without a cause that the world knows"))
+                (!some).then(|| {
+                    format!("{vm} was killed on {host} without a cause that the world knows")
+                })
             }
-            Fact::Stopped { vm, host, reason, exit: Some(exit) } => {
-                let wrong = matches!(reason, StopReason::Guest | StopReason::Crash) && reason != exit;
+            Fact::Stopped {
+                vm,
+                host,
+                reason,
+                exit: Some(exit),
+            } => {
+                let wrong =
+                    matches!(reason, StopReason::Guest | StopReason::Crash) && reason != exit;
                 let (vm, host) = (labels.vm(*vm), labels.host(*host));
-                wrong.then(|| format!("{vm} stopped on {host}: {reason:?} was reported, {exit:?} was the case"))
+                wrong.then(|| {
+                    format!(
+                        "{vm} stopped on {host}: {reason:?} was reported, {exit:?} was the case"
+                    )
+                })
             }
             _ => None,
         }
@@ -52,8 +70,28 @@ mod tests {
 
     #[test]
     fn a_freeze_before_the_deadline_is_a_violation() {
-        assert!(feed(&mut StatedCause, &[Fact::Frozen { vm: 0, host: 0, lapsed: false }]).is_some());
-        assert_eq!(feed(&mut StatedCause, &[Fact::Frozen { vm: 0, host: 0, lapsed: true }]), None);
+        assert!(
+            feed(
+                &mut StatedCause,
+                &[Fact::Frozen {
+                    vm: 0,
+                    host: 0,
+                    lapsed: false
+                }]
+            )
+            .is_some()
+        );
+        assert_eq!(
+            feed(
+                &mut StatedCause,
+                &[Fact::Frozen {
+                    vm: 0,
+                    host: 0,
+                    lapsed: true
+                }]
+            ),
+            None
+        );
     }
 
     #[test]
@@ -66,15 +104,52 @@ mod tests {
             frozen_limit: false,
             guest: false,
         };
-        assert!(feed(&mut StatedCause, &[Fact::Killed { vm: 0, host: 0, cause }]).is_some());
+        assert!(
+            feed(
+                &mut StatedCause,
+                &[Fact::Killed {
+                    vm: 0,
+                    host: 0,
+                    cause
+                }]
+            )
+            .is_some()
+        );
         cause.lock_moved = true;
-        assert_eq!(feed(&mut StatedCause, &[Fact::Killed { vm: 0, host: 0, cause }]), None);
+        assert_eq!(
+            feed(
+                &mut StatedCause,
+                &[Fact::Killed {
+                    vm: 0,
+                    host: 0,
+                    cause
+                }]
+            ),
+            None
+        );
     }
 
     #[test]
     fn a_crash_must_not_be_called_a_shutdown() {
-        let said = |reason, exit| Fact::Stopped { vm: 0, host: 0, reason, exit: Some(exit) };
-        assert!(feed(&mut StatedCause, &[said(StopReason::Guest, StopReason::Crash)]).is_some());
-        assert_eq!(feed(&mut StatedCause, &[said(StopReason::Crash, StopReason::Crash)]), None);
+        let said = |reason, exit| Fact::Stopped {
+            vm: 0,
+            host: 0,
+            reason,
+            exit: Some(exit),
+        };
+        assert!(
+            feed(
+                &mut StatedCause,
+                &[said(StopReason::Guest, StopReason::Crash)]
+            )
+            .is_some()
+        );
+        assert_eq!(
+            feed(
+                &mut StatedCause,
+                &[said(StopReason::Crash, StopReason::Crash)]
+            ),
+            None
+        );
     }
 }

@@ -20,36 +20,103 @@ pub enum StorageFault {
 
 /// One event. Hosts, VMs, datastores and networks are indices into the scenario's lists.
 #[derive(Clone, PartialEq, Debug)]
-#[expect(missing_docs, reason = "the arguments are what their names say; EVENTS documents each event")]
+#[expect(
+    missing_docs,
+    reason = "the arguments are what their names say; EVENTS documents each event"
+)]
 pub enum Fault {
-    HostPowerOff { host: usize },
-    HostPowerOn { host: usize },
-    HostPause { host: usize },
-    HostResume { host: usize },
-    HostShutdown { host: usize },
-    HostReboot { host: usize },
-    AgentKill { host: usize },
-    GuardKill { host: usize },
-    AgentHang { host: usize },
-    AgentResume { host: usize },
-    GuardHang { host: usize },
-    GuardResume { host: usize },
-    NetworkCut { host: usize, network: Option<usize> },
-    NetworkPartition { groups: Vec<Vec<usize>> },
-    NetworkDrop { from: usize, to: usize },
-    NetworkLoss { percent: u64, host: Option<usize> },
-    NetworkDelay { time: Nanos, host: Option<usize> },
-    NetworkHeal { host: Option<usize>, network: Option<usize> },
+    HostPowerOff {
+        host: usize,
+    },
+    HostPowerOn {
+        host: usize,
+    },
+    HostPause {
+        host: usize,
+    },
+    HostResume {
+        host: usize,
+    },
+    HostShutdown {
+        host: usize,
+    },
+    HostReboot {
+        host: usize,
+    },
+    AgentKill {
+        host: usize,
+    },
+    GuardKill {
+        host: usize,
+    },
+    AgentHang {
+        host: usize,
+    },
+    AgentResume {
+        host: usize,
+    },
+    GuardHang {
+        host: usize,
+    },
+    GuardResume {
+        host: usize,
+    },
+    NetworkCut {
+        host: usize,
+        network: Option<usize>,
+    },
+    NetworkPartition {
+        groups: Vec<Vec<usize>>,
+    },
+    NetworkDrop {
+        from: usize,
+        to: usize,
+    },
+    NetworkLoss {
+        percent: u64,
+        host: Option<usize>,
+    },
+    NetworkDelay {
+        time: Nanos,
+        host: Option<usize>,
+    },
+    NetworkHeal {
+        host: Option<usize>,
+        network: Option<usize>,
+    },
     GatewayDown,
     GatewayUp,
-    Datastore { fault: StorageFault, datastore: usize, host: Option<usize> },
-    DatastoreHeal { datastore: Option<usize>, host: Option<usize> },
-    VmCrash { vm: usize },
-    GuestShutdown { vm: usize },
-    VmPowerOn { vm: usize, host: Option<usize> },
-    VmPowerOff { vm: usize },
-    ClockDrift { host: usize, ppm: i64 },
-    StartFail { host: Option<usize>, vm: Option<usize>, times: u64 },
+    Datastore {
+        fault: StorageFault,
+        datastore: usize,
+        host: Option<usize>,
+    },
+    DatastoreHeal {
+        datastore: Option<usize>,
+        host: Option<usize>,
+    },
+    VmCrash {
+        vm: usize,
+    },
+    GuestShutdown {
+        vm: usize,
+    },
+    VmPowerOn {
+        vm: usize,
+        host: Option<usize>,
+    },
+    VmPowerOff {
+        vm: usize,
+    },
+    ClockDrift {
+        host: usize,
+        ppm: i64,
+    },
+    StartFail {
+        host: Option<usize>,
+        vm: Option<usize>,
+        times: u64,
+    },
     ManagerDown,
     ManagerUp,
     /// A known event without behaviour behind it yet.
@@ -69,16 +136,44 @@ pub struct EventDoc {
     pub playable: bool,
 }
 
-const fn doc(name: &'static str, needs: &'static [&'static str], may: &'static [&'static str]) -> EventDoc {
-    EventDoc { name, needs, may, playable: true }
+const fn doc(
+    name: &'static str,
+    needs: &'static [&'static str],
+    may: &'static [&'static str],
+) -> EventDoc {
+    EventDoc {
+        name,
+        needs,
+        may,
+        playable: true,
+    }
 }
 
 const fn later(name: &'static str) -> EventDoc {
     const ANY: &[&str] = &[
-        "host", "vm", "datastore", "key", "value", "cpu_mhz", "memory_mb", "power", "restart_priority",
-        "isolation_response", "depends_on", "start_time", "shutdown_time", "guest_agent", "time", "id",
+        "host",
+        "vm",
+        "datastore",
+        "key",
+        "value",
+        "cpu_mhz",
+        "memory_mb",
+        "power",
+        "restart_priority",
+        "isolation_response",
+        "depends_on",
+        "start_time",
+        "shutdown_time",
+        "guest_agent",
+        "time",
+        "id",
     ];
-    EventDoc { name, needs: &[], may: ANY, playable: false }
+    EventDoc {
+        name,
+        needs: &[],
+        may: ANY,
+        playable: false,
+    }
 }
 
 /// Every event.
@@ -215,11 +310,19 @@ impl Fault {
             | Self::GuardResume { host: h } => out.push(host(h)),
             Self::NetworkCut { host: h, network } => {
                 out.push(host(h));
-                out.extend(network.iter().map(|n| ("network", name(&names.networks, *n))));
+                out.extend(
+                    network
+                        .iter()
+                        .map(|n| ("network", name(&names.networks, *n))),
+                );
             }
             Self::NetworkPartition { groups } => {
-                let named = |g: &Vec<usize>| g.iter().map(|h| name(&names.hosts, *h)).collect::<Vec<_>>();
-                out.push(("groups", json!(groups.iter().map(named).collect::<Vec<_>>())));
+                let named =
+                    |g: &Vec<usize>| g.iter().map(|h| name(&names.hosts, *h)).collect::<Vec<_>>();
+                out.push((
+                    "groups",
+                    json!(groups.iter().map(named).collect::<Vec<_>>()),
+                ));
             }
             Self::NetworkDrop { from, to } => {
                 out.push(("from", name(&names.hosts, *from)));
@@ -235,9 +338,17 @@ impl Fault {
             }
             Self::NetworkHeal { host: h, network } => {
                 out.extend(h.iter().map(host));
-                out.extend(network.iter().map(|n| ("network", name(&names.networks, *n))));
+                out.extend(
+                    network
+                        .iter()
+                        .map(|n| ("network", name(&names.networks, *n))),
+                );
             }
-            Self::Datastore { fault, datastore, host: h } => {
+            Self::Datastore {
+                fault,
+                datastore,
+                host: h,
+            } => {
                 out.push(("datastore", name(&names.datastores, *datastore)));
                 out.extend(h.iter().map(host));
                 if let StorageFault::Slow(t) = fault {
@@ -245,7 +356,11 @@ impl Fault {
                 }
             }
             Self::DatastoreHeal { datastore, host: h } => {
-                out.extend(datastore.iter().map(|d| ("datastore", name(&names.datastores, *d))));
+                out.extend(
+                    datastore
+                        .iter()
+                        .map(|d| ("datastore", name(&names.datastores, *d))),
+                );
                 out.extend(h.iter().map(host));
             }
             Self::VmCrash { vm } | Self::GuestShutdown { vm } | Self::VmPowerOff { vm } => {
@@ -264,7 +379,11 @@ impl Fault {
                 out.extend(vm.iter().map(|v| ("vm", name(&names.vms, *v))));
                 out.push(("times", json!(times)));
             }
-            Self::GatewayDown | Self::GatewayUp | Self::ManagerDown | Self::ManagerUp | Self::NotPlayable(_) => {}
+            Self::GatewayDown
+            | Self::GatewayUp
+            | Self::ManagerDown
+            | Self::ManagerUp
+            | Self::NotPlayable(_) => {}
         }
         out
     }

@@ -6,8 +6,8 @@ use super::{DatastoreSetup, HostSetup, Planned, Scenario, VmSetup, Weather};
 use crate::clock::{MS, Nanos, SECOND};
 use crate::expect::{Check, Expect, Want};
 use mainstay_core::config::{
-    ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, IsolationResponse, RestartPriority,
-    Rule, RuleKind, Settings, VmSpec, format_duration,
+    ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, IsolationResponse,
+    RestartPriority, Rule, RuleKind, Settings, VmSpec, format_duration,
 };
 use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_core::time::Duration;
@@ -30,20 +30,62 @@ pub struct ScenarioError {
 type Read<T> = Result<T, ScenarioError>;
 
 const TOP: &[&str] = &[
-    "name", "source", "duration", "seed", "profile", "settings", "datastore", "host", "vm", "rule", "event",
-    "expect", "weather", "liveness",
+    "name",
+    "source",
+    "duration",
+    "seed",
+    "profile",
+    "settings",
+    "datastore",
+    "host",
+    "vm",
+    "rule",
+    "event",
+    "expect",
+    "weather",
+    "liveness",
 ];
 const DATASTORE: &[&str] = &["id", "kind", "fence", "image_locks", "image_lock_expiry"];
-const HOST: &[&str] =
-    &["id", "count", "cpu_mhz", "memory_mb", "datastores", "networks", "boot_time", "clock_ppm"];
+const HOST: &[&str] = &[
+    "id",
+    "count",
+    "cpu_mhz",
+    "memory_mb",
+    "datastores",
+    "networks",
+    "boot_time",
+    "clock_ppm",
+];
 const VM: &[&str] = &[
-    "id", "count", "host", "datastore", "cpu_mhz", "memory_mb", "power", "restart_priority",
-    "isolation_response", "depends_on", "start_time", "shutdown_time", "guest_agent",
+    "id",
+    "count",
+    "host",
+    "datastore",
+    "cpu_mhz",
+    "memory_mb",
+    "power",
+    "restart_priority",
+    "isolation_response",
+    "depends_on",
+    "start_time",
+    "shutdown_time",
+    "guest_agent",
 ];
 const RULE: &[&str] = &["kind", "mandatory", "vms", "hosts"];
 const WEATHER: &[&str] = &[
-    "loss", "duplication", "delay", "delay_ms", "stall", "stall_ms", "lost_ack", "late_effect", "late_ms",
-    "not_done", "patience_ms", "guard_slow", "until_ms",
+    "loss",
+    "duplication",
+    "delay",
+    "delay_ms",
+    "stall",
+    "stall_ms",
+    "lost_ack",
+    "late_effect",
+    "late_ms",
+    "not_done",
+    "patience_ms",
+    "guard_slow",
+    "until_ms",
 ];
 const PRIORITIES: &[(&str, RestartPriority)] = &[
     ("highest", RestartPriority::Highest),
@@ -65,20 +107,71 @@ const RULES: &[(&str, RuleKind)] = &[
     ("host_anti_affinity", RuleKind::HostAntiAffinity),
 ];
 const KINDS: &[&str] = &[
-    "host.state", "election.started", "primary.elected", "primary.abdicated", "isolation.declared",
-    "isolation.response", "isolation.skipped", "datastore.owned", "datastore.released", "vm.protected",
-    "vm.unprotected", "vm.restart.requested", "vm.restart.failed", "vm.restart.waiting",
-    "vm.restart.abandoned", "lock.acquired", "lock.broken", "lock.lost", "lock.released", "vm.started",
-    "vm.stopped", "vm.frozen", "vm.thawed", "vm.reset", "vm.migrated", "vmcp.apd", "vmcp.pdl",
-    "vmcp.cleared", "fence.requested", "fence.confirmed", "fence.failed", "admission.refused",
-    "config.issue", "fault",
+    "host.state",
+    "election.started",
+    "primary.elected",
+    "primary.abdicated",
+    "isolation.declared",
+    "isolation.response",
+    "isolation.skipped",
+    "datastore.owned",
+    "datastore.released",
+    "vm.protected",
+    "vm.unprotected",
+    "vm.restart.requested",
+    "vm.restart.failed",
+    "vm.restart.waiting",
+    "vm.restart.abandoned",
+    "lock.acquired",
+    "lock.broken",
+    "lock.lost",
+    "lock.released",
+    "vm.started",
+    "vm.stopped",
+    "vm.frozen",
+    "vm.thawed",
+    "vm.reset",
+    "vm.migrated",
+    "vmcp.apd",
+    "vmcp.pdl",
+    "vmcp.cleared",
+    "fence.requested",
+    "fence.confirmed",
+    "fence.failed",
+    "admission.refused",
+    "config.issue",
+    "fault",
 ];
 const FIELDS: &[&str] = &[
-    "observer", "host", "from", "to", "action", "reason", "datastore", "vm", "attempt", "generation",
-    "issue", "why", "by", "between", "event", "never", "state", "running_on", "do",
+    "observer",
+    "host",
+    "from",
+    "to",
+    "action",
+    "reason",
+    "datastore",
+    "vm",
+    "attempt",
+    "generation",
+    "issue",
+    "why",
+    "by",
+    "between",
+    "event",
+    "never",
+    "state",
+    "running_on",
+    "do",
 ];
-const HOST_STATES: &[&str] =
-    &["live", "unreachable", "dead", "partitioned", "isolated", "agent_unreachable", "maintenance"];
+const HOST_STATES: &[&str] = &[
+    "live",
+    "unreachable",
+    "dead",
+    "partitioned",
+    "isolated",
+    "agent_unreachable",
+    "maintenance",
+];
 
 /// Reads a scenario; `file` is for the messages.
 ///
@@ -138,13 +231,22 @@ impl<'a> Building<'a> {
         for (table, at) in top.tables("datastore")? {
             let section = Section::new(source, table, at, "a datastore", DATASTORE)?;
             section.need("id")?;
-            let Some(text) = section.text("id")? else { continue };
-            let id = DatastoreId::new(&text.text).map_err(|e| source.error(text.at, e.to_string()))?;
+            let Some(text) = section.text("id")? else {
+                continue;
+            };
+            let id =
+                DatastoreId::new(&text.text).map_err(|e| source.error(text.at, e.to_string()))?;
             if building.datastores.iter().any(|(d, _)| d.id == id) {
                 return section.error("id", format!("datastore \"{id}\" is there twice"));
             }
-            let kinds = [("file", DatastoreKind::File), ("block", DatastoreKind::Block)];
-            let fences = [("enforced", FenceClass::Enforced), ("open", FenceClass::Open)];
+            let kinds = [
+                ("file", DatastoreKind::File),
+                ("block", DatastoreKind::Block),
+            ];
+            let fences = [
+                ("enforced", FenceClass::Enforced),
+                ("open", FenceClass::Open),
+            ];
             let spec = DatastoreSpec {
                 id: id.clone(),
                 kind: section.word("kind", &kinds)?.unwrap_or_default(),
@@ -194,16 +296,26 @@ impl<'a> Building<'a> {
             }
             let mut networks = Vec::new();
             let named = section.texts("networks")?;
-            for text in named.unwrap_or_else(|| vec![Text { text: "mgmt0".into(), at }]) {
-                let index = self.networks.iter().position(|n| *n == text.text).unwrap_or_else(|| {
-                    self.networks.push(text.text.clone());
-                    self.networks.len() - 1
-                });
+            for text in named.unwrap_or_else(|| {
+                vec![Text {
+                    text: "mgmt0".into(),
+                    at,
+                }]
+            }) {
+                let index = self
+                    .networks
+                    .iter()
+                    .position(|n| *n == text.text)
+                    .unwrap_or_else(|| {
+                        self.networks.push(text.text.clone());
+                        self.networks.len() - 1
+                    });
                 networks.push(index);
             }
             let taken = |id: &str| self.hosts.iter().any(|(h, _)| h.id.as_str() == id);
             for id in ids(&section, "host", taken)? {
-                let id = HostId::new(&id).map_err(|e| self.source.error(section.place("id"), e.to_string()))?;
+                let id = HostId::new(&id)
+                    .map_err(|e| self.source.error(section.place("id"), e.to_string()))?;
                 if self.hosts.iter().any(|(h, _)| h.id == id) {
                     return section.error("id", format!("host \"{id}\" is there twice"));
                 }
@@ -237,36 +349,53 @@ impl<'a> Building<'a> {
             let Some(datastore) = datastore.map(|(d, _)| d.id.clone()) else {
                 return section.error("datastore", "a VM needs a datastore; add a [[datastore]]");
             };
-            let host = section.text("host")?.map(|text| self.host(&text)).transpose()?;
+            let host = section
+                .text("host")?
+                .map(|text| self.host(&text))
+                .transpose()?;
             if let Some((spec, _)) = host.and_then(|h| self.hosts.get(h))
                 && !spec.datastores.contains(&datastore)
             {
                 return section.error("host", format!("{} does not mount {datastore}", spec.id));
             }
-            let never = section.text("shutdown_time")?.is_some_and(|t| t.text == "never");
-            let shutdown_time =
-                if never { None } else { Some(section.time("shutdown_time")?.unwrap_or(5 * SECOND)) };
+            let never = section
+                .text("shutdown_time")?
+                .is_some_and(|t| t.text == "never");
+            let shutdown_time = if never {
+                None
+            } else {
+                Some(section.time("shutdown_time")?.unwrap_or(5 * SECOND))
+            };
             section.truth("guest_agent")?;
             let taken = |id: &str| self.vms.iter().any(|(v, _)| v.id.as_str() == id);
             for id in ids(&section, "vm", taken)? {
-                let id = VmId::new(&id).map_err(|e| self.source.error(section.place("id"), e.to_string()))?;
+                let id = VmId::new(&id)
+                    .map_err(|e| self.source.error(section.place("id"), e.to_string()))?;
                 if self.vms.iter().any(|(v, _)| v.id == id) {
                     return section.error("id", format!("VM \"{id}\" is there twice"));
                 }
-                dependencies.extend(section.texts("depends_on")?.map(|list| (self.vms.len(), list)));
+                dependencies.extend(
+                    section
+                        .texts("depends_on")?
+                        .map(|list| (self.vms.len(), list)),
+                );
                 let spec = VmSpec {
                     id: id.clone(),
                     datastore: datastore.clone(),
                     cpu_mhz: section.number("cpu_mhz")?.unwrap_or(500),
                     memory_mb: section.number("memory_mb")?.unwrap_or(512),
-                    restart_priority: section.word("restart_priority", PRIORITIES)?.unwrap_or_default(),
+                    restart_priority: section
+                        .word("restart_priority", PRIORITIES)?
+                        .unwrap_or_default(),
                     isolation_response: section.word("isolation_response", RESPONSES)?,
                     depends_on: Vec::new(),
                 };
                 let setup = VmSetup {
                     id,
                     host,
-                    on: section.word("power", &[("on", true), ("off", false)])?.unwrap_or(true),
+                    on: section
+                        .word("power", &[("on", true), ("off", false)])?
+                        .unwrap_or(true),
                     start_time: section.time("start_time")?.unwrap_or(SECOND),
                     shutdown_time,
                 };
@@ -289,7 +418,9 @@ impl<'a> Building<'a> {
         for (table, at) in top.tables("rule")? {
             let section = Section::new(self.source, table, at, "a rule", RULE)?;
             section.need("kind")?;
-            let Some(kind) = section.word("kind", RULES)? else { continue };
+            let Some(kind) = section.word("kind", RULES)? else {
+                continue;
+            };
             let mut rule = Rule {
                 kind,
                 mandatory: section.truth("mandatory")?.unwrap_or(true),
@@ -298,11 +429,13 @@ impl<'a> Building<'a> {
             };
             for text in section.texts("vms")?.unwrap_or_default() {
                 let index = self.vm(&text)?;
-                rule.vms.extend(self.vms.get(index).map(|(v, _)| v.id.clone()));
+                rule.vms
+                    .extend(self.vms.get(index).map(|(v, _)| v.id.clone()));
             }
             for text in section.texts("hosts")?.unwrap_or_default() {
                 let index = self.host(&text)?;
-                rule.hosts.extend(self.hosts.get(index).map(|(h, _)| h.id.clone()));
+                rule.hosts
+                    .extend(self.hosts.get(index).map(|(h, _)| h.id.clone()));
             }
             self.rules.push(rule);
         }
@@ -321,11 +454,19 @@ impl<'a> Building<'a> {
             let section = Section::new(self.source, table, start, "an event", &every)?;
             section.need("at")?;
             section.need("do")?;
-            let (Some(at), Some(what)) = (section.time("at")?, section.text("do")?) else { continue };
+            let (Some(at), Some(what)) = (section.time("at")?, section.text("do")?) else {
+                continue;
+            };
             let Some(doc) = EVENTS.iter().find(|e| e.name == what.text) else {
                 return Err(self.source.unknown(what.at, "event", &what.text, names()));
             };
-            let keys: Vec<&str> = doc.needs.iter().chain(doc.may).copied().chain(["at", "do"]).collect();
+            let keys: Vec<&str> = doc
+                .needs
+                .iter()
+                .chain(doc.may)
+                .copied()
+                .chain(["at", "do"])
+                .collect();
             let section = Section::new(self.source, table, start, doc.name, &keys)?;
             for key in doc.needs {
                 section.need(key)?;
@@ -345,10 +486,20 @@ impl<'a> Building<'a> {
         let maybe_host = named("host")?;
         let host = maybe_host.unwrap_or(0);
         let vm = section.text("vm")?.map(|text| self.vm(&text)).transpose()?;
-        let datastore = section.text("datastore")?.map(|text| self.datastore(&text)).transpose()?;
-        let network = section.text("network")?.map(|text| self.network(&text)).transpose()?;
+        let datastore = section
+            .text("datastore")?
+            .map(|text| self.datastore(&text))
+            .transpose()?;
+        let network = section
+            .text("network")?
+            .map(|text| self.network(&text))
+            .transpose()?;
         let time = section.time("time")?.unwrap_or(0);
-        let storage = |fault| Fault::Datastore { fault, datastore: datastore.unwrap_or(0), host: maybe_host };
+        let storage = |fault| Fault::Datastore {
+            fault,
+            datastore: datastore.unwrap_or(0),
+            host: maybe_host,
+        };
         let some_vm = vm.unwrap_or(0);
         Ok(match doc.name {
             "host.power_off" => Fault::HostPowerOff { host },
@@ -367,22 +518,37 @@ impl<'a> Building<'a> {
             "network.partition" => {
                 let mut groups = Vec::new();
                 for group in section.lists("groups")?.unwrap_or_default() {
-                    groups.push(group.iter().map(|text| self.host(text)).collect::<Read<Vec<_>>>()?);
+                    groups.push(
+                        group
+                            .iter()
+                            .map(|text| self.host(text))
+                            .collect::<Read<Vec<_>>>()?,
+                    );
                 }
                 Fault::NetworkPartition { groups }
             }
-            "network.drop" => {
-                Fault::NetworkDrop { from: named("from")?.unwrap_or(0), to: named("to")?.unwrap_or(0) }
-            }
+            "network.drop" => Fault::NetworkDrop {
+                from: named("from")?.unwrap_or(0),
+                to: named("to")?.unwrap_or(0),
+            },
             "network.loss" => {
                 let percent = section.number("percent")?.unwrap_or(0);
                 if percent > 100 {
                     return section.error("percent", "percent is at most 100");
                 }
-                Fault::NetworkLoss { percent, host: maybe_host }
+                Fault::NetworkLoss {
+                    percent,
+                    host: maybe_host,
+                }
             }
-            "network.delay" => Fault::NetworkDelay { time, host: maybe_host },
-            "network.heal" => Fault::NetworkHeal { host: maybe_host, network },
+            "network.delay" => Fault::NetworkDelay {
+                time,
+                host: maybe_host,
+            },
+            "network.heal" => Fault::NetworkHeal {
+                host: maybe_host,
+                network,
+            },
             "gateway.down" => Fault::GatewayDown,
             "gateway.up" => Fault::GatewayUp,
             "datastore.apd" => storage(StorageFault::Apd),
@@ -390,10 +556,16 @@ impl<'a> Building<'a> {
             "datastore.slow" => storage(StorageFault::Slow(time)),
             "datastore.read_only" => storage(StorageFault::ReadOnly),
             "datastore.full" => storage(StorageFault::Full),
-            "datastore.heal" => Fault::DatastoreHeal { datastore, host: maybe_host },
+            "datastore.heal" => Fault::DatastoreHeal {
+                datastore,
+                host: maybe_host,
+            },
             "vm.crash" => Fault::VmCrash { vm: some_vm },
             "guest.shutdown" => Fault::GuestShutdown { vm: some_vm },
-            "vm.power_on" => Fault::VmPowerOn { vm: some_vm, host: maybe_host },
+            "vm.power_on" => Fault::VmPowerOn {
+                vm: some_vm,
+                host: maybe_host,
+            },
             "vm.power_off" => Fault::VmPowerOff { vm: some_vm },
             "clock.drift" => {
                 let ppm = section.integer("ppm")?.unwrap_or(0);
@@ -407,12 +579,19 @@ impl<'a> Building<'a> {
                 if maybe_host.is_none() && vm.is_none() {
                     return section.error("do", "start.fail needs host or vm");
                 }
-                Fault::StartFail { host: maybe_host, vm, times }
+                Fault::StartFail {
+                    host: maybe_host,
+                    vm,
+                    times,
+                }
             }
             "manager.down" => Fault::ManagerDown,
             "manager.up" => Fault::ManagerUp,
             other => {
-                return section.error("do", format!("{other} is listed as playable, but nothing plays it"));
+                return section.error(
+                    "do",
+                    format!("{other} is listed as playable, but nothing plays it"),
+                );
             }
         })
     }
@@ -443,7 +622,12 @@ impl<'a> Building<'a> {
                 return section.error("never", "an expectation has event or never, not both");
             }
             if !KINDS.contains(&kind.text.as_str()) {
-                return Err(self.source.unknown(kind.at, "event kind", &kind.text, KINDS.iter().copied()));
+                return Err(self.source.unknown(
+                    kind.at,
+                    "event kind",
+                    &kind.text,
+                    KINDS.iter().copied(),
+                ));
             }
             let by = section.time("by")?.map(|by| (0, by));
             let fields = self.fields(section, &kind.text)?;
@@ -451,8 +635,16 @@ impl<'a> Building<'a> {
             let text = describe_event(never.is_some(), &kind.text, &fields, between);
             let kind = kind.text.clone();
             let check = match never {
-                Some(_) => Check::Never { between, kind, fields },
-                None => Check::Event { between, kind, fields },
+                Some(_) => Check::Never {
+                    between,
+                    kind,
+                    fields,
+                },
+                None => Check::Event {
+                    between,
+                    kind,
+                    fields,
+                },
             };
             return Ok(Expect { text, check });
         }
@@ -461,17 +653,36 @@ impl<'a> Building<'a> {
         let (Some(by), Some(name)) = (section.time("by")?, section.text("vm")?) else {
             return section.error("by", "an expectation of a state takes by and vm");
         };
-        for key in ["observer", "host", "from", "to", "action", "reason", "datastore", "attempt", "between"] {
+        for key in [
+            "observer",
+            "host",
+            "from",
+            "to",
+            "action",
+            "reason",
+            "datastore",
+            "attempt",
+            "between",
+        ] {
             if section.value(key).is_some() {
-                return section.error(key, format!("{key} belongs to an expectation with event or never"));
+                return section.error(
+                    key,
+                    format!("{key} belongs to an expectation with event or never"),
+                );
             }
         }
         let vm = self.vm(&name)?;
-        let states = [("running", Want::Running), ("frozen", Want::Frozen), ("powered_off", Want::PoweredOff)];
+        let states = [
+            ("running", Want::Running),
+            ("frozen", Want::Frozen),
+            ("powered_off", Want::PoweredOff),
+        ];
         let want = match (section.texts("running_on")?, section.text("state")?) {
-            (Some(list), None) => {
-                Want::RunningOn(list.iter().map(|text| self.host(text)).collect::<Read<Vec<_>>>()?)
-            }
+            (Some(list), None) => Want::RunningOn(
+                list.iter()
+                    .map(|text| self.host(text))
+                    .collect::<Read<Vec<_>>>()?,
+            ),
             (None, Some(state)) => match states.iter().find(|(word, _)| *word == state.text) {
                 Some((_, want)) => want.clone(),
                 None => {
@@ -483,8 +694,11 @@ impl<'a> Building<'a> {
         };
         let what = match &want {
             Want::RunningOn(hosts) => {
-                let names: Vec<&str> =
-                    hosts.iter().filter_map(|h| self.hosts.get(*h)).map(|(h, _)| h.id.as_str()).collect();
+                let names: Vec<&str> = hosts
+                    .iter()
+                    .filter_map(|h| self.hosts.get(*h))
+                    .map(|(h, _)| h.id.as_str())
+                    .collect();
                 format!("running on {}", names.join(" or "))
             }
             Want::Running => "running".into(),
@@ -492,7 +706,10 @@ impl<'a> Building<'a> {
             Want::PoweredOff => "powered off".into(),
         };
         let text = format!("by {} {} is {what}", show(by), name.text);
-        Ok(Expect { text, check: Check::State { by, vm, want } })
+        Ok(Expect {
+            text,
+            check: Check::State { by, vm, want },
+        })
     }
 
     fn fields(&self, section: &Section<'_, '_>, kind: &str) -> Read<Map<String, Value>> {
@@ -504,7 +721,10 @@ impl<'a> Building<'a> {
             if ["state", "running_on"].contains(&key) {
                 return section.error(key, format!("{key} does not go with an event"));
             }
-            let text = value.get_ref().as_str().map(|t| Text { text: t.into(), at: value.span().start });
+            let text = value.get_ref().as_str().map(|t| Text {
+                text: t.into(),
+                at: value.span().start,
+            });
             if let Some(text) = &text {
                 match key {
                     "host" | "observer" => self.host(text).map(drop)?,
@@ -537,9 +757,15 @@ impl<'a> Building<'a> {
         let (vm_specs, vms): (Vec<VmSpec>, Vec<VmSetup>) = self.vms.into_iter().unzip();
         let (datastore_specs, datastores): (Vec<DatastoreSpec>, Vec<DatastoreSetup>) =
             self.datastores.into_iter().unzip();
-        let config =
-            ClusterConfig::new(CLUSTER, self.settings, host_specs, datastore_specs, vm_specs, self.rules)
-                .map_err(|e| self.source.error(top.place("settings"), e.to_string()))?;
+        let config = ClusterConfig::new(
+            CLUSTER,
+            self.settings,
+            host_specs,
+            datastore_specs,
+            vm_specs,
+            self.rules,
+        )
+        .map_err(|e| self.source.error(top.place("settings"), e.to_string()))?;
         Ok(Scenario {
             name: top.text("name")?.map(|t| t.text).unwrap_or_default(),
             source: top.text("source")?.map(|t| t.text),
@@ -564,9 +790,15 @@ pub(crate) const CLUSTER: u64 = 0x6d61_696e_7374_6179;
 fn settings(top: &Section<'_, '_>) -> Read<Settings> {
     let mut settings = Settings::default();
     let mut set = |key: &str, at: usize, value: &DeValue<'_>| {
-        let text = plain(value)
-            .ok_or_else(|| top.source.error(at, format!("{key} takes a text, a number or true and false")))?;
-        settings.set(key, &text).map_err(|e| top.source.error(at, e.to_string()))
+        let text = plain(value).ok_or_else(|| {
+            top.source.error(
+                at,
+                format!("{key} takes a text, a number or true and false"),
+            )
+        })?;
+        settings
+            .set(key, &text)
+            .map_err(|e| top.source.error(at, e.to_string()))
     };
     if let Some(profile) = top.value("profile") {
         set("profile", profile.span().start, profile.get_ref())?;
@@ -584,7 +816,10 @@ fn settings(top: &Section<'_, '_>) -> Read<Settings> {
             }
         }
     }
-    settings.timing.check().map_err(|e| top.source.error(top.place("settings"), e.to_string()))?;
+    settings
+        .timing
+        .check()
+        .map_err(|e| top.source.error(top.place("settings"), e.to_string()))?;
     Ok(settings)
 }
 
@@ -592,7 +827,13 @@ fn weather(top: &Section<'_, '_>) -> Read<Weather> {
     let Some(table) = top.value("weather").and_then(|w| w.get_ref().as_table()) else {
         return Ok(Weather::default());
     };
-    let section = Section::new(top.source, table, top.place("weather"), "the weather", WEATHER)?;
+    let section = Section::new(
+        top.source,
+        table,
+        top.place("weather"),
+        "the weather",
+        WEATHER,
+    )?;
     let get = |key: &str| Ok(section.number(key)?.unwrap_or(0));
     Ok(Weather {
         loss: get("loss")?,
@@ -613,7 +854,9 @@ fn weather(top: &Section<'_, '_>) -> Read<Weather> {
 
 /// The ids that a section makes: its own, or `count` numbered ones, numbers in use left out.
 fn ids(section: &Section<'_, '_>, stem: &str, taken: impl Fn(&str) -> bool) -> Read<Vec<String>> {
-    let free = (1_u64..).map(|n| format!("{stem}-{n}")).filter(|id| !taken(id));
+    let free = (1_u64..)
+        .map(|n| format!("{stem}-{n}"))
+        .filter(|id| !taken(id));
     match (section.text("id")?, section.number("count")?) {
         (Some(_), Some(_)) => section.error("count", "a section has id or count, not both"),
         (Some(id), None) => Ok(vec![id.text]),

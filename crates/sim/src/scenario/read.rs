@@ -16,11 +16,20 @@ pub(super) struct Source<'a> {
 
 impl Source<'_> {
     pub(super) fn line(&self, offset: usize) -> usize {
-        self.text.bytes().take(offset).filter(|b| *b == b'\n').count() + 1
+        self.text
+            .bytes()
+            .take(offset)
+            .filter(|b| *b == b'\n')
+            .count()
+            + 1
     }
 
     pub(super) fn error(&self, offset: usize, message: impl Into<String>) -> ScenarioError {
-        ScenarioError { file: self.file.into(), line: self.line(offset), message: message.into() }
+        ScenarioError {
+            file: self.file.into(),
+            line: self.line(offset),
+            message: message.into(),
+        }
     }
 
     /// An error about a name that is not known, with the nearest one that is.
@@ -31,7 +40,9 @@ impl Source<'_> {
         name: &str,
         known: impl Iterator<Item = &'n str>,
     ) -> ScenarioError {
-        let hint = nearest(name, known).map(|n| format!("; did you mean \"{n}\"?")).unwrap_or_default();
+        let hint = nearest(name, known)
+            .map(|n| format!("; did you mean \"{n}\"?"))
+            .unwrap_or_default();
         self.error(offset, format!("there is no {what} \"{name}\"{hint}"))
     }
 }
@@ -68,7 +79,12 @@ impl<'a, 'd> Section<'a, 'd> {
                 return Err(source.unknown(key.span().start, &what, name, keys.iter().copied()));
             }
         }
-        Ok(Self { source, table, at, what })
+        Ok(Self {
+            source,
+            table,
+            at,
+            what,
+        })
     }
 
     /// Keys with their values, in the order of the map.
@@ -89,39 +105,55 @@ impl<'a, 'd> Section<'a, 'd> {
     }
 
     fn wrong<T>(&self, key: &str, wanted: &str) -> Read<T> {
-        let found = self.value(key).map_or("nothing", |v| v.get_ref().type_str());
+        let found = self
+            .value(key)
+            .map_or("nothing", |v| v.get_ref().type_str());
         self.error(key, format!("{key} takes {wanted}, not {found}"))
     }
 
     pub(super) fn need(&self, key: &str) -> Read<()> {
         match self.value(key) {
             Some(_) => Ok(()),
-            None => Err(self.source.error(self.at, format!("{} needs {key}", self.what))),
+            None => Err(self
+                .source
+                .error(self.at, format!("{} needs {key}", self.what))),
         }
     }
 
     pub(super) fn text(&self, key: &str) -> Read<Option<Text>> {
-        let Some(value) = self.value(key) else { return Ok(None) };
+        let Some(value) = self.value(key) else {
+            return Ok(None);
+        };
         match value.get_ref().as_str() {
-            Some(text) => Ok(Some(Text { text: text.into(), at: value.span().start })),
+            Some(text) => Ok(Some(Text {
+                text: text.into(),
+                at: value.span().start,
+            })),
             None => self.wrong(key, "a text in quotes"),
         }
     }
 
     pub(super) fn time(&self, key: &str) -> Read<Option<Nanos>> {
-        let Some(text) = self.text(key)? else { return Ok(None) };
+        let Some(text) = self.text(key)? else {
+            return Ok(None);
+        };
         self.as_time(&text).map(Some)
     }
 
     pub(super) fn as_time(&self, text: &Text) -> Read<Nanos> {
         parse_duration(&text.text).map(nanos).ok_or_else(|| {
-            let message = format!("\"{}\" is no time; write \"300ms\", \"30s\", \"5m\" or \"1h\"", text.text);
+            let message = format!(
+                "\"{}\" is no time; write \"300ms\", \"30s\", \"5m\" or \"1h\"",
+                text.text
+            );
             self.source.error(text.at, message)
         })
     }
 
     pub(super) fn integer(&self, key: &str) -> Read<Option<i64>> {
-        let Some(value) = self.value(key) else { return Ok(None) };
+        let Some(value) = self.value(key) else {
+            return Ok(None);
+        };
         match integer(value.get_ref()) {
             Some(number) => Ok(Some(number)),
             None => self.wrong(key, "a whole number"),
@@ -129,7 +161,9 @@ impl<'a, 'd> Section<'a, 'd> {
     }
 
     pub(super) fn number(&self, key: &str) -> Read<Option<u64>> {
-        let Some(number) = self.integer(key)? else { return Ok(None) };
+        let Some(number) = self.integer(key)? else {
+            return Ok(None);
+        };
         match u64::try_from(number) {
             Ok(number) => Ok(Some(number)),
             Err(_) => self.error(key, format!("{key} must not be negative")),
@@ -137,7 +171,9 @@ impl<'a, 'd> Section<'a, 'd> {
     }
 
     pub(super) fn truth(&self, key: &str) -> Read<Option<bool>> {
-        let Some(value) = self.value(key) else { return Ok(None) };
+        let Some(value) = self.value(key) else {
+            return Ok(None);
+        };
         match value.get_ref().as_bool() {
             Some(truth) => Ok(Some(truth)),
             None => self.wrong(key, "true or false"),
@@ -145,14 +181,23 @@ impl<'a, 'd> Section<'a, 'd> {
     }
 
     pub(super) fn texts(&self, key: &str) -> Read<Option<Vec<Text>>> {
-        let Some(value) = self.value(key) else { return Ok(None) };
-        let Some(list) = texts(value) else { return self.wrong(key, "a list of texts in quotes") };
+        let Some(value) = self.value(key) else {
+            return Ok(None);
+        };
+        let Some(list) = texts(value) else {
+            return self.wrong(key, "a list of texts in quotes");
+        };
         Ok(Some(list))
     }
 
     pub(super) fn lists(&self, key: &str) -> Read<Option<Vec<Vec<Text>>>> {
-        let Some(value) = self.value(key) else { return Ok(None) };
-        let lists = value.get_ref().as_array().and_then(|a| a.iter().map(texts).collect());
+        let Some(value) = self.value(key) else {
+            return Ok(None);
+        };
+        let lists = value
+            .get_ref()
+            .as_array()
+            .and_then(|a| a.iter().map(texts).collect());
         match lists {
             Some(lists) => Ok(Some(lists)),
             None => self.wrong(key, "a list of lists of texts"),
@@ -161,18 +206,28 @@ impl<'a, 'd> Section<'a, 'd> {
 
     /// One of a few words.
     pub(super) fn word<T: Copy>(&self, key: &str, words: &[(&str, T)]) -> Read<Option<T>> {
-        let Some(text) = self.text(key)? else { return Ok(None) };
+        let Some(text) = self.text(key)? else {
+            return Ok(None);
+        };
         match words.iter().find(|(word, _)| *word == text.text) {
             Some((_, value)) => Ok(Some(*value)),
-            None => Err(self.source.unknown(text.at, key, &text.text, words.iter().map(|(w, _)| *w))),
+            None => {
+                Err(self
+                    .source
+                    .unknown(text.at, key, &text.text, words.iter().map(|(w, _)| *w)))
+            }
         }
     }
 
     /// The tables of a list of tables.
     pub(super) fn tables(&self, key: &str) -> Read<Vec<(&'a DeTable<'d>, usize)>> {
-        let Some(value) = self.value(key) else { return Ok(Vec::new()) };
+        let Some(value) = self.value(key) else {
+            return Ok(Vec::new());
+        };
         let tables = value.get_ref().as_array().and_then(|a| {
-            a.iter().map(|v| v.get_ref().as_table().map(|t| (t, v.span().start))).collect()
+            a.iter()
+                .map(|v| v.get_ref().as_table().map(|t| (t, v.span().start)))
+                .collect()
         });
         match tables {
             Some(tables) => Ok(tables),
@@ -183,7 +238,10 @@ impl<'a, 'd> Section<'a, 'd> {
 
 fn texts(value: &Spanned<DeValue<'_>>) -> Option<Vec<Text>> {
     let text = |v: &Spanned<DeValue<'_>>| {
-        Some(Text { text: v.get_ref().as_str()?.into(), at: v.span().start })
+        Some(Text {
+            text: v.get_ref().as_str()?.into(),
+            at: v.span().start,
+        })
     };
     value.get_ref().as_array()?.iter().map(text).collect()
 }

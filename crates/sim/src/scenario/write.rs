@@ -34,42 +34,107 @@ fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
         writeln!(out, "source = {source:?}")?;
     }
     writeln!(out, "duration = {}\nseed = {}", ms(s.duration), s.seed)?;
-    writeln!(out, "profile = \"{}\"\nliveness = {}", s.config.settings.profile.name(), s.liveness)?;
+    writeln!(
+        out,
+        "profile = \"{}\"\nliveness = {}",
+        s.config.settings.profile.name(),
+        s.liveness
+    )?;
     settings(&s.config.settings, out)?;
     weather(&s.weather, out)?;
     for d in &s.datastores {
-        let Some(spec) = s.config.datastores.get(&d.id) else { continue };
-        let kind = if spec.kind == DatastoreKind::Block { "block" } else { "file" };
-        let fence = if spec.fence == FenceClass::Open { "open" } else { "enforced" };
-        writeln!(out, "\n[[datastore]]\nid = \"{}\"\nkind = \"{kind}\"\nfence = \"{fence}\"", d.id)?;
-        writeln!(out, "image_locks = {}\nimage_lock_expiry = {}", d.image_locks, ms(d.image_lock_expiry))?;
+        let Some(spec) = s.config.datastores.get(&d.id) else {
+            continue;
+        };
+        let kind = if spec.kind == DatastoreKind::Block {
+            "block"
+        } else {
+            "file"
+        };
+        let fence = if spec.fence == FenceClass::Open {
+            "open"
+        } else {
+            "enforced"
+        };
+        writeln!(
+            out,
+            "\n[[datastore]]\nid = \"{}\"\nkind = \"{kind}\"\nfence = \"{fence}\"",
+            d.id
+        )?;
+        writeln!(
+            out,
+            "image_locks = {}\nimage_lock_expiry = {}",
+            d.image_locks,
+            ms(d.image_lock_expiry)
+        )?;
     }
     for h in &s.hosts {
-        let Some(spec) = s.config.hosts.get(&h.id) else { continue };
+        let Some(spec) = s.config.hosts.get(&h.id) else {
+            continue;
+        };
         writeln!(out, "\n[[host]]\nid = \"{}\"", h.id)?;
-        writeln!(out, "cpu_mhz = {}\nmemory_mb = {}", spec.cpu_mhz, spec.memory_mb)?;
-        writeln!(out, "datastores = {}", list(spec.datastores.iter().map(|d| d.as_str())))?;
-        let networks = h.networks.iter().filter_map(|n| names.networks.get(*n)).map(String::as_str);
-        writeln!(out, "networks = {}\nboot_time = {}", list(networks), ms(h.boot_time))?;
+        writeln!(
+            out,
+            "cpu_mhz = {}\nmemory_mb = {}",
+            spec.cpu_mhz, spec.memory_mb
+        )?;
+        writeln!(
+            out,
+            "datastores = {}",
+            list(spec.datastores.iter().map(|d| d.as_str()))
+        )?;
+        let networks = h
+            .networks
+            .iter()
+            .filter_map(|n| names.networks.get(*n))
+            .map(String::as_str);
+        writeln!(
+            out,
+            "networks = {}\nboot_time = {}",
+            list(networks),
+            ms(h.boot_time)
+        )?;
         writeln!(out, "clock_ppm = {}", h.ppm)?;
     }
     for v in &s.vms {
-        let Some(spec) = s.config.vms.get(&v.id) else { continue };
-        writeln!(out, "\n[[vm]]\nid = \"{}\"\ndatastore = \"{}\"", v.id, spec.datastore)?;
+        let Some(spec) = s.config.vms.get(&v.id) else {
+            continue;
+        };
+        writeln!(
+            out,
+            "\n[[vm]]\nid = \"{}\"\ndatastore = \"{}\"",
+            v.id, spec.datastore
+        )?;
         if let Some(host) = v.host.and_then(|h| names.hosts.get(h)) {
             writeln!(out, "host = {host:?}")?;
         }
-        writeln!(out, "cpu_mhz = {}\nmemory_mb = {}", spec.cpu_mhz, spec.memory_mb)?;
+        writeln!(
+            out,
+            "cpu_mhz = {}\nmemory_mb = {}",
+            spec.cpu_mhz, spec.memory_mb
+        )?;
         writeln!(out, "power = \"{}\"", if v.on { "on" } else { "off" })?;
-        writeln!(out, "restart_priority = \"{}\"", priority(spec.restart_priority))?;
+        writeln!(
+            out,
+            "restart_priority = \"{}\"",
+            priority(spec.restart_priority)
+        )?;
         if let Some(response) = spec.isolation_response {
             writeln!(out, "isolation_response = \"{}\"", isolation(response))?;
         }
         if !spec.depends_on.is_empty() {
-            writeln!(out, "depends_on = {}", list(spec.depends_on.iter().map(|d| d.as_str())))?;
+            writeln!(
+                out,
+                "depends_on = {}",
+                list(spec.depends_on.iter().map(|d| d.as_str()))
+            )?;
         }
         writeln!(out, "start_time = {}", ms(v.start_time))?;
-        writeln!(out, "shutdown_time = {}", v.shutdown_time.map_or("\"never\"".into(), ms))?;
+        writeln!(
+            out,
+            "shutdown_time = {}",
+            v.shutdown_time.map_or("\"never\"".into(), ms)
+        )?;
     }
     for r in &s.config.rules {
         let kind = match r.kind {
@@ -78,12 +143,21 @@ fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
             RuleKind::HostAffinity => "host_affinity",
             RuleKind::HostAntiAffinity => "host_anti_affinity",
         };
-        writeln!(out, "\n[[rule]]\nkind = \"{kind}\"\nmandatory = {}", r.mandatory)?;
+        writeln!(
+            out,
+            "\n[[rule]]\nkind = \"{kind}\"\nmandatory = {}",
+            r.mandatory
+        )?;
         writeln!(out, "vms = {}", list(r.vms.iter().map(|v| v.as_str())))?;
         writeln!(out, "hosts = {}", list(r.hosts.iter().map(|h| h.as_str())))?;
     }
     for e in &s.events {
-        writeln!(out, "\n[[event]]\nat = {}\ndo = \"{}\"", ms(e.at), e.fault.name())?;
+        writeln!(
+            out,
+            "\n[[event]]\nat = {}\ndo = \"{}\"",
+            ms(e.at),
+            e.fault.name()
+        )?;
         for (key, value) in e.fault.arguments(&names) {
             writeln!(out, "{key} = {}", toml_value(&value))?;
         }
@@ -94,7 +168,10 @@ fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
 fn toml_value(value: &Value) -> String {
     match value {
         Value::Array(items) => {
-            format!("[{}]", items.iter().map(toml_value).collect::<Vec<_>>().join(", "))
+            format!(
+                "[{}]",
+                items.iter().map(toml_value).collect::<Vec<_>>().join(", ")
+            )
         }
         other => other.to_string(),
     }
@@ -123,12 +200,23 @@ fn isolation(r: IsolationResponse) -> &'static str {
 fn settings(s: &Settings, out: &mut String) -> std::fmt::Result {
     let default = Settings::of(s.profile);
     writeln!(out, "\n[settings]")?;
-    writeln!(out, "isolation_response = \"{}\"", isolation(s.isolation_response))?;
+    writeln!(
+        out,
+        "isolation_response = \"{}\"",
+        isolation(s.isolation_response)
+    )?;
     writeln!(out, "max_restart_attempts = {}", s.max_restart_attempts)?;
-    let delays: Vec<String> =
-        s.restart_retry_delays.iter().map(|d| format!("{}ms", nanos(*d) / MS)).collect();
+    let delays: Vec<String> = s
+        .restart_retry_delays
+        .iter()
+        .map(|d| format!("{}ms", nanos(*d) / MS))
+        .collect();
     writeln!(out, "restart_retry_delays = \"{}\"", delays.join(","))?;
-    writeln!(out, "heartbeat_datastores_per_host = {}", s.heartbeat_datastores_per_host)?;
+    writeln!(
+        out,
+        "heartbeat_datastores_per_host = {}",
+        s.heartbeat_datastores_per_host
+    )?;
     writeln!(out, "order_timeout = {}", ms(nanos(s.order_timeout)))?;
     writeln!(out, "accept_late_writes = {}", s.accept_late_writes)?;
     if let Some(limit) = s.frozen_limit {
@@ -136,7 +224,11 @@ fn settings(s: &Settings, out: &mut String) -> std::fmt::Result {
     }
     if s.host_shutdown != default.host_shutdown {
         let wait = s.host_shutdown == HostShutdown::Wait;
-        writeln!(out, "host_shutdown = \"{}\"", if wait { "wait" } else { "restart_elsewhere" })?;
+        writeln!(
+            out,
+            "host_shutdown = \"{}\"",
+            if wait { "wait" } else { "restart_elsewhere" }
+        )?;
     }
     Ok(())
 }

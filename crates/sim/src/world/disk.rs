@@ -89,7 +89,8 @@ impl Disk {
     }
 
     pub(super) fn faults(&self, host: usize) -> Faults {
-        self.everybody.with(self.per_host.get(host).copied().unwrap_or_default())
+        self.everybody
+            .with(self.per_host.get(host).copied().unwrap_or_default())
     }
 
     /// Performs a request on the records, atomically.
@@ -121,9 +122,14 @@ impl Disk {
                 Some(_) => StorageValue::Done,
                 None => StorageValue::NotFound,
             },
-            StorageRequest::ListVmLock(vm) => self.keys(&Self::lock(vm, 0), &Self::lock(vm, u64::MAX)),
+            StorageRequest::ListVmLock(vm) => {
+                self.keys(&Self::lock(vm, 0), &Self::lock(vm, u64::MAX))
+            }
             StorageRequest::ListAllVmLocks => {
-                let locks = self.records.keys().filter(|k| matches!(k, RecordKey::VmLock(..)));
+                let locks = self
+                    .records
+                    .keys()
+                    .filter(|k| matches!(k, RecordKey::VmLock(..)));
                 StorageValue::Keys(locks.cloned().collect())
             }
             StorageRequest::ListOwnerLock => self.keys(
@@ -142,13 +148,23 @@ impl Disk {
     }
 
     fn keys(&self, low: &RecordKey, high: &RecordKey) -> StorageValue {
-        StorageValue::Keys(self.records.range(low..=high).map(|(k, _)| k.clone()).collect())
+        StorageValue::Keys(
+            self.records
+                .range(low..=high)
+                .map(|(k, _)| k.clone())
+                .collect(),
+        )
     }
 
     /// The newest generation of a VM's lock.
     pub(super) fn newest_lock(&self, cluster: u64, vm: &VmId) -> Option<LockRecord> {
-        let (_, bytes) = self.records.range(Self::lock(vm, 0)..=Self::lock(vm, u64::MAX)).next_back()?;
-        LockRecord::decode(cluster, bytes).ok().map(|(_, record)| record)
+        let (_, bytes) = self
+            .records
+            .range(Self::lock(vm, 0)..=Self::lock(vm, u64::MAX))
+            .next_back()?;
+        LockRecord::decode(cluster, bytes)
+            .ok()
+            .map(|(_, record)| record)
     }
 }
 
@@ -187,12 +203,26 @@ fn writes(request: &StorageRequest) -> bool {
 }
 
 impl World<'_> {
-    pub(super) fn storage(&mut self, host: usize, id: OpId, datastore: &DatastoreId, request: StorageRequest) {
+    pub(super) fn storage(
+        &mut self,
+        host: usize,
+        id: OpId,
+        datastore: &DatastoreId,
+        request: StorageRequest,
+    ) {
         let Some(disk) = self.disk_index.get(datastore).copied() else {
-            return self.answer(host, MS, Input::Storage(id, StorageOutcome::NotDone(IoFault::Foreign)));
+            return self.answer(
+                host,
+                MS,
+                Input::Storage(id, StorageOutcome::NotDone(IoFault::Foreign)),
+            );
         };
         if !self.hosts[host].mounts.get(disk).copied().unwrap_or(false) {
-            return self.answer(host, MS, Input::Storage(id, StorageOutcome::NotDone(IoFault::Foreign)));
+            return self.answer(
+                host,
+                MS,
+                Input::Storage(id, StorageOutcome::NotDone(IoFault::Foreign)),
+            );
         }
         if matches!(request, StorageRequest::Renew(..)) {
             self.settle_older_renewals(host, disk, &request);
@@ -204,13 +234,19 @@ impl World<'_> {
         let refused = match &request {
             _ if faults.gone => Some(IoFault::Gone),
             r if writes(r) && faults.read_only => Some(IoFault::ReadOnly),
-            StorageRequest::Put(..) | StorageRequest::Link(..) if faults.full => Some(IoFault::Full),
+            StorageRequest::Put(..) | StorageRequest::Link(..) if faults.full => {
+                Some(IoFault::Full)
+            }
             _ if storm && self.dice.disk.below(1000) < weather.not_done => Some(IoFault::Other),
             _ => None,
         };
         if let Some(fault) = refused {
             let wait = self.dice.disk.between(200_000, MS);
-            return self.answer(host, wait, Input::Storage(id, StorageOutcome::NotDone(fault)));
+            return self.answer(
+                host,
+                wait,
+                Input::Storage(id, StorageOutcome::NotDone(fault)),
+            );
         }
         let mut to_disk = self.dice.disk.between(250_000, 1_500_000);
         let mut back = self.dice.disk.between(250_000, 1_500_000);
@@ -221,7 +257,11 @@ impl World<'_> {
         }
         if storm && self.dice.disk.below(1000) < weather.stall {
             let stall = self.dice.disk.below(weather.stall_ms.max(1)) * MS;
-            if self.dice.disk.percent(50) { to_disk += stall } else { back += stall }
+            if self.dice.disk.percent(50) {
+                to_disk += stall
+            } else {
+                back += stall
+            }
         }
         let mut unknown_at = None;
         let mut never = false;
@@ -274,10 +314,16 @@ impl World<'_> {
 
     /// Renewals of one record are ordered: an older one that is still on its way lands now or never.
     fn settle_older_renewals(&mut self, host: usize, disk: usize, new: &StorageRequest) {
-        let StorageRequest::Renew(new_key, _) = new else { return };
+        let StorageRequest::Renew(new_key, _) = new else {
+            return;
+        };
         for index in 0..self.ops.len() {
-            let Some(op) = &mut self.ops[index] else { continue };
-            let StorageRequest::Renew(key, _) = &op.request else { continue };
+            let Some(op) = &mut self.ops[index] else {
+                continue;
+            };
+            let StorageRequest::Renew(key, _) = &op.request else {
+                continue;
+            };
             if op.host != host || op.disk != disk || op.effect_over || key != new_key {
                 continue;
             }
@@ -298,7 +344,9 @@ impl World<'_> {
     }
 
     pub(super) fn storage_effect(&mut self, index: usize, serial: u64) {
-        let Some(mut op) = self.take_op(index, serial) else { return };
+        let Some(mut op) = self.take_op(index, serial) else {
+            return;
+        };
         if op.effect_over {
             if op.unknown_at.is_none() && !op.answered {
                 self.after(0, Happening::Ack { op: index, serial });
@@ -310,7 +358,11 @@ impl World<'_> {
         let same_boot = self.hosts[op.host].boot == op.boot;
         if faults.hang && same_boot {
             // What was on its way when the path began to hang may have got through.
-            let since = self.disks[op.disk].hang_since.get(op.host).copied().unwrap_or(0);
+            let since = self.disks[op.disk]
+                .hang_since
+                .get(op.host)
+                .copied()
+                .unwrap_or(0);
             let through = op.issued < since && self.dice.disk.percent(20);
             if !through {
                 self.park(index, op);
@@ -348,7 +400,9 @@ impl World<'_> {
     }
 
     pub(super) fn storage_ack(&mut self, index: usize, serial: u64) {
-        let Some(mut op) = self.take_op(index, serial) else { return };
+        let Some(mut op) = self.take_op(index, serial) else {
+            return;
+        };
         if op.answered {
             self.keep_or_free(index, op);
             return;
@@ -388,7 +442,13 @@ impl World<'_> {
         if h.in_flight == 0 && h.agent_waits {
             h.agent_waits = false;
             let boot = h.boot;
-            self.after(10 * MS, Happening::AgentStart { host: op.host, boot });
+            self.after(
+                10 * MS,
+                Happening::AgentStart {
+                    host: op.host,
+                    boot,
+                },
+            );
         }
     }
 
@@ -400,12 +460,19 @@ impl World<'_> {
             let begins = faults.hang && since == 0;
             if begins || !faults.hang {
                 let value = if begins { self.now } else { 0 };
-                self.disks[disk].hang_since.iter_mut().skip(host).take(1).for_each(|s| *s = value);
+                self.disks[disk]
+                    .hang_since
+                    .iter_mut()
+                    .skip(host)
+                    .take(1)
+                    .for_each(|s| *s = value);
             }
         }
         let parked = std::mem::take(&mut self.disks[disk].parked);
         for index in parked {
-            let Some(op) = &mut self.ops[index] else { continue };
+            let Some(op) = &mut self.ops[index] else {
+                continue;
+            };
             let faults = self.disks[disk].faults(op.host);
             if faults.hang && !faults.gone {
                 self.disks[disk].parked.push(index);
@@ -414,7 +481,11 @@ impl World<'_> {
             op.parked = false;
             let serial = op.serial;
             let wait = self.dice.disk.below(20) * MS + self.dice.disk.below(MS);
-            let what = if op.effect_over { Happening::Ack { op: index, serial } } else { Happening::Effect { op: index, serial } };
+            let what = if op.effect_over {
+                Happening::Ack { op: index, serial }
+            } else {
+                Happening::Effect { op: index, serial }
+            };
             if faults.gone && !op.effect_over {
                 op.effect_over = true;
                 op.outcome = Some(StorageOutcome::Unknown(IoFault::Gone));
@@ -425,7 +496,12 @@ impl World<'_> {
         }
         for write in std::mem::take(&mut self.disks[disk].parked_writes) {
             let wait = self.dice.guest.below(30 * MS);
-            self.after(wait, Happening::GuestLand { write: Box::new(write) });
+            self.after(
+                wait,
+                Happening::GuestLand {
+                    write: Box::new(write),
+                },
+            );
         }
         for instance in std::mem::take(&mut self.disks[disk].parked_opens) {
             let wait = self.dice.guest.below(30 * MS);
@@ -433,10 +509,20 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn datastore_fault(&mut self, disk: usize, host: Option<usize>, fault: StorageFault) {
+    pub(super) fn datastore_fault(
+        &mut self,
+        disk: usize,
+        host: Option<usize>,
+        fault: StorageFault,
+    ) {
         match host {
             None => self.disks[disk].everybody.add(fault),
-            Some(host) => self.disks[disk].per_host.iter_mut().skip(host).take(1).for_each(|f| f.add(fault)),
+            Some(host) => self.disks[disk]
+                .per_host
+                .iter_mut()
+                .skip(host)
+                .take(1)
+                .for_each(|f| f.add(fault)),
         }
         self.paths_changed(disk);
         if matches!(fault, StorageFault::Apd | StorageFault::Pdl)
@@ -453,7 +539,12 @@ impl World<'_> {
                 self.disks[disk].per_host.fill(Faults::default());
             }
             Some(host) => {
-                self.disks[disk].per_host.iter_mut().skip(host).take(1).for_each(|f| *f = Faults::default());
+                self.disks[disk]
+                    .per_host
+                    .iter_mut()
+                    .skip(host)
+                    .take(1)
+                    .for_each(|f| *f = Faults::default());
             }
         }
         for host in 0..self.hosts.len() {
@@ -464,7 +555,9 @@ impl World<'_> {
 
     /// The storage has lost a host and drops its image locks after its expiry.
     pub(super) fn storage_lost(&mut self, host: usize, disk: usize) {
-        let Some(lost) = self.hosts[host].lost.get_mut(disk) else { return };
+        let Some(lost) = self.hosts[host].lost.get_mut(disk) else {
+            return;
+        };
         *lost += 1;
         let lost = *lost;
         let wait = self.disks[disk].expiry;
@@ -485,18 +578,30 @@ impl World<'_> {
 
     /// The storage hears the host again: a client reclaims what nobody else has taken.
     pub(super) fn storage_back(&mut self, host: usize, disk: usize) {
-        let faults = self.disks[disk].per_host.get(host).copied().unwrap_or_default();
+        let faults = self.disks[disk]
+            .per_host
+            .get(host)
+            .copied()
+            .unwrap_or_default();
         if faults.hang || faults.gone || !self.hosts[host].up() {
             return;
         }
         if let Some(lost) = self.hosts[host].lost.get_mut(disk) {
             *lost += 1;
         }
+        // A client that comes back after a reboot has lost what its processes had open.
+        let instances = &self.instances;
+        self.disks[disk]
+            .images
+            .retain(|_, i| instances[*i].host != host || instances[*i].exists());
         let mine: BTreeSet<(usize, usize)> = self
             .instances
             .iter()
             .enumerate()
-            .filter(|(_, i)| i.host == host && i.exists() && i.opened && self.vms[i.vm].disk == disk)
+            .filter(|(_, i)| {
+                i.host == host && i.exists() && i.opened && self.vms[i.vm].disk == disk
+            })
+            .filter(|(index, i)| self.vms[i.vm].newest_open == Some(*index))
             .map(|(index, i)| (i.vm, index))
             .collect();
         for (vm, instance) in mine {
@@ -507,7 +612,9 @@ impl World<'_> {
     /// The host lost power: what is on its way lands within seconds, or vanishes.
     pub(super) fn operations_lose_power(&mut self, host: usize) {
         for index in 0..self.ops.len() {
-            let Some(mut op) = self.ops[index].take() else { continue };
+            let Some(mut op) = self.ops[index].take() else {
+                continue;
+            };
             if op.host != host {
                 self.ops[index] = Some(op);
                 continue;

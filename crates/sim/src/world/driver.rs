@@ -1,14 +1,15 @@
 //! Drives the agents as the agent's process does: hands in what happened, carries out what they ask
 //! for, in order, and wakes them when they want to be woken.
 
+use super::guest::Phase;
 use super::{Happening, World};
 use crate::clock::Nanos;
-use mainstay_core::guard::{SlotState, Words as _};
-use mainstay_core::id::InstanceId;
+use mainstay_core::guard::{SlotState, Word, Words as _};
+use mainstay_core::id::{Generation, InstanceId};
 use mainstay_core::io::{FoundState, FoundVm, Input, Output};
+use mainstay_core::time::Instant;
 use mainstay_core::wire::Message;
 use mainstay_core::{Agent, Identity};
-use super::guest::Phase;
 
 /// Inputs that a hung agent's sockets keep.
 const INBOX: usize = 4096;
@@ -17,7 +18,14 @@ impl World<'_> {
     /// Hands an input in after a while, if the agent that asked still lives then.
     pub(super) fn answer(&mut self, host: usize, wait: Nanos, input: Input) {
         let run = self.hosts[host].agent_run;
-        self.after(wait, Happening::Input { host, run, input: Box::new(input) });
+        self.after(
+            wait,
+            Happening::Input {
+                host,
+                run,
+                input: Box::new(input),
+            },
+        );
     }
 
     pub(super) fn feed(&mut self, host: usize, input: Input) {
@@ -40,11 +48,17 @@ impl World<'_> {
 
     /// Carries out what the agent asks for, in its order, and plans its next wake-up.
     pub(super) fn drain(&mut self, host: usize) {
-        while let Some(output) = self.hosts[host].agent.as_mut().and_then(|a| a.poll_output()) {
+        while let Some(output) = self.hosts[host]
+            .agent
+            .as_mut()
+            .and_then(|a| a.poll_output())
+        {
             self.carry_out(host, output);
         }
         let h = &mut self.hosts[host];
-        let Some(wake) = h.agent.as_ref().and_then(|a| a.poll_timeout()) else { return };
+        let Some(wake) = h.agent.as_ref().and_then(|a| a.poll_timeout()) else {
+            return;
+        };
         let at = h.clock.when(wake).max(self.now);
         if h.timer.is_none_or(|planned| at < planned) {
             h.timer = Some(at);
@@ -54,7 +68,11 @@ impl World<'_> {
 
     fn carry_out(&mut self, host: usize, output: Output) {
         match output {
-            Output::Send { to, channel, message } => {
+            Output::Send {
+                to,
+                channel,
+                message,
+            } => {
                 self.overhear(host, &message);
                 if let Some(to) = self.host_index.get(&to).copied() {
                     self.send(host, to, channel, message);
@@ -67,7 +85,16 @@ impl World<'_> {
             Output::Persist(op, durable) => {
                 let wait = self.dice.life.between(300_000, 2_000_000);
                 let (boot, run) = (self.hosts[host].boot, self.hosts[host].agent_run);
-                self.after(wait, Happening::Persist { host, boot, run, op, durable: Box::new(durable) });
+                self.after(
+                    wait,
+                    Happening::Persist {
+                        host,
+                        boot,
+                        run,
+                        op,
+                        durable: Box::new(durable),
+                    },
+                );
             }
             Output::Event(event) => self.said(host, event),
         }
@@ -84,7 +111,11 @@ impl World<'_> {
             return;
         }
         let local = h.clock.local(now);
-        let due = h.agent.as_ref().and_then(|a| a.poll_timeout()).is_some_and(|at| at <= local);
+        let due = h
+            .agent
+            .as_ref()
+            .and_then(|a| a.poll_timeout())
+            .is_some_and(|at| at <= local);
         if due {
             self.feed(host, Input::Timeout);
         } else {
@@ -114,7 +145,13 @@ impl World<'_> {
         let found = self.found(host);
         let h = &mut self.hosts[host];
         let now = h.clock.local(self.now);
-        let made = Agent::new(identity, self.scenario.config.clone(), h.durable.clone(), found, now);
+        let made = Agent::new(
+            identity,
+            self.scenario.config.clone(),
+            h.durable.clone(),
+            found,
+            now,
+        );
         match made {
             Ok(agent) => h.agent = Some(Box::new(agent)),
             Err(error) => {
@@ -128,6 +165,7 @@ impl World<'_> {
             agent.plant(bug);
         }
         self.drain(host);
+        self.arm_guard(host);
         if self.hosts[host].guard.is_none() {
             let wait = self.restart_wait(true);
             self.after(wait, Happening::GuardStart { host, boot });
@@ -139,24 +177,53 @@ impl World<'_> {
         let mut found = Vec::new();
         let now = self.hosts[host].clock.local(self.now);
         for vm in 0..self.vms.len() {
-            let all = self.instances.iter().enumerate().filter(|(_, i)| i.host == host && i.vm == vm && i.exists());
-            let Some((instance, phase)) = all.map(|(index, i)| (index, i.phase)).next_back() else { continue };
+            let all = self
+                .instances
+                .iter()
+                .enumerate()
+                .filter(|(_, i)| i.host == host && i.vm == vm && i.exists());
+            let Some((instance, phase)) = all.map(|(index, i)| (index, i.phase)).next_back() else {
+                continue;
+            };
             let word = self.hosts[host].words.load(vm);
             let state = match word.state() {
                 SlotState::Free => {
-                    self.instances[instance].frozen = true;
-                    self.vm_changed(vm);
+                    if !self.unregistered_runs_on() {
+                        // As the shell does: the core thaws such a VM from generation 0.
+                        let word = Word::new(SlotState::Lapsed, Generation(0), Instant::ZERO);
+                        self.hosts[host].words.store(vm, word);
+                        self.hosts[host].guard_poke = true;
+                        self.instances[instance].frozen = true;
+                        self.vm_changed(vm);
+                    }
                     FoundState::Unregistered
                 }
                 SlotState::Running if word.deadline() > now && phase == Phase::Started => {
                     FoundState::Running(word.generation())
                 }
-                SlotState::Running if word.deadline() > now => FoundState::Prepared(word.generation()),
+                SlotState::Running if word.deadline() > now => {
+                    FoundState::Prepared(word.generation())
+                }
                 SlotState::Running | SlotState::Lapsed => FoundState::Lapsed(word.generation()),
             };
-            found.push(FoundVm { vm: self.vms[vm].id.clone(), state });
+            found.push(FoundVm {
+                vm: self.vms[vm].id.clone(),
+                state,
+            });
         }
         found
+    }
+
+    /// The world's part of a planted bug: nobody freezes what has no deadline.
+    pub(super) fn unregistered_runs_on(&self) -> bool {
+        #[cfg(feature = "planted")]
+        {
+            self.options.bug == Some(mainstay_core::planted::Bug::UnregisteredRunsOn)
+        }
+        #[cfg(not(feature = "planted"))]
+        {
+            false
+        }
     }
 
     pub(super) fn agent_kill(&mut self, host: usize) {

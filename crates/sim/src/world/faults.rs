@@ -16,11 +16,20 @@ use mainstay_core::io::ExitCause;
 impl World<'_> {
     pub(super) fn planned(&mut self, index: usize) {
         let scenario = self.scenario;
-        let Some(planned) = scenario.events.get(index) else { return };
+        let Some(planned) = scenario.events.get(index) else {
+            return;
+        };
         let fault = &planned.fault;
         let arguments = fault.arguments(&scenario.names());
-        let body = Body::Fault { what: fault.name(), arguments };
-        self.trace.push(Entry { at: self.now, body, why: String::new() });
+        let body = Body::Fault {
+            what: fault.name(),
+            arguments,
+        };
+        self.trace.push(Entry {
+            at: self.now,
+            body,
+            why: String::new(),
+        });
         self.play_fault(fault);
     }
 
@@ -55,7 +64,11 @@ impl World<'_> {
             }
             Fault::GatewayDown => self.net.set_gateway(false),
             Fault::GatewayUp => self.net.set_gateway(true),
-            Fault::Datastore { fault, datastore, host } => self.datastore_fault(*datastore, *host, *fault),
+            Fault::Datastore {
+                fault,
+                datastore,
+                host,
+            } => self.datastore_fault(*datastore, *host, *fault),
             Fault::DatastoreHeal { datastore, host } => {
                 for disk in 0..self.disks.len() {
                     if datastore.is_none_or(|d| d == disk) {
@@ -133,7 +146,11 @@ impl World<'_> {
             }
             if was == Phase::Started {
                 let (vm, host) = (self.vms[vm].id.clone(), self.hosts[host].id.clone());
-                let kind = EventKind::VmStopped { vm, host, reason: StopReason::Host };
+                let kind = EventKind::VmStopped {
+                    vm,
+                    host,
+                    reason: StopReason::Host,
+                };
                 self.log(kind, "the machine lost power");
             }
             self.vm_changed(vm);
@@ -203,7 +220,10 @@ impl World<'_> {
             self.storage_back(host, disk);
         }
         for what in std::mem::take(&mut self.hosts[host].deferred) {
-            if matches!(what, Happening::AgentTimer { .. } | Happening::GuardWake { .. }) {
+            if matches!(
+                what,
+                Happening::AgentTimer { .. } | Happening::GuardWake { .. }
+            ) {
                 continue;
             }
             let wait = self.dice.life.below(5 * MS);
@@ -217,7 +237,14 @@ impl World<'_> {
         let run = self.hosts[host].agent_run;
         for input in inbox {
             let wait = self.dice.life.below(5 * MS);
-            self.after(wait, Happening::Input { host, run, input: Box::new(input) });
+            self.after(
+                wait,
+                Happening::Input {
+                    host,
+                    run,
+                    input: Box::new(input),
+                },
+            );
         }
         for vm in 0..self.vms.len() {
             self.vm_changed(vm);
@@ -257,7 +284,8 @@ impl World<'_> {
         self.hosts[host].clock.set_rate(now, ppm);
         if was_beyond {
             // Deadlines that were set on the wrong clock run out within `freeze`.
-            let until = now + mainstay_core::time::nanos(self.scenario.config.settings.timing.freeze);
+            let until =
+                now + mainstay_core::time::nanos(self.scenario.config.settings.timing.freeze);
             self.hosts[host].doubt_until = until + self.guard_worst();
         }
         self.hosts[host].timer = None;
@@ -270,21 +298,35 @@ impl World<'_> {
 
     /// The host that a user's wish about a VM goes to.
     fn where_is(&self, vm: usize) -> Option<usize> {
-        let here = self.instances.iter().filter(|i| i.vm == vm && i.exists()).map(|i| i.host);
+        let here = self
+            .instances
+            .iter()
+            .filter(|i| i.vm == vm && i.exists())
+            .map(|i| i.host);
         here.max_by_key(|h| self.hosts[*h].agent_listens())
     }
 
     fn best_host(&self, vm: usize) -> Option<usize> {
         let disk = self.vms[vm].disk;
         let fits = |h: &usize| {
-            self.hosts[*h].agent_listens() && self.hosts[*h].mounts.get(disk).copied().unwrap_or(false)
+            self.hosts[*h].agent_listens()
+                && self.hosts[*h].mounts.get(disk).copied().unwrap_or(false)
         };
         let home = self.vms[vm].home.filter(fits);
-        home.or_else(|| (0..self.hosts.len()).filter(fits).max_by_key(|h| (self.free_memory(*h), usize::MAX - h)))
+        home.or_else(|| {
+            (0..self.hosts.len())
+                .filter(fits)
+                .max_by_key(|h| (self.free_memory(*h), usize::MAX - h))
+        })
     }
 
     pub(super) fn free_memory(&self, host: usize) -> u64 {
-        let all = self.scenario.config.hosts.get(&self.hosts[host].id).map_or(0, |h| h.memory_mb);
+        let all = self
+            .scenario
+            .config
+            .hosts
+            .get(&self.hosts[host].id)
+            .map_or(0, |h| h.memory_mb);
         let used: u64 = self
             .instances
             .iter()
@@ -295,7 +337,12 @@ impl World<'_> {
     }
 
     pub(super) fn free_cpu(&self, host: usize) -> u64 {
-        let all = self.scenario.config.hosts.get(&self.hosts[host].id).map_or(0, |h| h.cpu_mhz);
+        let all = self
+            .scenario
+            .config
+            .hosts
+            .get(&self.hosts[host].id)
+            .map_or(0, |h| h.cpu_mhz);
         let used: u64 = self
             .instances
             .iter()
@@ -327,13 +374,18 @@ impl World<'_> {
     fn note(&mut self, text: &str) {
         let now = self.now;
         let line = self.trace.iter_mut().rev().take_while(|e| e.at == now);
-        if let Some(entry) = line.into_iter().find(|e| matches!(e.body, Body::Fault { .. })) {
+        if let Some(entry) = line
+            .into_iter()
+            .find(|e| matches!(e.body, Body::Fault { .. }))
+        {
             entry.why = text.into();
         }
     }
 
     pub(super) fn wish_on(&mut self, vm: usize, host: Option<usize>) -> bool {
-        let host = host.or_else(|| self.where_is(vm)).or_else(|| self.best_host(vm));
+        let host = host
+            .or_else(|| self.where_is(vm))
+            .or_else(|| self.best_host(vm));
         let Some(host) = host else { return false };
         let id = self.vms[vm].id.clone();
         let accepted = self.command(host, Command::PowerOn(id));
@@ -347,7 +399,9 @@ impl World<'_> {
     }
 
     fn wish_off(&mut self, vm: usize) {
-        let Some(host) = self.where_is(vm).or_else(|| self.best_host(vm)) else { return };
+        let Some(host) = self.where_is(vm).or_else(|| self.best_host(vm)) else {
+            return;
+        };
         let id = self.vms[vm].id.clone();
         // The wish counts before the agent acts on it: it may kill at once.
         let before = std::mem::replace(&mut self.vms[vm].off_wished, true);

@@ -47,7 +47,10 @@ impl mainstay_core::guard::Words for Words {
 /// What a guard does to a process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Act {
-    Freeze,
+    /// `lapsed`: the deadline had passed when the guard looked.
+    Freeze {
+        lapsed: bool,
+    },
     Unfreeze,
     Kill,
 }
@@ -63,7 +66,11 @@ impl World<'_> {
         let slow = self.scenario.weather.guard_slow.min(100);
         if self.stormy() && slow > 0 {
             // Half for noticing, a tenth for acting: together below the stated worst case.
-            return quick.max(self.dice.guard.below(self.guard_worst() * slow / 100 * 8 / 10));
+            return quick.max(
+                self.dice
+                    .guard
+                    .below(self.guard_worst() * slow / 100 * 8 / 10),
+            );
         }
         quick
     }
@@ -75,7 +82,11 @@ impl World<'_> {
             return;
         }
         let Some(guard) = &h.guard else { return };
-        let due = if h.guard_poke { Some(self.now) } else { guard.next(&h.words).map(|at| h.clock.when(at)) };
+        let due = if h.guard_poke {
+            Some(self.now)
+        } else {
+            guard.next(&h.words).map(|at| h.clock.when(at))
+        };
         let Some(due) = due else { return };
         let planned = h.guard_wake;
         let busy = h.guard_busy;
@@ -94,7 +105,7 @@ impl World<'_> {
     pub(super) fn guard_wake(&mut self, host: usize) {
         let now = self.now;
         let h = &mut self.hosts[host];
-        if h.guard_wake != Some(now) && !h.guard_wake.is_some_and(|at| at <= now) {
+        if h.guard_wake.is_none_or(|at| at > now) {
             return;
         }
         h.guard_wake = None;
@@ -102,20 +113,45 @@ impl World<'_> {
             return;
         }
         let local = h.clock.local(now);
-        let Host { guard: Some(guard), words, .. } = h else { return };
+        let Host {
+            guard: Some(guard),
+            words,
+            ..
+        } = h
+        else {
+            return;
+        };
         let due = h.guard_poke || guard.next(words).is_some_and(|at| at <= local);
-        let actions = if due { guard.poll(local, words) } else { Vec::new() };
+        let actions = if due {
+            guard.poll(local, words)
+        } else {
+            Vec::new()
+        };
+        let planned: Vec<(usize, Act)> = actions
+            .into_iter()
+            .map(|action| match action {
+                GuardAction::Freeze(slot) => {
+                    let lapsed = words.load(slot).deadline() <= local;
+                    (slot, Act::Freeze { lapsed })
+                }
+                GuardAction::Unfreeze(slot) => (slot, Act::Unfreeze),
+                GuardAction::Kill(slot) => (slot, Act::Kill),
+            })
+            .collect();
         h.guard_poke = false;
         let run = h.guard_run;
         let mut at = now;
-        for action in actions {
-            let (vm, what) = match action {
-                GuardAction::Freeze(slot) => (slot, Act::Freeze),
-                GuardAction::Unfreeze(slot) => (slot, Act::Unfreeze),
-                GuardAction::Kill(slot) => (slot, Act::Kill),
-            };
+        for (vm, what) in planned {
             at += self.dice.guard.between(20_000, 500_000);
-            self.at(at, Happening::GuardAct { host, run, vm, what });
+            self.at(
+                at,
+                Happening::GuardAct {
+                    host,
+                    run,
+                    vm,
+                    what,
+                },
+            );
         }
         self.hosts[host].guard_busy = at;
         self.arm_guard(host);
@@ -127,33 +163,55 @@ impl World<'_> {
             return;
         }
         if h.guard_hung {
-            self.hosts[host].deferred.push(Happening::GuardAct { host, run, vm, what });
+            self.hosts[host].deferred.push(Happening::GuardAct {
+                host,
+                run,
+                vm,
+                what,
+            });
             return;
         }
         match what {
-            Act::Freeze => {
+            Act::Freeze { lapsed } => {
                 #[cfg(feature = "planted")]
                 if self.options.bug == Some(mainstay_core::planted::Bug::NoFreeze) {
                     return;
                 }
                 let word = self.hosts[host].words.load(vm);
-                let lapsed = word.deadline() <= self.hosts[host].clock.local(self.now);
                 self.freeze(host, vm, "its right to run ended", lapsed);
                 if word.state() == SlotState::Lapsed {
                     let vm = self.vms[vm].id.clone();
-                    self.answer(host, MS, Input::VmLapsed { vm, generation: word.generation() });
+                    self.answer(
+                        host,
+                        MS,
+                        Input::VmLapsed {
+                            vm,
+                            generation: word.generation(),
+                        },
+                    );
                 }
             }
             Act::Unfreeze => self.unfreeze(host, vm),
             Act::Kill => {
                 let limit = self.scenario.config.settings.frozen_limit.is_some();
                 for instance in self.instances_on(host, vm) {
-                    let cause = KillCause { frozen_limit: limit, ..self.kill_cause(instance) };
-                    self.judge.observe(self.now, &Fact::Killed { vm, host, cause });
+                    let cause = KillCause {
+                        frozen_limit: limit,
+                        ..self.kill_cause(instance)
+                    };
+                    self.judge
+                        .observe(self.now, &Fact::Killed { vm, host, cause });
                     let (id, at) = (self.vms[vm].id.clone(), self.hosts[host].id.clone());
-                    let kind = EventKind::VmStopped { vm: id, host: at, reason: StopReason::FrozenLimit };
+                    let kind = EventKind::VmStopped {
+                        vm: id,
+                        host: at,
+                        reason: StopReason::FrozenLimit,
+                    };
                     if self.hosts[host].agent.is_none() {
-                        self.log(kind, "frozen for longer than frozen_limit; killed by the guard");
+                        self.log(
+                            kind,
+                            "frozen for longer than frozen_limit; killed by the guard",
+                        );
                     }
                     self.kill(instance, ExitCause::Killed);
                 }
@@ -168,9 +226,17 @@ impl World<'_> {
             self.instances[instance].frozen = true;
         }
         if any {
-            self.judge.observe(self.now, &Fact::Frozen { vm, host, lapsed });
+            self.judge
+                .observe(self.now, &Fact::Frozen { vm, host, lapsed });
             let (id, at) = (self.vms[vm].id.clone(), self.hosts[host].id.clone());
-            self.log(EventKind::VmFrozen { vm: id, host: at, reason: reason.into() }, "frozen by the guard");
+            self.log(
+                EventKind::VmFrozen {
+                    vm: id,
+                    host: at,
+                    reason: reason.into(),
+                },
+                "frozen by the guard",
+            );
         }
         self.vm_changed(vm);
     }
@@ -199,14 +265,24 @@ impl World<'_> {
                 | GuardRequest::Thaw { vm, .. }
                 | GuardRequest::Remove { vm } => vm,
             };
-            let Some(slot) = self.vm_index.get(id).copied() else { return };
+            let Some(slot) = self.vm_index.get(id).copied() else {
+                return;
+            };
             let old = h.words.load(slot);
             let next = match &request {
-                GuardRequest::Register { generation, deadline, .. } => {
-                    Some(Word::new(SlotState::Running, *generation, *deadline))
-                }
-                GuardRequest::Extend { generation, deadline, .. } => old.extended(now, *generation, *deadline),
-                GuardRequest::Thaw { from, to, deadline, .. } => old.thawed(now, *from, *to, *deadline),
+                GuardRequest::Register {
+                    generation,
+                    deadline,
+                    ..
+                } => Some(Word::new(SlotState::Running, *generation, *deadline)),
+                GuardRequest::Extend {
+                    generation,
+                    deadline,
+                    ..
+                } => old.extended(now, *generation, *deadline),
+                GuardRequest::Thaw {
+                    from, to, deadline, ..
+                } => old.thawed(now, *from, *to, *deadline),
                 GuardRequest::Remove { .. } => Some(Word::FREE),
             };
             (slot, next)
@@ -227,7 +303,10 @@ impl World<'_> {
                 }
                 self.hosts[host].guard_poke = true;
             }
-            if !matches!(request, GuardRequest::Remove { .. } | GuardRequest::Extend { .. }) {
+            if !matches!(
+                request,
+                GuardRequest::Remove { .. } | GuardRequest::Extend { .. }
+            ) {
                 self.arm_guard(host);
             }
         }
@@ -246,7 +325,9 @@ impl World<'_> {
         h.guard_poke = true;
         // A guard that starts without deadlines freezes what it finds.
         for vm in 0..self.vms.len() {
-            if self.hosts[host].words.load(vm).state() == SlotState::Free {
+            if self.hosts[host].words.load(vm).state() == SlotState::Free
+                && !self.unregistered_runs_on()
+            {
                 self.freeze(host, vm, "found without a deadline", true);
             }
         }
@@ -277,14 +358,22 @@ impl World<'_> {
     /// Shared memory goes when its last process goes: then nobody knows the deadlines (rule H16).
     pub(super) fn lose_words_with_both(&mut self, host: usize) {
         let h = &self.hosts[host];
-        if h.agent.is_none() && h.guard.is_none() && self.scenario.liveness && self.dice.life.percent(50) {
+        if h.agent.is_none()
+            && h.guard.is_none()
+            && self.scenario.liveness
+            && self.dice.life.percent(50)
+        {
             self.hosts[host].words = Words::new(self.vms.len());
         }
     }
 
     /// A twin restarts it within a second; without one, the service manager does after some seconds.
     pub(super) fn restart_wait(&mut self, twin: bool) -> Nanos {
-        if twin { self.dice.life.between(100, 1000) * MS } else { self.dice.life.between(2000, 5000) * MS }
+        if twin {
+            self.dice.life.between(100, 1000) * MS
+        } else {
+            self.dice.life.between(2000, 5000) * MS
+        }
     }
 
     /// The guard of `host` has not had its time yet: what runs there is not its fault until it has.

@@ -90,8 +90,14 @@ impl Instance {
 impl World<'_> {
     /// Processes of a VM on a host that were not killed.
     pub(super) fn instances_on(&self, host: usize, vm: usize) -> Vec<usize> {
-        let fits = |i: &Instance| i.host == host && i.vm == vm && i.exists() && i.phase != Phase::Dying;
-        self.instances.iter().enumerate().filter(|(_, i)| fits(i)).map(|(index, _)| index).collect()
+        let fits =
+            |i: &Instance| i.host == host && i.vm == vm && i.exists() && i.phase != Phase::Dying;
+        self.instances
+            .iter()
+            .enumerate()
+            .filter(|(_, i)| fits(i))
+            .map(|(index, _)| index)
+            .collect()
     }
 
     pub(super) fn hypervisor(&mut self, host: usize, op: OpId, request: HypervisorRequest) {
@@ -109,7 +115,9 @@ impl World<'_> {
         match request {
             HypervisorRequest::Prepare { generation, .. } => self.prepare(host, vm, op, generation),
             HypervisorRequest::Resume { .. } => {
-                let Some(instance) = here.into_iter().find(|i| self.instances[*i].phase == Phase::Prepared)
+                let Some(instance) = here
+                    .into_iter()
+                    .find(|i| self.instances[*i].phase == Phase::Prepared)
                 else {
                     let outcome = HypervisorOutcome::Failed("there is no prepared process".into());
                     return self.answer(host, MS, Input::Hypervisor(op, outcome));
@@ -127,7 +135,8 @@ impl World<'_> {
             HypervisorRequest::Kill { .. } => {
                 for instance in here {
                     let cause = self.kill_cause(instance);
-                    self.judge.observe(self.now, &Fact::Killed { vm, host, cause });
+                    self.judge
+                        .observe(self.now, &Fact::Killed { vm, host, cause });
                     self.kill(instance, ExitCause::Killed);
                 }
                 self.answer(host, MS, Input::Hypervisor(op, HypervisorOutcome::Done));
@@ -136,19 +145,33 @@ impl World<'_> {
     }
 
     fn prepare(&mut self, host: usize, vm: usize, op: OpId, generation: Generation) {
-        let here = self.instances.iter().any(|i| i.host == host && i.vm == vm && i.exists());
+        let here = self
+            .instances
+            .iter()
+            .any(|i| i.host == host && i.vm == vm && i.exists());
         let failure = if here {
             Some("there is a process of this VM already")
         } else if self.hosts[host].start_fails > 0 || self.vms[vm].start_fails > 0 {
-            let (h, v) = (&mut self.hosts[host].start_fails, &mut self.vms[vm].start_fails);
-            if *h > 0 { *h -= 1 } else { *v -= 1 }
+            let (h, v) = (
+                &mut self.hosts[host].start_fails,
+                &mut self.vms[vm].start_fails,
+            );
+            if *h > 0 {
+                *h -= 1
+            } else {
+                *v -= 1
+            }
             Some("the hypervisor failed, as the scenario says")
         } else {
             None
         };
         if let Some(text) = failure {
             let wait = self.vms[vm].start_time / 2;
-            return self.answer(host, wait, Input::Hypervisor(op, HypervisorOutcome::Failed(text.into())));
+            return self.answer(
+                host,
+                wait,
+                Input::Hypervisor(op, HypervisorOutcome::Failed(text.into())),
+            );
         }
         let instance = self.instances.push(Instance {
             vm,
@@ -180,9 +203,15 @@ impl World<'_> {
             self.disks[disk].parked_opens.push(instance);
             return;
         }
-        let holder = self.disks[disk].images.get(&vm).copied().filter(|h| *h != instance);
+        let holder = self.disks[disk]
+            .images
+            .get(&vm)
+            .copied()
+            .filter(|h| *h != instance);
         let refused = if faults.gone {
-            Some(HypervisorOutcome::Failed("the image cannot be opened: the datastore is gone".into()))
+            Some(HypervisorOutcome::Failed(
+                "the image cannot be opened: the datastore is gone".into(),
+            ))
         } else if self.disks[disk].image_locks && holder.is_some() {
             Some(HypervisorOutcome::ImageLocked)
         } else {
@@ -256,9 +285,18 @@ impl World<'_> {
         let excused = !self.guarded(host);
         if first && self.vms[vm].ordered_to == Some(host) {
             let broken = self.broken_rule(vm, host);
-            self.judge.observe(self.now, &Fact::Placed { vm, host, broken });
+            self.judge
+                .observe(self.now, &Fact::Placed { vm, host, broken });
         }
-        let fact = Fact::Runs { vm, host, instance, generation, newest, excused, first };
+        let fact = Fact::Runs {
+            vm,
+            host,
+            instance,
+            generation,
+            newest,
+            excused,
+            first,
+        };
         self.judge.observe(self.now, &fact);
     }
 
@@ -271,7 +309,11 @@ impl World<'_> {
             let (vm, generation) = (i.vm, i.generation);
             self.instances[instance].writing = true;
             let disk = self.vms[vm].disk;
-            let write = Box::new(Write { instance, disk, generation });
+            let write = Box::new(Write {
+                instance,
+                disk,
+                generation,
+            });
             let mut wait = self.dice.guest.between(300_000, 2 * MS);
             if self.stormy() && self.dice.guest.below(1000) < self.scenario.weather.stall {
                 wait += self.dice.guest.below(self.scenario.weather.stall_ms.max(1)) * MS;
@@ -318,7 +360,13 @@ impl World<'_> {
         }
         i.shutting_down = true;
         if let Some(wait) = self.vms[i.vm].shutdown_time {
-            self.after(wait, Happening::Exit { instance, cause: ExitCause::GuestShutdown });
+            self.after(
+                wait,
+                Happening::Exit {
+                    instance,
+                    cause: ExitCause::GuestShutdown,
+                },
+            );
         }
     }
 
@@ -360,7 +408,10 @@ impl World<'_> {
         if self.disks[disk].images.get(&vm) == Some(&instance) {
             self.disks[disk].images.remove(&vm);
         }
-        self.complete(instance, HypervisorOutcome::Failed("the process ended".into()));
+        self.complete(
+            instance,
+            HypervisorOutcome::Failed("the process ended".into()),
+        );
         self.vms[vm].last_exit = Some(match cause {
             ExitCause::GuestShutdown => StopReason::Guest,
             ExitCause::Crash => StopReason::Crash,
@@ -419,11 +470,18 @@ impl World<'_> {
             });
         }
         if runners.len() > 1 {
-            self.judge.observe(self.now, &Fact::Runners { vm, runners: &runners });
+            self.judge.observe(
+                self.now,
+                &Fact::Runners {
+                    vm,
+                    runners: &runners,
+                },
+            );
         }
         if let Some(zero) = self.zero.filter(|z| self.now >= *z) {
             let facts = self.facts_of(vm);
-            self.watch.changed(&self.scenario.expects, vm, self.now - zero, &facts);
+            self.watch
+                .changed(&self.scenario.expects, vm, self.now - zero, &facts);
         }
     }
 }

@@ -12,31 +12,56 @@ use std::collections::BTreeSet;
 impl World<'_> {
     fn owner_generation(&self, host: usize, disk: usize) -> Option<Generation> {
         let owners = self.disks[disk].owners.iter().rev();
-        owners.filter(|(_, holder)| **holder == Some(host)).map(|(generation, _)| *generation).next()
+        owners
+            .filter(|(_, holder)| **holder == Some(host))
+            .map(|(generation, _)| *generation)
+            .next()
     }
 
     /// A primary orders a start: an act as owner of the VM's datastore.
     pub(super) fn owner_orders(&mut self, host: usize, order: &StartOrder) {
-        let Some(disk) = self.disk_index.get(&order.spec.datastore).copied() else { return };
+        let Some(disk) = self.disk_index.get(&order.spec.datastore).copied() else {
+            return;
+        };
         let generation = self.owner_generation(host, disk);
-        let fact = Fact::OwnerActs { host, datastore: disk, generation, what: "ordered a start" };
+        let fact = Fact::OwnerActs {
+            host,
+            datastore: disk,
+            generation,
+            what: "ordered a start",
+        };
         self.judge.observe(self.now, &fact);
     }
 
     /// A protected list is about to be written: an act under the generation in its name.
-    pub(super) fn owner_acts_on_disk(&mut self, host: usize, disk: usize, request: &StorageRequest) {
+    pub(super) fn owner_acts_on_disk(
+        &mut self,
+        host: usize,
+        disk: usize,
+        request: &StorageRequest,
+    ) {
         let (StorageRequest::Put(RecordKey::Protected(generation, _), _)
         | StorageRequest::Link(RecordKey::Protected(generation, _), _)) = request
         else {
             return;
         };
         let generation = Some(*generation);
-        let fact = Fact::OwnerActs { host, datastore: disk, generation, what: "wrote the protected list" };
+        let fact = Fact::OwnerActs {
+            host,
+            datastore: disk,
+            generation,
+            what: "wrote the protected list",
+        };
         self.judge.observe(self.now, &fact);
     }
 
     /// A record on a datastore changed.
-    pub(super) fn record_landed(&mut self, disk: usize, request: &StorageRequest, value: &StorageValue) {
+    pub(super) fn record_landed(
+        &mut self,
+        disk: usize,
+        request: &StorageRequest,
+        value: &StorageValue,
+    ) {
         if *value != StorageValue::Done {
             return;
         }
@@ -46,12 +71,18 @@ impl World<'_> {
                 let holder = record.and_then(|(_, r)| r.holder);
                 let holder = holder.and_then(|h| self.host_index.get(&h.host).copied());
                 self.disks[disk].owners.insert(*generation, holder);
-                let fact = Fact::OwnerLock { datastore: disk, generation: *generation, holder };
+                let fact = Fact::OwnerLock {
+                    datastore: disk,
+                    generation: *generation,
+                    holder,
+                };
                 self.judge.observe(self.now, &fact);
             }
             StorageRequest::Link(RecordKey::VmLock(id, generation), _) => {
                 let newest = self.disks[disk].newest_lock(self.scenario.config.cluster_id, id);
-                let Some(vm) = self.vm_index.get(id).copied() else { return };
+                let Some(vm) = self.vm_index.get(id).copied() else {
+                    return;
+                };
                 if let Some(newest) = newest.filter(|n| n.generation == *generation) {
                     let on = newest.desired == Desired::On;
                     self.vms[vm].on = on;
@@ -69,17 +100,32 @@ impl World<'_> {
         let cluster = self.scenario.config.cluster_id;
         let mut newest: Option<(Generation, u64, ProtectedRecord)> = None;
         for (key, bytes) in self.disks[disk].records.iter().rev() {
-            let RecordKey::Protected(generation, _) = key else { continue };
-            let Ok((_, record)) = ProtectedRecord::decode(cluster, bytes) else { continue };
-            let better = newest.as_ref().is_none_or(|(g, seq, _)| (*generation, record.seq) > (*g, *seq));
+            let RecordKey::Protected(generation, _) = key else {
+                continue;
+            };
+            let Ok((_, record)) = ProtectedRecord::decode(cluster, bytes) else {
+                continue;
+            };
+            let better = newest
+                .as_ref()
+                .is_none_or(|(g, seq, _)| (*generation, record.seq) > (*g, *seq));
             if better {
                 newest = Some((*generation, record.seq, record));
             }
         }
         let Some((_, _, record)) = newest else { return };
-        let vms: BTreeSet<usize> =
-            record.vms.iter().filter_map(|p| self.vm_index.get(&p.vm).copied()).collect();
-        self.judge.observe(self.now, &Fact::List { datastore: disk, vms: &vms });
+        let vms: BTreeSet<usize> = record
+            .vms
+            .iter()
+            .filter_map(|p| self.vm_index.get(&p.vm).copied())
+            .collect();
+        self.judge.observe(
+            self.now,
+            &Fact::List {
+                datastore: disk,
+                vms: &vms,
+            },
+        );
     }
 
     /// A mandatory rule that the start of `vm` on `host` breaks.
@@ -94,7 +140,11 @@ impl World<'_> {
         if config.hosts.get(at).is_some_and(|h| h.maintenance) {
             return Some("it is in maintenance".into());
         }
-        for rule in config.rules.iter().filter(|r| r.mandatory && r.vms.contains(id)) {
+        for rule in config
+            .rules
+            .iter()
+            .filter(|r| r.mandatory && r.vms.contains(id))
+        {
             let others = || {
                 let fits = |i: &&super::guest::Instance| {
                     i.vm != vm && i.executes() && rule.vms.contains(&self.vms[i.vm].id)
@@ -108,7 +158,10 @@ impl World<'_> {
                 RuleKind::Affinity => others().any(|i| i.host != host),
             };
             if broken {
-                return Some(format!("it breaks the mandatory rule {:?} {:?}", rule.kind, rule.vms));
+                return Some(format!(
+                    "it breaks the mandatory rule {:?} {:?}",
+                    rule.kind, rule.vms
+                ));
             }
         }
         None
@@ -116,24 +169,49 @@ impl World<'_> {
 
     /// An agent reports an event.
     pub(super) fn said(&mut self, host: usize, event: Event) {
-        let vm = event.kind.vm().and_then(|id| self.vm_index.get(id).copied());
+        let vm = event
+            .kind
+            .vm()
+            .and_then(|id| self.vm_index.get(id).copied());
         let now = self.now;
         match (&event.kind, vm) {
             (EventKind::VmProtected { datastore, .. }, Some(vm)) => {
                 self.vms[vm].protected = true;
                 self.vms[vm].abandoned = false;
                 if let Some(datastore) = self.disk_index.get(datastore).copied() {
-                    self.judge.observe(now, &Fact::Protected { vm, datastore, yes: true });
+                    self.judge.observe(
+                        now,
+                        &Fact::Protected {
+                            vm,
+                            datastore,
+                            yes: true,
+                        },
+                    );
                 }
             }
             (EventKind::VmUnprotected { .. }, Some(vm)) => {
                 self.vms[vm].protected = false;
                 let datastore = self.vms[vm].disk;
-                self.judge.observe(now, &Fact::Protected { vm, datastore, yes: false });
+                self.judge.observe(
+                    now,
+                    &Fact::Protected {
+                        vm,
+                        datastore,
+                        yes: false,
+                    },
+                );
             }
             (EventKind::VmStopped { reason, .. }, Some(vm)) => {
                 let exit = self.vms[vm].last_exit;
-                self.judge.observe(now, &Fact::Stopped { vm, host, reason: *reason, exit });
+                self.judge.observe(
+                    now,
+                    &Fact::Stopped {
+                        vm,
+                        host,
+                        reason: *reason,
+                        exit,
+                    },
+                );
             }
             (EventKind::RestartRequested { host: to, .. }, Some(vm)) => {
                 self.vms[vm].ordered_to = self.host_index.get(to).copied();
@@ -145,7 +223,13 @@ impl World<'_> {
             }
             _ => {}
         }
-        self.judge.observe(now, &Fact::Said { host, event: &event.kind, vm });
+        self.judge.observe(
+            now,
+            &Fact::Said {
+                event: &event.kind,
+                vm,
+            },
+        );
         self.log(event.kind, event.why);
     }
 }

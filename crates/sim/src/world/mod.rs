@@ -72,29 +72,99 @@ impl RunResult {
 /// Something that will happen.
 #[derive(Debug)]
 enum Happening {
-    AgentTimer { host: usize },
-    Deliver { from: usize, to: usize, message: Box<Message>, channel: Channel, run: u64 },
-    Input { host: usize, run: u64, input: Box<Input> },
-    Persist { host: usize, boot: u64, run: u64, op: OpId, durable: Box<Durable> },
-    Effect { op: usize, serial: u64 },
-    Ack { op: usize, serial: u64 },
-    GuardWake { host: usize },
-    GuardAct { host: usize, run: u64, vm: usize, what: guard::Act },
-    GuestTick { instance: usize, life: u64 },
-    GuestLand { write: Box<Write> },
-    OpenImage { instance: usize },
-    Prepared { instance: usize },
-    FirstRun { instance: usize, op: OpId, run: u64 },
-    Exit { instance: usize, cause: ExitCause },
-    Boot { host: usize, boot: u64 },
-    AgentStart { host: usize, boot: u64 },
-    GuardStart { host: usize, boot: u64 },
-    HostStops { host: usize, boot: u64, reboot: bool },
-    DropImageLocks { host: usize, disk: usize, lost: u64 },
-    Recheck { vm: usize },
+    AgentTimer {
+        host: usize,
+    },
+    Deliver {
+        from: usize,
+        to: usize,
+        message: Box<Message>,
+        channel: Channel,
+        run: u64,
+    },
+    Input {
+        host: usize,
+        run: u64,
+        input: Box<Input>,
+    },
+    Persist {
+        host: usize,
+        boot: u64,
+        run: u64,
+        op: OpId,
+        durable: Box<Durable>,
+    },
+    Effect {
+        op: usize,
+        serial: u64,
+    },
+    Ack {
+        op: usize,
+        serial: u64,
+    },
+    GuardWake {
+        host: usize,
+    },
+    GuardAct {
+        host: usize,
+        run: u64,
+        vm: usize,
+        what: guard::Act,
+    },
+    GuestTick {
+        instance: usize,
+        life: u64,
+    },
+    GuestLand {
+        write: Box<Write>,
+    },
+    OpenImage {
+        instance: usize,
+    },
+    Prepared {
+        instance: usize,
+    },
+    FirstRun {
+        instance: usize,
+        op: OpId,
+        run: u64,
+    },
+    Exit {
+        instance: usize,
+        cause: ExitCause,
+    },
+    Boot {
+        host: usize,
+        boot: u64,
+    },
+    AgentStart {
+        host: usize,
+        boot: u64,
+    },
+    GuardStart {
+        host: usize,
+        boot: u64,
+    },
+    HostStops {
+        host: usize,
+        boot: u64,
+        reboot: bool,
+    },
+    DropImageLocks {
+        host: usize,
+        disk: usize,
+        lost: u64,
+    },
+    Recheck {
+        vm: usize,
+    },
     Settle,
-    Fault { index: usize },
-    Moment { index: usize },
+    Fault {
+        index: usize,
+    },
+    Moment {
+        index: usize,
+    },
     Demand,
     End,
 }
@@ -234,7 +304,11 @@ impl<'s> World<'s> {
             codec: root.fork("codec"),
         };
         let names = scenario.names();
-        let labels = Labels { hosts: names.hosts, vms: names.vms, datastores: names.datastores };
+        let labels = Labels {
+            hosts: names.hosts,
+            vms: names.vms,
+            datastores: names.datastores,
+        };
         let index = |n: usize| 0..n;
         Self {
             scenario,
@@ -252,8 +326,18 @@ impl<'s> World<'s> {
             ops: Arena::default(),
             free_ops: Vec::new(),
             net: Network::new(scenario),
-            host_index: scenario.hosts.iter().map(|h| h.id.clone()).zip(index(scenario.hosts.len())).collect(),
-            vm_index: scenario.vms.iter().map(|v| v.id.clone()).zip(index(scenario.vms.len())).collect(),
+            host_index: scenario
+                .hosts
+                .iter()
+                .map(|h| h.id.clone())
+                .zip(index(scenario.hosts.len()))
+                .collect(),
+            vm_index: scenario
+                .vms
+                .iter()
+                .map(|v| v.id.clone())
+                .zip(index(scenario.vms.len()))
+                .collect(),
             disk_index: scenario
                 .datastores
                 .iter()
@@ -271,7 +355,11 @@ impl<'s> World<'s> {
 
     fn at(&mut self, at: Nanos, what: Happening) {
         self.seq += 1;
-        self.heap.push(Queued { at: at.max(self.now), seq: self.seq, what });
+        self.heap.push(Queued {
+            at: at.max(self.now),
+            seq: self.seq,
+            what,
+        });
     }
 
     fn after(&mut self, wait: Nanos, what: Happening) {
@@ -279,7 +367,16 @@ impl<'s> World<'s> {
     }
 
     fn play(&mut self) {
+        let mut at_once = 0_u32;
         while let Some(next) = self.heap.pop() {
+            at_once = if next.at > self.now { 0 } else { at_once + 1 };
+            if at_once > AT_ONCE_LIMIT {
+                self.error = Some(format!(
+                    "time stands still: {:?} again and again",
+                    next.what
+                ));
+                break;
+            }
             self.now = next.at;
             self.steps += 1;
             self.dispatch(next.what);
@@ -319,7 +416,13 @@ impl<'s> World<'s> {
         }
         match what {
             Happening::AgentTimer { host } => self.agent_timer(host),
-            Happening::Deliver { from, to, message, channel, run } => {
+            Happening::Deliver {
+                from,
+                to,
+                message,
+                channel,
+                run,
+            } => {
                 self.deliver(from, to, message, channel, run);
             }
             Happening::Input { host, run, input } => {
@@ -327,7 +430,13 @@ impl<'s> World<'s> {
                     self.feed(host, *input);
                 }
             }
-            Happening::Persist { host, boot, run, op, durable } => {
+            Happening::Persist {
+                host,
+                boot,
+                run,
+                op,
+                durable,
+            } => {
                 if self.hosts[host].powered && self.hosts[host].boot == boot {
                     self.hosts[host].durable = *durable;
                     if self.hosts[host].agent_run == run {
@@ -338,7 +447,12 @@ impl<'s> World<'s> {
             Happening::Effect { op, serial } => self.storage_effect(op, serial),
             Happening::Ack { op, serial } => self.storage_ack(op, serial),
             Happening::GuardWake { host } => self.guard_wake(host),
-            Happening::GuardAct { host, run, vm, what } => self.guard_act(host, run, vm, what),
+            Happening::GuardAct {
+                host,
+                run,
+                vm,
+                what,
+            } => self.guard_act(host, run, vm, what),
             Happening::GuestTick { instance, life } => self.guest_tick(instance, life),
             Happening::GuestLand { write } => self.guest_land(*write),
             Happening::OpenImage { instance } => self.open_image(instance),
@@ -349,7 +463,9 @@ impl<'s> World<'s> {
             Happening::AgentStart { host, boot } => self.agent_start(host, boot),
             Happening::GuardStart { host, boot } => self.guard_start(host, boot),
             Happening::HostStops { host, boot, reboot } => self.host_stops(host, boot, reboot),
-            Happening::DropImageLocks { host, disk, lost } => self.drop_image_locks(host, disk, lost),
+            Happening::DropImageLocks { host, disk, lost } => {
+                self.drop_image_locks(host, disk, lost)
+            }
             Happening::Recheck { vm } => self.vm_changed(vm),
             Happening::Settle => self.settle(),
             Happening::Fault { index } => self.planned(index),
@@ -360,13 +476,18 @@ impl<'s> World<'s> {
     }
 
     fn log(&mut self, kind: EventKind, why: impl Into<String>) {
-        self.trace.push(Entry { at: self.now, body: Body::Event(kind), why: why.into() });
+        self.trace.push(Entry {
+            at: self.now,
+            body: Body::Event(kind),
+            why: why.into(),
+        });
     }
 
     /// Weather applies from zero until it calms down.
     fn stormy(&self) -> bool {
         let until = self.scenario.weather.until_ms;
-        self.zero.is_some_and(|zero| self.now >= zero && (until == 0 || self.now < zero + until * MS))
+        self.zero
+            .is_some_and(|zero| self.now >= zero && (until == 0 || self.now < zero + until * MS))
     }
 
     fn finish(self) -> RunResult {
@@ -425,5 +546,7 @@ impl<'s> World<'s> {
     }
 }
 
+/// Events at one moment after which the run is called stuck.
+const AT_ONCE_LIMIT: u32 = 100_000;
 /// Longest time that a cluster may take to settle before zero.
 const SETTLE_LIMIT: Nanos = 600 * SECOND;

@@ -52,13 +52,20 @@ impl Network {
     /// Draws the latency of each ordered pair.
     pub(super) fn draw(&mut self, dice: &mut mainstay_core::rng::Rng) {
         let hosts = self.networks.len();
-        self.latency =
-            (0..hosts).map(|_| (0..hosts).map(|_| dice.between(100_000, 300_000)).collect()).collect();
+        self.latency = (0..hosts)
+            .map(|_| (0..hosts).map(|_| dice.between(100_000, 300_000)).collect())
+            .collect();
     }
 
     fn attached(&self, host: usize) -> impl Iterator<Item = usize> + '_ {
-        let all = self.networks.get(host).map(Vec::as_slice).unwrap_or_default();
-        all.iter().copied().filter(move |n| !self.cut.contains(&(host, *n)))
+        let all = self
+            .networks
+            .get(host)
+            .map(Vec::as_slice)
+            .unwrap_or_default();
+        all.iter()
+            .copied()
+            .filter(move |n| !self.cut.contains(&(host, *n)))
     }
 
     fn group(&self, host: usize) -> Option<usize> {
@@ -67,7 +74,9 @@ impl Network {
 
     /// A message from one host reaches the other, chance aside.
     pub(super) fn path(&self, from: usize, to: usize) -> bool {
-        let common = self.attached(from).any(|n| self.attached(to).any(|m| m == n));
+        let common = self
+            .attached(from)
+            .any(|n| self.attached(to).any(|m| m == n));
         common && !self.dropped.contains(&(from, to)) && self.group(from) == self.group(to)
     }
 
@@ -80,21 +89,35 @@ impl Network {
     }
 
     fn delay(&self, host: usize) -> Nanos {
-        self.delay_all.max(self.delay.get(host).copied().unwrap_or(0))
+        self.delay_all
+            .max(self.delay.get(host).copied().unwrap_or(0))
     }
 
     fn pair(&self, from: usize, to: usize) -> Nanos {
-        self.latency.get(from).and_then(|row| row.get(to)).copied().unwrap_or(200_000)
+        self.latency
+            .get(from)
+            .and_then(|row| row.get(to))
+            .copied()
+            .unwrap_or(200_000)
     }
 
     pub(super) fn cut(&mut self, host: usize, network: Option<usize>) {
         let all = self.networks.get(host).cloned().unwrap_or_default();
-        self.cut.extend(all.into_iter().filter(|n| network.is_none_or(|m| m == *n)).map(|n| (host, n)));
+        self.cut.extend(
+            all.into_iter()
+                .filter(|n| network.is_none_or(|m| m == *n))
+                .map(|n| (host, n)),
+        );
     }
 
     /// Hosts that no group names stay together in a group of their own.
     pub(super) fn partition(&mut self, groups: &[Vec<usize>]) {
-        let of = |host: usize| groups.iter().position(|g| g.contains(&host)).unwrap_or(groups.len());
+        let of = |host: usize| {
+            groups
+                .iter()
+                .position(|g| g.contains(&host))
+                .unwrap_or(groups.len())
+        };
         self.groups = Some((0..self.networks.len()).map(of).collect());
     }
 
@@ -105,14 +128,24 @@ impl Network {
     pub(super) fn set_loss(&mut self, percent: u64, host: Option<usize>) {
         match host {
             None => self.loss_all = percent,
-            Some(host) => self.loss.iter_mut().skip(host).take(1).for_each(|l| *l = percent),
+            Some(host) => self
+                .loss
+                .iter_mut()
+                .skip(host)
+                .take(1)
+                .for_each(|l| *l = percent),
         }
     }
 
     pub(super) fn set_delay(&mut self, time: Nanos, host: Option<usize>) {
         match host {
             None => self.delay_all = time,
-            Some(host) => self.delay.iter_mut().skip(host).take(1).for_each(|d| *d = time),
+            Some(host) => self
+                .delay
+                .iter_mut()
+                .skip(host)
+                .take(1)
+                .for_each(|d| *d = time),
         }
     }
 
@@ -121,11 +154,14 @@ impl Network {
     }
 
     pub(super) fn heal(&mut self, host: Option<usize>, network: Option<usize>) {
-        self.cut.retain(|(h, n)| host.is_some_and(|host| host != *h) || network.is_some_and(|m| m != *n));
+        self.cut.retain(|(h, n)| {
+            host.is_some_and(|host| host != *h) || network.is_some_and(|m| m != *n)
+        });
         if network.is_some() {
             return;
         }
-        self.dropped.retain(|(a, b)| host.is_some_and(|h| h != *a && h != *b));
+        self.dropped
+            .retain(|(a, b)| host.is_some_and(|h| h != *a && h != *b));
         match host {
             None => {
                 self.groups = None;
@@ -181,13 +217,31 @@ impl World<'_> {
         if self.stormy() && self.dice.net.below(1000) < self.scenario.weather.duplication {
             let late = self.late(from, to) + self.dice.net.below(200) * MS;
             let message = message.clone();
-            self.after(late, Happening::Deliver { from, to, message, channel: Channel::Datagram, run });
+            self.after(
+                late,
+                Happening::Deliver {
+                    from,
+                    to,
+                    message,
+                    channel: Channel::Datagram,
+                    run,
+                },
+            );
         }
         if self.lost(from, to) {
             return;
         }
         let late = self.late(from, to);
-        self.after(late, Happening::Deliver { from, to, message, channel: Channel::Datagram, run });
+        self.after(
+            late,
+            Happening::Deliver {
+                from,
+                to,
+                message,
+                channel: Channel::Datagram,
+                run,
+            },
+        );
     }
 
     fn stream(&mut self, from: usize, to: usize, message: Box<Message>, run: u64) {
@@ -201,13 +255,25 @@ impl World<'_> {
         let last = self.net.stream.get(&(from, to)).copied().unwrap_or(0);
         let at = (self.now + late).max(last + 1);
         self.net.stream.insert((from, to), at);
-        self.at(at, Happening::Deliver { from, to, message, channel: Channel::Stream, run });
+        self.at(
+            at,
+            Happening::Deliver {
+                from,
+                to,
+                message,
+                channel: Channel::Stream,
+                run,
+            },
+        );
     }
 
     /// What is sent into a cut connection waits in the sender's socket until it is reset.
     fn hold(&mut self, from: usize, to: usize, message: Box<Message>, run: u64) {
         let now = self.now;
-        let held = self.net.held.entry((from, to)).or_insert_with(|| Held { since: now, messages: VecDeque::new() });
+        let held = self.net.held.entry((from, to)).or_insert_with(|| Held {
+            since: now,
+            messages: VecDeque::new(),
+        });
         if now - held.since > STREAM_PATIENCE || held.messages.len() >= 256 {
             held.messages.clear();
             held.since = now;
@@ -222,7 +288,9 @@ impl World<'_> {
             if !self.net.path(from, to) || !self.hosts[to].powered {
                 continue;
             }
-            let Some(held) = self.net.held.remove(&(from, to)) else { continue };
+            let Some(held) = self.net.held.remove(&(from, to)) else {
+                continue;
+            };
             let reset = self.now - held.since > STREAM_PATIENCE || self.dice.net.percent(30);
             if reset || !self.hosts[from].powered {
                 continue;
@@ -233,7 +301,14 @@ impl World<'_> {
         }
     }
 
-    pub(super) fn deliver(&mut self, from: usize, to: usize, message: Box<Message>, channel: Channel, run: u64) {
+    pub(super) fn deliver(
+        &mut self,
+        from: usize,
+        to: usize,
+        message: Box<Message>,
+        channel: Channel,
+        run: u64,
+    ) {
         let host = &self.hosts[to];
         if !host.powered || host.agent.is_none() {
             return;
@@ -250,13 +325,25 @@ impl World<'_> {
         }
         if host.paused {
             if channel == Channel::Stream || self.dice.net.percent(30) {
-                let what = Happening::Deliver { from, to, message, channel, run };
+                let what = Happening::Deliver {
+                    from,
+                    to,
+                    message,
+                    channel,
+                    run,
+                };
                 self.hosts[to].deferred.push(what);
             }
             return;
         }
         let from = self.hosts[from].id.clone();
-        self.feed(to, Input::Message { from, message: *message });
+        self.feed(
+            to,
+            Input::Message {
+                from,
+                message: *message,
+            },
+        );
     }
 
     pub(super) fn ping(&mut self, host: usize, op: OpId, target: &PingTarget) {
@@ -266,13 +353,19 @@ impl World<'_> {
             PingTarget::Host(id) => match self.host_index.get(id).copied() {
                 Some(other) => {
                     let both = self.net.path(host, other) && self.net.path(other, host);
-                    (both && self.hosts[other].up(), self.lost(host, other) || self.lost(other, host))
+                    (
+                        both && self.hosts[other].up(),
+                        self.lost(host, other) || self.lost(other, host),
+                    )
                 }
                 None => (false, false),
             },
         };
         let (wait, outcome) = if answers && !lost {
-            (400_000 + self.dice.net.below(200_000), PingOutcome::Answered)
+            (
+                400_000 + self.dice.net.below(200_000),
+                PingOutcome::Answered,
+            )
         } else {
             (patience, PingOutcome::NoAnswer)
         };

@@ -25,7 +25,10 @@ impl World<'_> {
         let interval = nanos(scenario.config.settings.timing.network_heartbeat);
         for setup in &scenario.hosts {
             let spec = scenario.config.hosts.get(&setup.id);
-            let mounts = scenario.datastores.iter().map(|d| spec.is_some_and(|s| s.datastores.contains(&d.id)));
+            let mounts = scenario
+                .datastores
+                .iter()
+                .map(|d| spec.is_some_and(|s| s.datastores.contains(&d.id)));
             let host = Host {
                 id: setup.id.clone(),
                 mounts: mounts.collect(),
@@ -58,7 +61,13 @@ impl World<'_> {
             };
             let index = self.hosts.push(host);
             let phase = phases.below(interval.max(1));
-            self.at(phase, Happening::AgentStart { host: index, boot: 1 });
+            self.at(
+                phase,
+                Happening::AgentStart {
+                    host: index,
+                    boot: 1,
+                },
+            );
         }
         self.make_disks();
         self.at(MS, Happening::Settle);
@@ -67,9 +76,16 @@ impl World<'_> {
     fn make_disks(&mut self) {
         let scenario = self.scenario;
         let (cluster, settings) = (scenario.config.cluster_id, &scenario.config.settings);
-        let Some(by) = scenario.hosts.first().map(|h| h.id.clone()) else { return };
+        let Some(by) = scenario.hosts.first().map(|h| h.id.clone()) else {
+            return;
+        };
         for setup in &scenario.datastores {
-            let fence = scenario.config.datastores.get(&setup.id).map(|d| d.fence).unwrap_or_default();
+            let fence = scenario
+                .config
+                .datastores
+                .get(&setup.id)
+                .map(|d| d.fence)
+                .unwrap_or_default();
             let mut disk = Disk::new(
                 setup.id.clone(),
                 fence,
@@ -77,14 +93,20 @@ impl World<'_> {
                 setup.image_lock_expiry,
                 scenario.hosts.len(),
             );
-            let hosts = scenario.config.hosts.values().filter(|h| h.datastores.contains(&setup.id));
+            let hosts = scenario
+                .config
+                .hosts
+                .values()
+                .filter(|h| h.datastores.contains(&setup.id));
             for (key, bytes) in datastore_records(cluster, settings, hosts, &by) {
                 disk.records.insert(key, Arc::new(bytes));
             }
             self.disks.push(disk);
         }
         for setup in &scenario.vms {
-            let Some(spec) = scenario.config.vms.get(&setup.id) else { continue };
+            let Some(spec) = scenario.config.vms.get(&setup.id) else {
+                continue;
+            };
             let disk = self.disk_index.get(&spec.datastore).copied().unwrap_or(0);
             let (key, bytes) = vm_record(cluster, settings, &setup.id, &by);
             self.disks[disk].records.insert(key, Arc::new(bytes));
@@ -113,20 +135,41 @@ impl World<'_> {
     pub(super) fn settle(&mut self) {
         let timing = &self.scenario.config.settings.timing;
         let pause = nanos(timing.r#break) + nanos(timing.elected_to_restart) + 2 * SECOND;
-        let ready = self.first_primary.is_some_and(|t| self.now >= t + nanos(timing.network_heartbeat) * 2);
+        let ready = self
+            .first_primary
+            .is_some_and(|t| self.now >= t + nanos(timing.network_heartbeat) * 2);
         if ready {
             self.switch_on();
         }
-        let wanted = || self.scenario.vms.iter().enumerate().filter(|(_, v)| v.on).map(|(index, _)| index);
-        let all = wanted().all(|vm| self.vms[vm].protected && !self.facts_of(vm).running.is_empty());
+        let wanted = || {
+            self.scenario
+                .vms
+                .iter()
+                .enumerate()
+                .filter(|(_, v)| v.on)
+                .map(|(index, _)| index)
+        };
+        let all =
+            wanted().all(|vm| self.vms[vm].protected && !self.facts_of(vm).running.is_empty());
         let rested = self.first_primary.is_some_and(|t| self.now >= t + pause);
-        let one = self.hosts.iter().filter(|h| matches!(h.role, Some((RoleTag::Primary, _)))).count() == 1;
+        let one = self
+            .hosts
+            .iter()
+            .filter(|h| matches!(h.role, Some((RoleTag::Primary, _))))
+            .count()
+            == 1;
         if all && rested && one {
             self.zero_comes();
         } else if self.now > SETTLE_LIMIT {
-            let missing = wanted().filter(|vm| !self.vms[*vm].protected).map(|vm| self.vms[vm].id.to_string());
+            let missing = wanted()
+                .filter(|vm| !self.vms[*vm].protected)
+                .map(|vm| self.vms[vm].id.to_string());
             let missing: Vec<String> = missing.collect();
-            let primary = if one { "" } else { "there is not exactly one primary; " };
+            let primary = if one {
+                ""
+            } else {
+                "there is not exactly one primary; "
+            };
             self.error = Some(format!(
                 "the cluster did not settle within {} s: {primary}not protected: [{}]",
                 SETTLE_LIMIT / SECOND,
@@ -143,7 +186,9 @@ impl World<'_> {
             if !setup.on || self.vms[vm].accepted {
                 continue;
             }
-            let Some(host) = setup.host.or_else(|| self.spread(vm)) else { continue };
+            let Some(host) = setup.host.or_else(|| self.spread(vm)) else {
+                continue;
+            };
             self.vms[vm].home = Some(host);
             self.vms[vm].accepted = self.wish_on(vm, Some(host));
         }
@@ -153,9 +198,19 @@ impl World<'_> {
     fn spread(&self, vm: usize) -> Option<usize> {
         let disk = self.vms[vm].disk;
         let planned = |host: usize| -> u64 {
-            self.vms.iter().filter(|v| v.home == Some(host)).map(|v| v.memory_mb).sum()
+            self.vms
+                .iter()
+                .filter(|v| v.home == Some(host))
+                .map(|v| v.memory_mb)
+                .sum()
         };
-        let all = |host: usize| self.scenario.config.hosts.get(&self.hosts[host].id).map_or(0, |h| h.memory_mb);
+        let all = |host: usize| {
+            self.scenario
+                .config
+                .hosts
+                .get(&self.hosts[host].id)
+                .map_or(0, |h| h.memory_mb)
+        };
         (0..self.hosts.len())
             .filter(|h| self.hosts[*h].mounts.get(disk).copied().unwrap_or(false))
             .max_by_key(|h| (all(*h).saturating_sub(planned(*h)), usize::MAX - h))
@@ -172,7 +227,10 @@ impl World<'_> {
         }
         for (index, expect) in scenario.expects.iter().enumerate() {
             if let Check::State { by, .. } = expect.check {
-                self.at(zero + by.min(scenario.duration), Happening::Moment { index });
+                self.at(
+                    zero + by.min(scenario.duration),
+                    Happening::Moment { index },
+                );
             }
         }
         for vm in 0..self.vms.len() {
@@ -194,11 +252,15 @@ impl World<'_> {
 
     /// Faults are over for long enough: liveness is demanded.
     pub(super) fn demand(&mut self) {
-        let alive: Vec<usize> = (0..self.hosts.len()).filter(|h| self.hosts[*h].agent_listens()).collect();
+        let alive: Vec<usize> = (0..self.hosts.len())
+            .filter(|h| self.hosts[*h].agent_listens())
+            .collect();
         let mut groups: Vec<(Vec<usize>, Vec<usize>)> = Vec::new();
         for host in alive {
             let met = groups.iter_mut().find(|(members, _)| {
-                members.iter().any(|m| self.net.path(host, *m) && self.net.path(*m, host))
+                members
+                    .iter()
+                    .any(|m| self.net.path(host, *m) && self.net.path(*m, host))
             });
             let primary = matches!(self.hosts[host].role, Some((RoleTag::Primary, _)));
             match met {
@@ -209,7 +271,8 @@ impl World<'_> {
                 None => groups.push((vec![host], if primary { vec![host] } else { Vec::new() })),
             }
         }
-        self.judge.observe(self.now, &Fact::Groups { groups: &groups });
+        self.judge
+            .observe(self.now, &Fact::Groups { groups: &groups });
         for vm in 0..self.vms.len() {
             let v = &self.vms[vm];
             if !v.protected || !v.on || v.abandoned || v.off_wished {
@@ -226,8 +289,18 @@ impl World<'_> {
                     && self.free_cpu(h) >= v.cpu_mhz
             });
             if room || runs {
-                let why = format!("{} instances, {} frozen, and there is room for it", facts.instances, facts.frozen);
-                self.judge.observe(self.now, &Fact::ShouldRun { vm, runs, why: &why });
+                let why = format!(
+                    "{} instances, {} frozen, and there is room for it",
+                    facts.instances, facts.frozen
+                );
+                self.judge.observe(
+                    self.now,
+                    &Fact::ShouldRun {
+                        vm,
+                        runs,
+                        why: &why,
+                    },
+                );
             }
         }
     }

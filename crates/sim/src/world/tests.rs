@@ -1,1 +1,86 @@
 //! Whole runs in small.
+
+use super::*;
+use crate::scenario::parse;
+
+const HEAD: &str = r#"
+name = "test"
+duration = "60s"
+[[datastore]]
+id = "ds-1"
+[[host]]
+count = 3
+[[vm]]
+id = "vm-1"
+host = "host-1"
+"#;
+
+fn play(tail: &str) -> RunResult {
+    let scenario = parse("test.toml", &format!("{HEAD}{tail}")).expect("sound");
+    run(&scenario, &Options::default())
+}
+
+fn holds(result: &RunResult) {
+    assert!(
+        result.pass(),
+        "{:?} {:?} {:?}",
+        result.error,
+        result.violations,
+        result.verdicts
+    );
+}
+
+#[test]
+fn a_quiet_cluster_stays_as_it_is() {
+    let result = play(
+        "[[expect]]\nby = \"60s\"\nvm = \"vm-1\"\nrunning_on = [\"host-1\"]\n[[expect]]\nnever = \"vm.frozen\"\n",
+    );
+    holds(&result);
+    assert_eq!(
+        result.trace.iter().filter(|e| e.at >= result.zero).count(),
+        0,
+        "nothing to report"
+    );
+}
+
+#[test]
+fn a_vm_of_a_dead_host_runs_elsewhere() {
+    let fault = "[[event]]\nat = \"10s\"\ndo = \"host.power_off\"\nhost = \"host-1\"\n";
+    let expect = "[[expect]]\nby = \"20s\"\nvm = \"vm-1\"\nrunning_on = [\"host-2\", \"host-3\"]\n";
+    holds(&play(&format!("{fault}{expect}")));
+}
+
+#[test]
+fn an_expectation_that_fails_is_said_to_fail() {
+    let expect = "[[expect]]\nby = \"20s\"\nvm = \"vm-1\"\nstate = \"powered_off\"\n";
+    let result = play(expect);
+    assert!(!result.pass());
+    assert_eq!(result.verdicts[0].at, None);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace_and_another_seed_another() {
+    let draw = |seed| {
+        crate::campaign::draw(
+            seed,
+            &crate::campaign::Limits {
+                minutes: Some(2),
+                ..Default::default()
+            },
+        )
+    };
+    let options = Options::default();
+    let lines = |seed| crate::json_lines(&run(&draw(seed), &options));
+    assert_eq!(lines(5), lines(5));
+    assert_ne!(lines(5), lines(6));
+}
+
+#[test]
+fn a_hang_for_all_freezes_and_thaws_and_restarts_nothing() {
+    let faults = "[[event]]\nat = \"10s\"\ndo = \"datastore.apd\"\ndatastore = \"ds-1\"\n\
+                  [[event]]\nat = \"25s\"\ndo = \"datastore.heal\"\n";
+    let expects = "[[expect]]\nby = \"20s\"\nvm = \"vm-1\"\nstate = \"frozen\"\n\
+                   [[expect]]\nby = \"40s\"\nvm = \"vm-1\"\nrunning_on = [\"host-1\"]\n\
+                   [[expect]]\nnever = \"vm.restart.requested\"\n";
+    holds(&play(&format!("{faults}{expects}")));
+}
