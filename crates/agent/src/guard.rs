@@ -18,7 +18,7 @@ use crate::twin::{Backoff, Role, Seat, TwinError};
 use crate::{clock, drivers, logging, twin};
 use mainstay_core::event::{Event, EventKind};
 use mainstay_core::guard::{Guard, GuardAction, SlotState, Words as _};
-use mainstay_core::id::{HostId, VmId};
+use mainstay_core::id::{Generation, HostId, VmId};
 use mainstay_core::time::{Duration, Instant};
 use mainstay_hypervisor::{Process, freeze};
 use nix::libc;
@@ -147,6 +147,7 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
         shm,
         guard: Guard::new(frozen_limit),
         stopped: BTreeMap::new(),
+        going: BTreeMap::new(),
         events,
         wake: UnixDatagram::unbound().ok(),
         wake_path: wake_path(&file.run_dir),
@@ -190,6 +191,7 @@ fn attach(file: &AgentFile) -> Result<Shm, GuardError> {
     // An agent that runs is watched although its table is new.
     if let Some(agent) = twin::read_pid(&file.run_dir.join("agent.pid")) {
         shm.enter_agent(&agent);
+        shm.beat_agent(clock::now());
     }
     Ok(shm)
 }
@@ -246,6 +248,8 @@ struct Watch {
     shm: Arc<Shm>,
     guard: Guard,
     stopped: BTreeMap<usize, Stopped>,
+    /// The process and generation of each slot that was let go on.
+    going: BTreeMap<usize, (Process, Generation)>,
     events: SyncSender<Event>,
     wake: Option<UnixDatagram>,
     wake_path: PathBuf,
@@ -265,7 +269,7 @@ impl Watch {
             for action in self.guard.poll(now, self.shm.as_ref()) {
                 self.perform(now, action);
             }
-            self.check_stopped(now);
+            self.check_slots(now);
             if now >= next_look {
                 next_look = now + AGENT_LOOK;
                 self.look_at_agent(now);
@@ -297,12 +301,8 @@ impl Watch {
                 self.report(now, slot, &why);
             }
             GuardAction::Unfreeze(slot) => {
-                self.stopped.remove(&slot);
-                if let Some(process) = self.shm.process(slot)
-                    && let Err(error) = freeze::thaw(&process)
-                {
-                    tracing::warn!(slot, error = logging::chain(&error), "not thawed");
-                }
+                // `check_slots` lets it go on, in this same round.
+                self.going.remove(&slot);
             }
             GuardAction::Kill(slot) => {
                 self.shm.set_killed(slot);
@@ -319,7 +319,7 @@ impl Watch {
 
     fn freeze(&mut self, now: Instant, slot: usize) {
         let Some(process) = self.shm.process(slot) else {
-            // It has no process yet; `check_stopped` stops the one that comes.
+            // It has no process yet; `check_slots` stops the one that comes.
             return;
         };
         if let Err(error) = freeze::freeze(&process) {
@@ -336,29 +336,60 @@ impl Watch {
         );
     }
 
-    /// A lapsed VM must be stopped whatever happened since: its process may have been made, or made to
-    /// go on, after the deadline.
-    fn check_stopped(&mut self, now: Instant) {
+    /// What a slot says holds whatever happened since: its process may have been made, or made to go on,
+    /// after the deadline; and it may have been registered as lapsed and thawed between two looks.
+    fn check_slots(&mut self, now: Instant) {
         for slot in 0..self.shm.len() {
-            if self.shm.load(slot).state() != SlotState::Lapsed {
-                self.stopped.remove(&slot);
-                continue;
-            }
-            let Some(process) = self.shm.process(slot) else {
-                continue;
-            };
-            match self.stopped.get_mut(&slot) {
-                Some(stopped) if stopped.process == process => {
-                    if stopped.verified || now.since(stopped.tried) < STOP_AGAIN {
-                        continue;
-                    }
-                    stopped.verified = freeze::is_stopped(&process);
-                    if !stopped.verified {
-                        self.freeze(now, slot);
-                    }
+            match self.shm.load(slot).state() {
+                SlotState::Free => {
+                    self.stopped.remove(&slot);
+                    self.going.remove(&slot);
                 }
-                _ => self.freeze(now, slot),
+                SlotState::Running => {
+                    self.stopped.remove(&slot);
+                    self.check_going(slot);
+                }
+                SlotState::Lapsed => {
+                    self.going.remove(&slot);
+                    self.check_stopped(now, slot);
+                }
             }
+        }
+    }
+
+    fn check_going(&mut self, slot: usize) {
+        let Some(process) = self.shm.process(slot) else {
+            return;
+        };
+        let what = (process, self.shm.generation(slot));
+        if self.going.get(&slot) == Some(&what) {
+            return;
+        }
+        // Its deadline is looked at once more, as near to the thaw as can be.
+        let word = self.shm.load(slot);
+        if word.state() == SlotState::Running && clock::now() < word.deadline() {
+            if let Err(error) = freeze::thaw(&what.0) {
+                tracing::warn!(slot, error = logging::chain(&error), "not thawed");
+            }
+            self.going.insert(slot, what);
+        }
+    }
+
+    fn check_stopped(&mut self, now: Instant, slot: usize) {
+        let Some(process) = self.shm.process(slot) else {
+            return;
+        };
+        match self.stopped.get_mut(&slot) {
+            Some(stopped) if stopped.process == process => {
+                if stopped.verified || now.since(stopped.tried) < STOP_AGAIN {
+                    return;
+                }
+                stopped.verified = freeze::is_stopped(&process);
+                if !stopped.verified {
+                    self.freeze(now, slot);
+                }
+            }
+            _ => self.freeze(now, slot),
         }
     }
 

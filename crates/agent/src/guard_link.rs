@@ -67,7 +67,7 @@ impl GuardLink {
         let shm = loop {
             let opened = Shm::open(&shm_path(&starter.run_dir), &starter.boot);
             match opened {
-                Ok(shm) if is_guarded(&shm) => break shm,
+                Ok(shm) if is_guarded(&shm) && shm.is_current() => break shm,
                 _ if begun.elapsed() > START_LIMIT => {
                     return Err(io::Error::new(
                         io::ErrorKind::TimedOut,
@@ -115,7 +115,7 @@ impl GuardLink {
                 generation,
                 deadline,
             } => {
-                if !is_guarded(&shm) {
+                if !is_guarded(&shm) || !shm.is_current() {
                     return GuardOutcome::NoGuard;
                 }
                 if now >= *deadline {
@@ -153,7 +153,7 @@ impl GuardLink {
                 to,
                 deadline,
             } => {
-                if !is_guarded(&shm) {
+                if !is_guarded(&shm) || !shm.is_current() {
                     return GuardOutcome::NoGuard;
                 }
                 let outcome = change(&shm, vm, |word| {

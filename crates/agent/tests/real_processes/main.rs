@@ -1,0 +1,6 @@
+//! Real processes: agents, guards and embedded guests on loopback addresses.
+
+mod cluster;
+mod control;
+mod guard;
+mod harness;
