@@ -329,6 +329,24 @@ impl Drop for Cluster {
         for child in &mut self.children {
             let _ = child.wait();
         }
+        // Nobody is left who would remove the guests' cgroups.
+        for home in std::fs::read_dir(self.path())
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            for file in std::fs::read_dir(home.path().join("run"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
+                let text = std::fs::read_to_string(file.path()).unwrap_or_default();
+                let record = serde_json::from_str::<serde_json::Value>(&text).unwrap_or_default();
+                if let Some(cgroup) = record.get("cgroup").and_then(|c| c.as_str()) {
+                    let _ = std::fs::remove_dir(cgroup);
+                }
+            }
+        }
     }
 }
 
