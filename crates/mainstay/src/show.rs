@@ -44,7 +44,7 @@ pub(crate) fn status(common: &Common) -> Result<()> {
         status.vms.len()
     ));
     ui::line("");
-    hosts_table(&status.hosts).print();
+    hosts_table(&status.hosts).without_last().print();
     ui::line("");
     datastores_table(&status.datastores).print();
     for inequality in status.inequalities.iter().filter(|i| !i.holds) {
@@ -77,7 +77,7 @@ pub(crate) fn hosts(common: &Common) -> Result<()> {
     if common.json {
         ui::json(&status.hosts);
     } else {
-        hosts_table(&status.hosts).print();
+        print_with_reasons(hosts_table(&status.hosts), "host");
         note_view(&status);
     }
     Ok(())
@@ -89,10 +89,22 @@ pub(crate) fn vms(common: &Common) -> Result<()> {
     if common.json {
         ui::json(&status.vms);
     } else {
-        vms_table(&status.vms).print();
+        print_with_reasons(vms_table(&status.vms), "vm");
         note_view(&status);
     }
     Ok(())
+}
+
+/// Prints a table whose last column says why, without it where the terminal is too narrow.
+fn print_with_reasons(table: Table, of: &str) {
+    if ui::room_for_sentences() {
+        table.print();
+    } else {
+        table.without_last().print();
+        ui::line(Tone::Dim.paint(format_args!(
+            "why: mainstay explain {of} ID, or a wider terminal"
+        )));
+    }
 }
 
 /// A secondary knows little of the others: say whose view it is.

@@ -76,6 +76,27 @@ pub(crate) fn is_terminal() -> bool {
     std::io::stdout().is_terminal()
 }
 
+/// Columns of the terminal; 100 where it does not say.
+fn terminal_width() -> u16 {
+    let said = Comfy::new().width().unwrap_or_default();
+    if said < WIDTH_MIN {
+        WIDTH_DEFAULT
+    } else {
+        said
+    }
+}
+
+/// Narrower than this no terminal is; one that says so does not know.
+const WIDTH_MIN: u16 = 20;
+const WIDTH_DEFAULT: u16 = 100;
+/// Below this a column of sentences leaves no room for the others.
+const WIDTH_FOR_SENTENCES: u16 = 130;
+
+/// Whether a table has room for a column of sentences. A file or a pipe always has.
+pub(crate) fn room_for_sentences() -> bool {
+    !is_terminal() || terminal_width() >= WIDTH_FOR_SENTENCES
+}
+
 /// Light lines, none between the rows.
 const BORDERS: TableStyle = TableStyle::new()
     .top_border(LineStyle::new('┌', '─', '┬', '┐'))
@@ -138,6 +159,15 @@ impl Table {
         }
     }
 
+    /// Leaves out the last column.
+    pub(crate) fn without_last(mut self) -> Self {
+        self.header.pop();
+        for row in &mut self.rows {
+            row.pop();
+        }
+        self
+    }
+
     /// Adds a row.
     pub(crate) fn row(&mut self, cells: Vec<Cell>) {
         self.rows.push(cells);
@@ -162,6 +192,7 @@ impl Table {
                 .iter()
                 .map(|h| TableCell::new(h).add_attribute(Attribute::Bold)),
         );
+        table.set_width(terminal_width());
         for row in &self.rows {
             table.add_row(row.iter().map(Cell::for_terminal));
         }

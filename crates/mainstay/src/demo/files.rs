@@ -79,8 +79,17 @@ impl DemoHost {
         self.dir.join("log")
     }
 
-    /// Gives it the boot id of a new boot.
+    /// Boots it: a new boot id, and nothing left of what lay in memory.
     pub(crate) fn new_boot(&self) -> Result<()> {
+        match fs::remove_dir_all(&self.run_dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Failure::new(format_args!(
+                    "cannot clear what a host had in memory: {error}"
+                ))
+                .at(self.run_dir.display()));
+            }
+            _ => make_dir(&self.run_dir)?,
+        }
         let bytes = random::<16>()?;
         let mut hex = hex(&bytes);
         for at in [8, 13, 18, 23] {
