@@ -196,8 +196,15 @@ fn cluster(
                 .filter(|_| everywhere || rng.percent(80))
                 .cloned()
                 .collect();
-            // The first is mounted by all: every VM can start somewhere.
-            mounts.extend(disks.first().cloned());
+            // The first is mounted by all: every VM can start somewhere. Every other host mounts all,
+            // so that the first primary does: a primary owns only what it mounts.
+            let all = mounts_all(&id);
+            mounts.extend(
+                disks
+                    .iter()
+                    .take(if all { disks.len() } else { 1 })
+                    .cloned(),
+            );
             HostSpec {
                 id,
                 cpu_mhz: 40_000,
@@ -247,6 +254,11 @@ fn cluster(
         Vec::new(),
     );
     config.expect("a drawn cluster has sound names and a profile's timers")
+}
+
+/// True for hosts with an odd last digit.
+fn mounts_all(id: &HostId) -> bool {
+    id.as_str().bytes().last().is_some_and(|b| b % 2 == 1)
 }
 
 fn host_setups(rng: &mut Rng, config: &ClusterConfig, settings: &Settings) -> Vec<HostSetup> {

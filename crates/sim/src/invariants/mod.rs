@@ -77,12 +77,6 @@ pub(crate) enum Fact<'a> {
         generation: Option<Generation>,
         what: &'static str,
     },
-    /// A generation of an owner lock appeared on disk.
-    OwnerLock {
-        datastore: usize,
-        generation: Generation,
-        holder: Option<usize>,
-    },
     /// The newest generation of a VM's lock says whether the VM should run.
     Desired { vm: usize, on: bool },
     /// A user's wish was accepted.

@@ -10,7 +10,6 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub(super) struct SingleOwner {
     acted: BTreeMap<usize, (Generation, usize)>,
-    owners: BTreeMap<(usize, Generation), Option<usize>>,
     used: BTreeMap<(usize, Generation), usize>,
 }
 
@@ -55,20 +54,6 @@ impl Invariant for SingleOwner {
                     if *generation >= last.0 { *host } else { last.1 },
                 );
                 None
-            }
-            Fact::OwnerLock {
-                datastore,
-                generation,
-                holder,
-            } => {
-                let before = self.owners.insert((*datastore, *generation), *holder);
-                let same = before.is_none_or(|b| b == *holder);
-                (!same).then(|| {
-                    format!(
-                        "owner generation {generation} of {} was made twice",
-                        labels.datastore(*datastore)
-                    )
-                })
             }
             Fact::Runs {
                 vm,

@@ -9,6 +9,8 @@ use mainstay_core::event::StopReason;
 struct Known {
     /// An agent acknowledged the stop.
     stopped: bool,
+    /// Its user has asked for it since, and it has not run since then.
+    asked_for: bool,
     /// The newest generation of the lock says off.
     off_on_disk: bool,
 }
@@ -31,14 +33,19 @@ impl Invariant for Intent {
     fn observe(&mut self, _: Nanos, fact: &Fact<'_>, labels: &Labels) -> Option<String> {
         match fact {
             Fact::Wish { vm, on: true } => {
-                self.known.entry(*vm).or_default().stopped = false;
+                let known = self.known.entry(*vm).or_default();
+                (known.stopped, known.asked_for) = (false, true);
+            }
+            Fact::Wish { vm, on: false } => {
+                self.known.entry(*vm).or_default().asked_for = false;
             }
             Fact::Stopped {
                 vm,
                 reason: StopReason::User | StopReason::Guest,
                 ..
             } => {
-                self.known.entry(*vm).or_default().stopped = true;
+                let known = self.known.entry(*vm).or_default();
+                known.stopped = !known.asked_for;
             }
             // Once off was acknowledged and on disk, a newer generation alone does not undo it.
             Fact::Desired { vm, on } => {
@@ -111,6 +118,16 @@ mod tests {
             feed(&mut Intent::default(), &[stopped(), off, wish, on, runs()]),
             None
         );
+    }
+
+    #[test]
+    fn a_wish_that_came_while_it_was_still_stopping_counts() {
+        let off = Fact::Desired { vm: 0, on: false };
+        let wish = |on| Fact::Wish { vm: 0, on };
+        let good = [wish(false), wish(true), off.clone(), stopped(), runs()];
+        assert_eq!(feed(&mut Intent::default(), &good), None);
+        let bad = [wish(true), wish(false), off, stopped(), runs()];
+        assert!(feed(&mut Intent::default(), &bad).is_some());
     }
 
     #[test]

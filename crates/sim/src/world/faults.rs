@@ -388,12 +388,16 @@ impl World<'_> {
             .or_else(|| self.best_host(vm));
         let Some(host) = host else { return false };
         let id = self.vms[vm].id.clone();
+        let runs = |i: &super::guest::Instance| i.vm == vm && i.executes() && !i.shutting_down;
+        let changes = self.vms[vm].off_wished || !self.instances.iter().any(runs);
         let accepted = self.command(host, Command::PowerOn(id));
         if accepted {
             self.vms[vm].off_wished = false;
             self.vms[vm].ordered_to = None;
             self.vms[vm].abandoned = false;
-            self.judge.observe(self.now, &Fact::Wish { vm, on: true });
+            if changes {
+                self.judge.observe(self.now, &Fact::Wish { vm, on: true });
+            }
         }
         accepted
     }

@@ -64,7 +64,7 @@ pub(super) struct Instance {
     op: Option<(OpId, u64)>,
     writing: bool,
     dying: Option<ExitCause>,
-    shutting_down: bool,
+    pub(super) shutting_down: bool,
     life: u64,
 }
 
@@ -349,7 +349,7 @@ impl World<'_> {
             self.judge.observe(self.now, &fact);
         }
         if let Some(cause) = self.instances[write.instance].dying.take() {
-            self.exit(write.instance, cause);
+            self.gone(write.instance, cause);
         }
     }
 
@@ -404,6 +404,13 @@ impl World<'_> {
             self.vm_changed(vm);
             return;
         }
+        self.gone(instance, cause);
+    }
+
+    /// Every thread of the process is gone.
+    fn gone(&mut self, instance: usize, cause: ExitCause) {
+        let (vm, host) = (self.instances[instance].vm, self.instances[instance].host);
+        let disk = self.vms[vm].disk;
         self.instances[instance].phase = Phase::Dead;
         if self.disks[disk].images.get(&vm) == Some(&instance) {
             self.disks[disk].images.remove(&vm);

@@ -7,7 +7,7 @@ use mainstay_core::event::{Event, EventKind};
 use mainstay_core::id::Generation;
 use mainstay_core::io::{StorageRequest, StorageValue};
 use mainstay_core::wire::{Desired, LockRecord, ProtectedRecord, RecordKey, StartOrder};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl World<'_> {
     fn owner_generation(&self, host: usize, disk: usize) -> Option<Generation> {
@@ -70,13 +70,8 @@ impl World<'_> {
                 let record = LockRecord::decode(self.scenario.config.cluster_id, bytes).ok();
                 let holder = record.and_then(|(_, r)| r.holder);
                 let holder = holder.and_then(|h| self.host_index.get(&h.host).copied());
-                self.disks[disk].owners.insert(*generation, holder);
-                let fact = Fact::OwnerLock {
-                    datastore: disk,
-                    generation: *generation,
-                    holder,
-                };
-                self.judge.observe(self.now, &fact);
+                // A stray link of a generation that was used and removed is legal; acting under it is not.
+                self.disks[disk].owners.entry(*generation).or_insert(holder);
             }
             StorageRequest::Link(RecordKey::VmLock(id, generation), _) => {
                 let newest = self.disks[disk].newest_lock(self.scenario.config.cluster_id, id);
@@ -165,6 +160,36 @@ impl World<'_> {
             }
         }
         None
+    }
+
+    /// The chains of locks on each datastore, for people who look for a cause.
+    pub(super) fn disk_table(&self) -> Vec<String> {
+        let cluster = self.scenario.config.cluster_id;
+        let mut lines = Vec::new();
+        for disk in self.disks.iter() {
+            let mut chains: BTreeMap<String, Vec<String>> = BTreeMap::new();
+            for (key, bytes) in &disk.records {
+                let (name, generation) = match key {
+                    RecordKey::VmLock(vm, generation) => (vm.to_string(), generation),
+                    RecordKey::OwnerLock(generation) => ("owner".into(), generation),
+                    RecordKey::Protected(generation, _) => ("list".into(), generation),
+                    RecordKey::Heartbeat(_) | RecordKey::Poweron(_) => continue,
+                };
+                let holder = LockRecord::decode(cluster, bytes).map(|(_, r)| {
+                    let on = if r.desired == Desired::On { "+" } else { "" };
+                    r.holder
+                        .map_or(format!(" free{on}"), |h| format!(" {}{on}", h.host))
+                });
+                let text = format!("{generation}{}", holder.unwrap_or_default());
+                chains.entry(name).or_default().push(text);
+            }
+            let chains: Vec<String> = chains
+                .into_iter()
+                .map(|(name, chain)| format!("{name} [{}]", chain.join(", ")))
+                .collect();
+            lines.push(format!("{:<10} {}", disk.id.as_str(), chains.join("  ")));
+        }
+        lines
     }
 
     /// An agent reports an event.

@@ -493,7 +493,8 @@ impl<'s> World<'s> {
     fn finish(self) -> RunResult {
         let zero = self.zero.unwrap_or(self.now);
         let verdicts = self.watch.judge(&self.scenario.expects, &self.trace, zero);
-        let hosts = self.host_table();
+        let mut hosts = self.host_table();
+        hosts.extend(self.disk_table());
         RunResult {
             verdicts,
             violations: self.judge.violations,

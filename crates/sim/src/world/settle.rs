@@ -273,8 +273,17 @@ impl World<'_> {
         }
         self.judge
             .observe(self.now, &Fact::Groups { groups: &groups });
+        let owners: Vec<usize> = groups
+            .into_iter()
+            .flat_map(|(_, primaries)| primaries)
+            .collect();
         for vm in 0..self.vms.len() {
             let v = &self.vms[vm];
+            // A primary that does not mount a datastore cannot own it: its VMs wait for one that does.
+            let mounts = |h: &usize| self.hosts[*h].mounts.get(v.disk).copied().unwrap_or(false);
+            if !owners.iter().any(mounts) {
+                continue;
+            }
             if !v.protected || !v.on || v.abandoned || v.off_wished {
                 continue;
             }
