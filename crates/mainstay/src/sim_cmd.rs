@@ -297,11 +297,11 @@ struct Sweep {
     failures: Vec<Failure>,
 }
 
-/// Plays all seeds on all cores. Without `keep_going` every seed below the first failing one is played.
+/// Plays all seeds on all cores; `play` says whether a run failed. Without `keep_going` every seed below the first failing one is played.
 fn sweep_seeds(
     seeds: Seeds,
     limits: &Limits,
-    options: &Options,
+    play: &(dyn Fn(&Scenario) -> (RunResult, bool) + Sync),
     keep_going: bool,
     show: bool,
 ) -> Sweep {
@@ -324,11 +324,11 @@ fn sweep_seeds(
                         break;
                     }
                     let scenario = campaign::draw(seed, limits);
-                    let result = mainstay_sim::run(&scenario, options);
+                    let (result, fails) = play(&scenario);
                     let Ok(mut state) = state.lock() else { break };
                     state.done += 1;
                     state.virtual_s += result.virtual_time as f64 / 1e9;
-                    if !result.pass() {
+                    if fails {
                         lowest.fetch_min(seed, Ordering::Relaxed);
                         state.failures.push(Failure {
                             seed,
@@ -363,7 +363,12 @@ fn sweep(args: &CampaignArgs) -> ExitCode {
         ..Options::default()
     };
     let show = !args.json && std::io::stderr().is_terminal();
-    let mut sweep = sweep_seeds(args.seeds, &limits, &options, args.keep_going, show);
+    let play = |scenario: &Scenario| {
+        let result = mainstay_sim::run(scenario, &options);
+        let fails = !result.pass();
+        (result, fails)
+    };
+    let mut sweep = sweep_seeds(args.seeds, &limits, &play, args.keep_going, show);
     if !args.keep_going {
         sweep.failures.truncate(1);
     }
@@ -540,7 +545,17 @@ fn planted(args: &PlantedArgs) -> ExitCode {
             stop_at_violation: true,
             bug: Some(bug),
         };
-        let sweep = sweep_seeds(args.seeds, &Limits::default(), &options, false, false);
+        let clean = Options {
+            stop_at_violation: true,
+            ..Options::default()
+        };
+        // What fails without the bug too says nothing about the bug.
+        let play = |scenario: &Scenario| {
+            let result = mainstay_sim::run(scenario, &options);
+            let fails = !result.pass() && mainstay_sim::run(scenario, &clean).pass();
+            (result, fails)
+        };
+        let sweep = sweep_seeds(args.seeds, &Limits::default(), &play, false, false);
         let found = sweep.failures.first();
         let property = found.map(|f| {
             let first = f.result.violations.first();
