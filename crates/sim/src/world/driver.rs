@@ -187,6 +187,10 @@ impl World<'_> {
             };
             let word = self.hosts[host].words.load(vm);
             let state = match word.state() {
+                // Whatever became of its right: it never ran, and only a resume would let it.
+                SlotState::Running | SlotState::Lapsed if phase < Phase::Started => {
+                    FoundState::Prepared(word.generation())
+                }
                 SlotState::Free => {
                     if !self.unregistered_runs_on() {
                         // As the shell does: the core thaws such a VM from generation 0.
@@ -198,11 +202,8 @@ impl World<'_> {
                     }
                     FoundState::Unregistered
                 }
-                SlotState::Running if word.deadline() > now && phase == Phase::Started => {
-                    FoundState::Running(word.generation())
-                }
                 SlotState::Running if word.deadline() > now => {
-                    FoundState::Prepared(word.generation())
+                    FoundState::Running(word.generation())
                 }
                 SlotState::Running | SlotState::Lapsed => FoundState::Lapsed(word.generation()),
             };

@@ -394,7 +394,6 @@ impl World<'_> {
         if accepted {
             self.vms[vm].off_wished = false;
             self.vms[vm].ordered_to = None;
-            self.vms[vm].abandoned = false;
             if changes {
                 self.judge.observe(self.now, &Fact::Wish { vm, on: true });
             }

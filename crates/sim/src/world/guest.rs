@@ -39,7 +39,7 @@ pub(super) struct Vm {
 }
 
 /// How far a process has come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Phase {
     Opening,
     Preparing,
