@@ -172,7 +172,8 @@ impl Guard {
         for (slot, seen) in self.seen.iter_mut().enumerate() {
             let word = words.load(slot);
             match word.state() {
-                SlotState::Free => *seen = Seen::Running,
+                // The slot may be used again before the next look: then nothing is known of its process.
+                SlotState::Free => *seen = Seen::Unsure,
                 SlotState::Running if word.deadline() <= now => {
                     let lapsed = Word::new(SlotState::Lapsed, word.generation(), word.deadline());
                     if words.compare_exchange(slot, word, lapsed) {

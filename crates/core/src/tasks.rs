@@ -41,19 +41,37 @@ pub(crate) struct Task {
     machine: Machine,
     /// Waits until then before it tries again.
     pub(crate) retry_at: Option<Instant>,
+    /// The highest generation that was known when the reading began.
+    known: Generation,
+}
+
+/// What a generation that was read says of the datastore.
+pub(crate) enum Freshness {
+    /// As new as all that is known.
+    Fresh,
+    /// Older than what was learnt while it was being read: read again.
+    Overtaken,
+    /// Older than what was known before: the lock went back.
+    WentBack,
 }
 
 impl Agent {
-    /// Begins reading a lock.
-    pub(crate) fn read_lock(&mut self, datastore: &DatastoreId, name: LockName, work_for: TaskFor) {
-        let hint = match &name {
+    /// The highest generation of a lock that was seen.
+    fn known_generation(&self, datastore: &DatastoreId, name: &LockName) -> Generation {
+        let known = match name {
             LockName::Vm(vm) => self
                 .durable
                 .vm_generations
-                .get(&(datastore.clone(), vm.clone()))
-                .copied(),
-            LockName::Owner => self.durable.owner_generations.get(datastore).copied(),
+                .get(&(datastore.clone(), vm.clone())),
+            LockName::Owner => self.durable.owner_generations.get(datastore),
         };
+        known.copied().unwrap_or_default()
+    }
+
+    /// Begins reading a lock.
+    pub(crate) fn read_lock(&mut self, datastore: &DatastoreId, name: LockName, work_for: TaskFor) {
+        let known = self.known_generation(datastore, &name);
+        let hint = (known > Generation(0)).then_some(known);
         let (head, request) = HeadRead::begin(name.clone(), self.config.cluster_id, hint);
         self.begin_task(datastore, name, work_for, Machine::Head(head), request);
     }
@@ -95,12 +113,14 @@ impl Agent {
         request: StorageRequest,
     ) {
         let number = self.number();
+        let known = self.known_generation(datastore, &name);
         let task = Task {
             datastore: datastore.clone(),
             name,
             work_for,
             machine,
             retry_at: None,
+            known,
         };
         self.tasks.insert(number, task);
         self.storage(datastore, request, Pending::Task(number));
@@ -186,9 +206,14 @@ impl Agent {
 
     pub(crate) fn on_head(&mut self, task: Task, record: Option<LockRecord>) {
         if let Some(record) = &record {
-            if !self.remember(&task.datastore, &task.name, record.generation) {
-                // Rolled back: the datastore is in quarantine and nothing is decided from it.
-                return;
+            match self.remember(&task.datastore, &task.name, record.generation, task.known) {
+                Freshness::Fresh => {}
+                Freshness::Overtaken => {
+                    self.read_lock(&task.datastore, task.name, task.work_for);
+                    return;
+                }
+                // The datastore is in quarantine and nothing is decided from it.
+                Freshness::WentBack => return,
             }
         } else {
             self.issue(format!(
@@ -211,7 +236,12 @@ impl Agent {
         };
         let record = swap.new_record().clone();
         if *outcome == SwapOutcome::Won {
-            self.remember(&task.datastore, &task.name, record.generation);
+            self.remember(
+                &task.datastore,
+                &task.name,
+                record.generation,
+                record.generation,
+            );
             let keep = if planted!(self, CleanupTooMuch) {
                 record.generation
             } else {
@@ -233,13 +263,15 @@ impl Agent {
         }
     }
 
-    /// Remembers a generation; false when the lock went backwards (safety rule H22).
+    /// Remembers a generation, and tells whether the lock went backwards (safety rule H22): only against
+    /// what was known when the reading began, for an answer may be overtaken by a newer one.
     pub(crate) fn remember(
         &mut self,
         datastore: &DatastoreId,
         name: &LockName,
         generation: Generation,
-    ) -> bool {
+        known_then: Generation,
+    ) -> Freshness {
         let known = match name {
             LockName::Vm(vm) => self
                 .durable
@@ -252,6 +284,9 @@ impl Agent {
                 .entry(datastore.clone())
                 .or_default(),
         };
+        if generation < *known && generation >= known_then {
+            return Freshness::Overtaken;
+        }
         if generation < *known {
             let text = format!(
                 "datastore {datastore}: the lock of {name:?} went back from generation {known} to {generation}, as after restoring a snapshot; nothing is started there until a person confirms the datastore"
@@ -260,12 +295,12 @@ impl Agent {
                 store.quarantine = Some(text.clone());
             }
             self.issue(text);
-            return false;
+            return Freshness::WentBack;
         }
         if generation > *known {
             *known = generation;
             self.durable_dirty = true;
         }
-        true
+        Freshness::Fresh
     }
 }

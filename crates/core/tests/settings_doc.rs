@@ -6,8 +6,14 @@ const PAGE: &str = include_str!("../../../docs/settings.md");
 
 fn row(key: &str) -> Vec<&'static str> {
     let start = format!("| `{key}` |");
-    let line = PAGE.lines().find(|l| l.starts_with(&start)).unwrap_or_else(|| panic!("docs/settings.md lacks {key}"));
-    line.split('|').map(str::trim).filter(|c| !c.is_empty()).collect()
+    let line = PAGE
+        .lines()
+        .find(|l| l.starts_with(&start))
+        .unwrap_or_else(|| panic!("docs/settings.md lacks {key}"));
+    line.split('|')
+        .map(str::trim)
+        .filter(|c| !c.is_empty())
+        .collect()
 }
 
 #[test]
@@ -19,12 +25,24 @@ fn every_setting_is_documented() {
 
 #[test]
 fn documented_timers_are_those_of_the_profiles() {
-    for (column, profile) in [(2, Profile::Classic), (3, Profile::Balanced), (4, Profile::Fast)] {
+    for (column, profile) in [
+        (2, Profile::Classic),
+        (3, Profile::Balanced),
+        (4, Profile::Fast),
+    ] {
         let mut documented = Settings::of(profile);
         for setting in SETTINGS.iter().filter(|s| row(s.key).len() == 5) {
-            let value = row(setting.key).get(column).copied().expect("a column for each profile");
-            assert!(setting.key == "clock_drift_ppm" || parse_duration(value).is_some(), "{value}");
-            documented.set(setting.key, value).expect("a documented value can be set");
+            let value = row(setting.key)
+                .get(column)
+                .copied()
+                .expect("a column for each profile");
+            assert!(
+                setting.key == "clock_drift_ppm" || parse_duration(value).is_some(),
+                "{value}"
+            );
+            documented
+                .set(setting.key, value)
+                .expect("a documented value can be set");
         }
         assert_eq!(documented.timing, Timing::of(profile), "{profile:?}");
     }
@@ -35,7 +53,9 @@ fn documented_defaults_are_the_defaults() {
     let mut documented = Settings::default();
     for setting in SETTINGS.iter().filter(|s| row(s.key).len() == 4) {
         let value = row(setting.key).get(2).copied().expect("a default");
-        documented.set(setting.key, value).unwrap_or_else(|e| panic!("{e}"));
+        documented
+            .set(setting.key, value)
+            .unwrap_or_else(|e| panic!("{e}"));
     }
     assert_eq!(documented, Settings::default());
 }

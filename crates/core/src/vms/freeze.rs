@@ -131,7 +131,7 @@ impl Agent {
                 };
                 if unbroken {
                     let to = record.generation;
-                    vm.phase = Phase::Unfreezing { record };
+                    vm.phase = Phase::Unfreezing { word, record };
                     self.guard(
                         id,
                         GuardRequest::Thaw {
@@ -225,7 +225,7 @@ impl Agent {
                         .and_then(|s| s.right.deadline())
                         .unwrap_or(self.now);
                     if let Some(vm) = self.vms.get_mut(id) {
-                        vm.phase = Phase::Unfreezing { record };
+                        vm.phase = Phase::Unfreezing { word, record };
                     }
                     self.guard(
                         id,

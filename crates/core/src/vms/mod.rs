@@ -61,7 +61,10 @@ pub(crate) enum Phase {
     /// The swap that may thaw it is out.
     Thawing { word: Generation, token: Token },
     /// The guard is asked to thaw it under `record`.
-    Unfreezing { record: LockRecord },
+    Unfreezing {
+        word: Generation,
+        record: LockRecord,
+    },
     /// It is being killed; then the lock is released, or not when it is lost.
     Killing {
         reason: StopReason,
@@ -84,6 +87,8 @@ pub(crate) struct LocalVm {
     order: Option<(HostId, StartOrder)>,
     /// Stop as soon as that is possible, with this intent.
     stop: Option<(StopReason, Desired)>,
+    /// Its user wants it on again after the stop that is under way.
+    again: bool,
     /// Its process ended while a swap was out.
     exited: Option<ExitCause>,
     pub(crate) since: Instant,
@@ -96,6 +101,7 @@ impl LocalVm {
             phase,
             order: None,
             stop: None,
+            again: false,
             exited: None,
             since: now,
         }
@@ -178,6 +184,9 @@ impl Agent {
         let reuse =
             planted!(self, GenerationReused) && self.swap_is_unsure(&TaskFor::Vm(id.clone()));
         if let Some(vm) = self.vms.get_mut(id) {
+            // The last wish counts: a stop that has not begun is called off, one that has is followed by a start.
+            vm.stop = None;
+            vm.again = matches!(vm.phase, Phase::Killing { .. });
             if let Phase::Releasing {
                 start_again, from, ..
             } = &mut vm.phase
@@ -231,6 +240,7 @@ impl Agent {
         if let Phase::Releasing { start_again, .. } = &mut vm.phase {
             *start_again = false;
         }
+        vm.again = false;
         vm.stop = Some((StopReason::User, Desired::Off));
         // Should this agent die half-way, the next one still knows what the user wants.
         self.durable.wanted_off.insert(id.clone());

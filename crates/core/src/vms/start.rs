@@ -306,7 +306,7 @@ impl Agent {
                     );
                 }
             },
-            Phase::Unfreezing { record, .. } => match outcome {
+            Phase::Unfreezing { word, record } => match outcome {
                 GuardOutcome::Done => {
                     let (host, vm_id) = (self.me.host.clone(), id.clone());
                     let why = format!(
@@ -327,7 +327,6 @@ impl Agent {
                     self.stop_when_possible(id);
                 }
                 GuardOutcome::Lapsed | GuardOutcome::NoGuard => {
-                    let word = record.generation;
                     vm.phase = Phase::Frozen {
                         word,
                         record: Some(record),

@@ -117,7 +117,7 @@ impl Agent {
         vm.phase = Phase::Releasing {
             reason,
             from,
-            start_again: false,
+            start_again: vm.again,
         };
         vm.since = self.now;
         self.report_dirty = true;
