@@ -73,11 +73,6 @@ const STEPS: [Step; 13] = [
         run: sim,
     },
     Step {
-        name: "planted",
-        about: "the simulator finds each planted bug",
-        run: planted_bugs,
-    },
-    Step {
         name: "demo",
         about: "a host dies, its VMs come back, real processes",
         run: demo,
@@ -341,11 +336,6 @@ fn commit_seed() -> Option<u64> {
 /// a scenario's `seed`.
 fn seed_from_hash(hash: &str) -> Option<u64> {
     u64::from_str_radix(hash.get(..15)?, 16).ok()
-}
-
-fn planted_bugs(_: &Options) -> Result<Outcome> {
-    planted::run(planted::SEEDS)?;
-    Ok(Outcome::Passed)
 }
 
 fn demo(_: &Options) -> Result<Outcome> {
