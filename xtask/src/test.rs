@@ -26,7 +26,7 @@ struct Step {
     run: fn(&Options) -> Result<Outcome>,
 }
 
-const STEPS: [Step; 13] = [
+const STEPS: [Step; 12] = [
     Step {
         name: "packages",
         about: "install what the tests need, through apt",
