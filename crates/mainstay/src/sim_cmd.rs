@@ -360,7 +360,6 @@ fn sweep(args: &CampaignArgs) -> ExitCode {
     let limits = args.limits.limits();
     let options = Options {
         stop_at_violation: true,
-        ..Options::default()
     };
     let show = !args.json && std::io::stderr().is_terminal();
     let play = |scenario: &Scenario| {
