@@ -1,6 +1,6 @@
 //! Where a VM is restarted: pure functions over a view of the cluster.
 //!
-//! [`plan`] chooses, [`check`] audits any plan without knowing how it was made, and each refusal says
+//! [`plan`] chooses, `check` audits any plan without knowing how it was made, and each refusal says
 //! why that host was not taken. Mandatory rules are never broken; among hosts that fit, the one with
 //! the greatest share of memory left after the placement is taken, then the one with fewer VMs, so
 //! that a lost host's VMs are spread.
