@@ -234,15 +234,17 @@ impl GuardLink {
         let generation = shm.generation(slot);
         self.known()
             .insert(vm.clone(), (generation, Some(process.clone())));
-        if !may_run(&shm, slot) {
+        let may_run = may_run(&shm, slot);
+        if !may_run {
             lapse(&shm, slot);
             stop(process);
-            return FoundState::Lapsed(generation);
         }
-        if shm.is_resumed(slot) {
-            FoundState::Running(generation)
-        } else {
-            FoundState::Prepared(generation)
+        // What never ran an instruction is prepared, whatever became of its right: nothing is lost
+        // with it, and a thaw alone would not make it run.
+        match (shm.is_resumed(slot), may_run) {
+            (false, _) => FoundState::Prepared(generation),
+            (true, true) => FoundState::Running(generation),
+            (true, false) => FoundState::Lapsed(generation),
         }
     }
 

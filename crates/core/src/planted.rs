@@ -13,7 +13,7 @@ pub enum Bug {
     LockReadLast,
     /// A won lock is enough to start, though the right lapsed in between (H3).
     StartAfterGap,
-    /// After a release of unknown outcome the host starts again under the old generation (H4).
+    /// After a release was issued, its outcome unknown, the host starts again under the old generation (H4).
     GenerationReused,
     /// The right to run counts from the acknowledgement of a renewal (design section 4).
     RightFromAcknowledgement,
@@ -21,16 +21,12 @@ pub enum Bug {
     WindowTooWide,
     /// A lock may be broken after `freeze`, without the guard's latency (inequality 1).
     BreakAtFreeze,
-    /// An observer's window survives its restart without the value (H12).
-    WindowWithoutValue,
     /// A VM that is found without a deadline runs on (H16).
     UnregisteredRunsOn,
     /// An owner acts again after a lapse, without a swap (H5).
     OwnerResumes,
     /// A swap that succeeded is won, whether or not its predecessor is still there (H11).
     NoPredecessorCheck,
-    /// Old generations of a lock are removed with the newest but one (H11).
-    CleanupTooMuch,
     /// A swap of unknown outcome is taken as won.
     UnknownIsWon,
     /// A VM that its user switched off is restarted (S3).
@@ -54,11 +50,9 @@ impl Bug {
         Self::RightFromAcknowledgement,
         Self::WindowTooWide,
         Self::BreakAtFreeze,
-        Self::WindowWithoutValue,
         Self::UnregisteredRunsOn,
         Self::OwnerResumes,
         Self::NoPredecessorCheck,
-        Self::CleanupTooMuch,
         Self::UnknownIsWon,
         Self::IntentIgnored,
         Self::ProtectedTooEarly,

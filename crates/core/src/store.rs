@@ -247,8 +247,6 @@ impl Agent {
         let own = *host == self.me.host;
         let cluster = self.config.cluster_id;
         let instance = self.me.instance;
-        let backdate =
-            planted!(self, WindowWithoutValue).then_some(self.started - self.timing().r#break);
         let Some(store) = self.stores.get_mut(datastore) else {
             return;
         };
@@ -283,10 +281,7 @@ impl Agent {
                 window.read(value, issued, now, named);
             }
             None => {
-                let mut window = Window::new(value, issued, now, named);
-                if let Some(since) = backdate {
-                    window.backdate(since);
-                }
+                let window = Window::new(value, issued, now, named);
                 store.windows.insert(host.clone(), window);
             }
         }

@@ -131,13 +131,6 @@ impl Agent {
         self.tasks.values().any(|t| t.work_for == *work_for)
     }
 
-    /// True while a swap of unknown outcome works for that purpose.
-    pub(crate) fn swap_is_unsure(&self, work_for: &TaskFor) -> bool {
-        self.tasks.values().any(|t| {
-            t.work_for == *work_for && matches!(&t.machine, Machine::Swap(s) if s.is_unsure())
-        })
-    }
-
     /// Ends the tasks of that purpose: their completions are ignored. Only for readings, or when the
     /// caller never relies on the swapped generation again.
     pub(crate) fn drop_tasks(&mut self, work_for: &TaskFor) {
@@ -242,11 +235,7 @@ impl Agent {
                 record.generation,
                 record.generation,
             );
-            let keep = if planted!(self, CleanupTooMuch) {
-                record.generation
-            } else {
-                Generation(record.generation.0.saturating_sub(1))
-            };
+            let keep = Generation(record.generation.0.saturating_sub(1));
             let (cleanup, request) = Cleanup::begin(task.name.clone(), keep);
             self.begin_task(
                 &task.datastore,

@@ -49,6 +49,32 @@ struct RunArgs {
     /// Draw the run into this SVG file
     #[arg(long, value_name = "FILE")]
     timeline: Option<PathBuf>,
+    /// Plant this bug, by the name that `sim planted` prints
+    #[cfg(feature = "planted")]
+    #[arg(long, value_name = "NAME", value_parser = bug)]
+    bug: Option<mainstay_core::planted::Bug>,
+}
+
+#[cfg(feature = "planted")]
+fn bug(name: &str) -> Result<mainstay_core::planted::Bug, String> {
+    mainstay_sim::planted::bugs()
+        .find(|bug| format!("{bug:?}") == name)
+        .ok_or_else(|| {
+            let names: Vec<String> = mainstay_sim::planted::bugs()
+                .map(|bug| format!("{bug:?}"))
+                .collect();
+            format!("there is no such bug; the bugs are {}", names.join(", "))
+        })
+}
+
+impl RunArgs {
+    fn options(&self) -> Options {
+        Options {
+            #[cfg(feature = "planted")]
+            bug: self.bug,
+            stop_at_violation: false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Args)]
@@ -245,7 +271,7 @@ fn play(args: &RunArgs) -> ExitCode {
             continue;
         }
         let began = Instant::now();
-        let result = mainstay_sim::run(&scenario, &Options::default());
+        let result = mainstay_sim::run(&scenario, &args.options());
         let wall = millis(began);
         if args.json {
             for text in mainstay_sim::json_lines(&result) {
@@ -358,9 +384,7 @@ fn sweep_seeds(
 fn sweep(args: &CampaignArgs) -> ExitCode {
     let began = Instant::now();
     let limits = args.limits.limits();
-    let options = Options {
-        stop_at_violation: true,
-    };
+    let options = Options::until_violation();
     let show = !args.json && std::io::stderr().is_terminal();
     let play = |scenario: &Scenario| {
         let result = mainstay_sim::run(scenario, &options);
@@ -541,13 +565,10 @@ fn planted(args: &PlantedArgs) -> ExitCode {
         }
         let began = Instant::now();
         let options = Options {
-            stop_at_violation: true,
             bug: Some(bug),
+            ..Options::until_violation()
         };
-        let clean = Options {
-            stop_at_violation: true,
-            ..Options::default()
-        };
+        let clean = Options::until_violation();
         // What fails without the bug too says nothing about the bug.
         let play = |scenario: &Scenario| {
             let result = mainstay_sim::run(scenario, &options);

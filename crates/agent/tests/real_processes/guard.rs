@@ -96,7 +96,6 @@ fn a_killed_guard_is_started_again_and_still_freezes() {
 }
 
 #[test]
-#[ignore = "the core names the wrong generation after a thaw that was refused"]
 fn a_lost_table_freezes_everything_until_the_lock_is_proven() {
     let (cluster, guest) = with_a_running_vm();
     let first = cluster.agent(1).guard_pid.expect("guard");

@@ -96,12 +96,6 @@ impl Window {
     pub(crate) fn changed(&self) -> Option<Instant> {
         self.changed
     }
-
-    /// A window that pretends to have begun at `since` (planted bug: it survives a restart).
-    pub(crate) fn backdate(&mut self, since: Instant) {
-        self.first_done = since;
-        self.first_issue = since;
-    }
 }
 
 #[cfg(test)]

@@ -89,11 +89,6 @@ impl Swap {
         &self.new
     }
 
-    /// True while an operation of unknown outcome may still take effect.
-    pub(crate) fn is_unsure(&self) -> bool {
-        self.unsure
-    }
-
     /// The operation that is to be issued (again).
     pub(crate) fn retry(&self) -> StorageRequest {
         match self.stage {

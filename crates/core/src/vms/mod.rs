@@ -181,8 +181,7 @@ impl Agent {
             return Err(CommandError::NoDatastore(id.clone()));
         }
         self.durable_dirty |= self.durable.wanted_off.remove(id);
-        let reuse =
-            planted!(self, GenerationReused) && self.swap_is_unsure(&TaskFor::Vm(id.clone()));
+        let reuse = planted!(self, GenerationReused);
         if let Some(vm) = self.vms.get_mut(id) {
             // The last wish counts: a stop that has not begun is called off, one that has is followed by a start.
             vm.stop = None;

@@ -5,10 +5,44 @@ use crate::clock::{MS, Nanos, SECOND};
 use crate::scenario::{Fault, StorageFault};
 use mainstay_core::time::nanos;
 
-impl Drawing<'_> {
+/// Where a pattern begins, and what it is about.
+#[derive(Clone, Copy)]
+struct Target {
+    at: Nanos,
+    host: usize,
+    disk: usize,
+}
+
+/// Plays faults from the target's time on; answers when the last of them is over.
+type Pattern<'a> = fn(&mut Drawing<'a>, Target) -> Nanos;
+
+/// A host that lost its power is back by then.
+const BOOT: Nanos = 40 * SECOND;
+
+impl<'a> Drawing<'a> {
+    const PATTERNS: [Pattern<'a>; 13] = [
+        Self::back_around_the_takeover,
+        Self::agent_hangs_over_the_thaw,
+        Self::owners_change_quickly,
+        Self::watchers_are_restarted,
+        Self::off_and_on,
+        Self::around_the_end_of_the_right,
+        Self::agent_and_guard_die,
+        Self::back_around_the_verdict,
+        Self::everybody_loses_the_datastore,
+        Self::storage_goes_after_the_verdict,
+        Self::owner_falls_silent_in_a_partition,
+        Self::off_and_on_while_storage_hangs,
+        Self::starts_meet_a_hang,
+    ];
+
     /// Plays one pattern, several times.
     pub(super) fn aim(&mut self) {
-        let pattern = self.rng.below(9);
+        let drawn = small(self.rng.below(Self::PATTERNS.len() as u64));
+        let pattern = Self::PATTERNS
+            .get(drawn)
+            .copied()
+            .unwrap_or(Self::back_around_the_takeover);
         let (host, disk) = (self.host(), self.disk());
         let mut at = self.rng.between(3, 20) * SECOND;
         while at < self.until {
@@ -17,7 +51,7 @@ impl Drawing<'_> {
             } else {
                 (self.host(), self.disk())
             };
-            let over = self.pattern(pattern, at, host, disk);
+            let over = pattern(self, Target { at, host, disk });
             at = over + self.rng.between(2, 25) * SECOND;
         }
     }
@@ -40,162 +74,262 @@ impl Drawing<'_> {
         );
     }
 
+    fn cut(&mut self, at: Nanos, end: Nanos, host: usize) {
+        self.push(
+            at,
+            Fault::NetworkCut {
+                host,
+                network: None,
+            },
+        );
+        self.push(
+            end,
+            Fault::NetworkHeal {
+                host: Some(host),
+                network: None,
+            },
+        );
+    }
+
     fn near(&mut self, mark: Nanos, percent_below: u64, percent_above: u64) -> Nanos {
         mark * self.rng.between(100 - percent_below, 100 + percent_above) / 100
     }
 
-    fn pattern(&mut self, pattern: u64, at: Nanos, host: usize, disk: usize) -> Nanos {
-        let t = &self.settings.timing;
-        let (freeze, lapse) = (nanos(t.freeze), nanos(t.r#break));
-        let (dead, interval) = (nanos(t.dead), nanos(t.datastore_heartbeat));
-        match pattern {
-            // One host's storage hangs and its network goes: it comes back around the takeover.
-            0 => {
-                let end = at + self.near(dead, 40, 60);
-                self.hang(at, end, disk, Some(host));
-                self.push(
-                    at,
-                    Fault::NetworkCut {
-                        host,
-                        network: None,
-                    },
-                );
-                let heal = end + self.rng.below(2000) * MS;
-                self.push(
-                    heal,
-                    Fault::NetworkHeal {
-                        host: Some(host),
-                        network: None,
-                    },
-                );
-                heal
+    fn freeze(&self) -> Nanos {
+        nanos(self.settings.timing.freeze)
+    }
+
+    fn lapse(&self) -> Nanos {
+        nanos(self.settings.timing.r#break)
+    }
+
+    fn dead(&self) -> Nanos {
+        nanos(self.settings.timing.dead)
+    }
+
+    /// One host's storage hangs and its network goes: it comes back around the takeover.
+    fn back_around_the_takeover(&mut self, t: Target) -> Nanos {
+        let end = t.at + self.near(self.dead(), 40, 60);
+        self.hang(t.at, end, t.disk, Some(t.host));
+        let heal = end + self.rng.below(2000) * MS;
+        self.cut(t.at, heal, t.host);
+        heal
+    }
+
+    /// The agent hangs while its storage does, and wakes around the thaw.
+    fn agent_hangs_over_the_thaw(&mut self, t: Target) -> Nanos {
+        let host = t.host;
+        let end = t.at + self.near(self.lapse(), 40, 80);
+        self.hang(t.at, end, t.disk, Some(host));
+        let hang = t.at + self.rng.below(self.freeze() / MS) * MS;
+        self.push(hang, Fault::AgentHang { host });
+        let wake = end + self.rng.below(self.dead() / MS) * MS;
+        self.push(wake, Fault::AgentResume { host });
+        wake
+    }
+
+    /// The primary is cut off again and again.
+    fn owners_change_quickly(&mut self, t: Target) -> Nanos {
+        let mut when = t.at;
+        for _ in 0..self.rng.between(2, 5) {
+            let victim = if self.rng.percent(60) {
+                self.hosts - 1
+            } else {
+                self.host()
+            };
+            let end = when + self.near(self.lapse(), 30, 150);
+            self.cut(when, end, victim);
+            if self.rng.percent(60) {
+                self.hang(when, end, t.disk, Some(victim));
             }
-            // The agent hangs while its storage does, and wakes around the thaw.
-            1 => {
-                let end = at + self.near(lapse, 40, 80);
-                self.hang(at, end, disk, Some(host));
-                let hang = at + self.rng.below(freeze / MS) * MS;
-                self.push(hang, Fault::AgentHang { host });
-                let wake = end + self.rng.below(dead / MS) * MS;
-                self.push(wake, Fault::AgentResume { host });
-                wake
-            }
-            // The primary is cut off again and again: owners change quickly.
-            2 => {
-                let mut when = at;
-                for _ in 0..self.rng.between(2, 5) {
-                    let victim = if self.rng.percent(60) {
-                        self.hosts - 1
-                    } else {
-                        self.host()
-                    };
-                    let end = when + self.near(lapse, 30, 150);
-                    self.push(
-                        when,
-                        Fault::NetworkCut {
-                            host: victim,
-                            network: None,
-                        },
-                    );
-                    if self.rng.percent(60) {
-                        self.hang(when, end, disk, Some(victim));
-                    }
-                    self.push(
-                        end,
-                        Fault::NetworkHeal {
-                            host: Some(victim),
-                            network: None,
-                        },
-                    );
-                    when = end + self.rng.below(lapse / MS) * MS;
-                }
-                when
-            }
-            // Agents are restarted while they watch a silent host.
-            3 => {
-                let end = at + self.near(dead, 50, 200);
-                self.push(
-                    at,
-                    Fault::NetworkCut {
-                        host,
-                        network: None,
-                    },
-                );
-                let back = at + self.near(lapse, 50, 50);
-                self.hang(at, back, disk, Some(host));
-                for _ in 0..self.rng.between(2, 8) {
-                    let watcher = self.host();
-                    let when = at + self.rng.below((end - at) / MS) * MS;
-                    self.push(when, Fault::AgentKill { host: watcher });
-                }
-                self.push(
-                    end,
-                    Fault::NetworkHeal {
-                        host: Some(host),
-                        network: None,
-                    },
-                );
-                end
-            }
-            // A user switches off and on, quickly.
-            4 if self.vms > 0 => {
-                let vm = self.vm();
-                let mut when = at;
-                for _ in 0..self.rng.between(2, 6) {
-                    self.push(when, Fault::VmPowerOff { vm });
-                    when += self.rng.between(20, 4000) * MS;
-                    self.push(when, Fault::VmPowerOn { vm, host: None });
-                    when += self.rng.between(20, 6000) * MS;
-                }
-                if self.rng.percent(50) {
-                    self.push(when, Fault::HostPowerOff { host });
-                    self.push(when + 2 * dead, Fault::HostPowerOn { host });
-                }
-                when
-            }
-            // Storage comes and goes just around the end of the right to run.
-            5 => {
-                let mut when = at;
-                for _ in 0..self.rng.between(3, 10) {
-                    let length = self.near(freeze, 30, 30);
-                    self.hang(when, when + length, disk, Some(host));
-                    when += length + self.rng.between(1, 2 * interval / MS) * MS;
-                }
-                when
-            }
-            // Agent and guard die together while the storage hangs.
-            6 => {
-                let end = at + self.near(lapse, 30, 60);
-                self.hang(at, end, disk, Some(host));
-                let kill = at + self.rng.below(lapse / MS) * MS;
-                self.push(kill, Fault::AgentKill { host });
-                let second = kill + self.rng.below(300) * MS;
-                self.push(second, Fault::GuardKill { host });
-                end
-            }
-            // A host loses power and comes back at about the time of its verdict.
-            7 => {
-                let end = at + self.near(dead, 90, 40);
-                self.push(at, Fault::HostPowerOff { host });
-                self.push(end, Fault::HostPowerOn { host });
-                end + small_boot()
-            }
-            // The whole datastore hangs, and the primary dies while it does.
-            _ => {
-                let end = at + self.near(lapse, 50, 200);
-                self.hang(at, end, disk, None);
-                if self.rng.percent(50) {
-                    let victim = small(self.hosts as u64 - 1);
-                    let dies = at + self.rng.below(lapse / MS) * MS;
-                    self.push(dies, Fault::HostPowerOff { host: victim });
-                    self.push(end + dead, Fault::HostPowerOn { host: victim });
-                }
-                end + dead
+            when = end + self.rng.below(self.lapse() / MS) * MS;
+        }
+        when
+    }
+
+    /// Agents are restarted while they watch a silent host.
+    fn watchers_are_restarted(&mut self, t: Target) -> Nanos {
+        let end = t.at + self.near(self.dead(), 50, 200);
+        self.cut(t.at, end, t.host);
+        let back = t.at + self.near(self.lapse(), 50, 50);
+        self.hang(t.at, back, t.disk, Some(t.host));
+        for _ in 0..self.rng.between(2, 8) {
+            let host = self.host();
+            let when = t.at + self.rng.below((end - t.at) / MS) * MS;
+            self.push(when, Fault::AgentKill { host });
+        }
+        end
+    }
+
+    /// A user switches off and on, quickly.
+    fn off_and_on(&mut self, t: Target) -> Nanos {
+        let mut when = t.at;
+        if self.vms > 0 {
+            let vm = self.vm();
+            for _ in 0..self.rng.between(2, 6) {
+                self.push(when, Fault::VmPowerOff { vm });
+                when += self.rng.between(20, 4000) * MS;
+                self.push(when, Fault::VmPowerOn { vm, host: None });
+                when += self.rng.between(20, 6000) * MS;
             }
         }
+        if self.rng.percent(50) {
+            let (host, back) = (t.host, when + 2 * self.dead());
+            self.push(when, Fault::HostPowerOff { host });
+            self.push(back, Fault::HostPowerOn { host });
+        }
+        when
     }
-}
 
-fn small_boot() -> Nanos {
-    40 * SECOND
+    /// Storage comes and goes just around the end of the right to run.
+    fn around_the_end_of_the_right(&mut self, t: Target) -> Nanos {
+        let interval = nanos(self.settings.timing.datastore_heartbeat);
+        let mut when = t.at;
+        for _ in 0..self.rng.between(3, 10) {
+            let length = self.near(self.freeze(), 30, 30);
+            self.hang(when, when + length, t.disk, Some(t.host));
+            when += length + self.rng.between(1, 2 * interval / MS) * MS;
+        }
+        when
+    }
+
+    /// Agent and guard die together while the storage hangs.
+    fn agent_and_guard_die(&mut self, t: Target) -> Nanos {
+        let host = t.host;
+        let end = t.at + self.near(self.lapse(), 30, 60);
+        self.hang(t.at, end, t.disk, Some(host));
+        let kill = t.at + self.rng.below(self.lapse() / MS) * MS;
+        self.push(kill, Fault::AgentKill { host });
+        let second = kill + self.rng.below(300) * MS;
+        self.push(second, Fault::GuardKill { host });
+        end
+    }
+
+    /// A host loses power and comes back at about the time of its verdict.
+    fn back_around_the_verdict(&mut self, t: Target) -> Nanos {
+        let host = t.host;
+        let end = t.at + self.near(self.dead(), 90, 40);
+        self.push(t.at, Fault::HostPowerOff { host });
+        self.push(end, Fault::HostPowerOn { host });
+        end + BOOT
+    }
+
+    /// The whole datastore hangs, and the primary dies while it does.
+    fn everybody_loses_the_datastore(&mut self, t: Target) -> Nanos {
+        let end = t.at + self.near(self.lapse(), 50, 200);
+        self.hang(t.at, end, t.disk, None);
+        if self.rng.percent(50) {
+            let host = small(self.hosts as u64 - 1);
+            let dies = t.at + self.rng.below(self.lapse() / MS) * MS;
+            self.push(dies, Fault::HostPowerOff { host });
+            self.push(end + self.dead(), Fault::HostPowerOn { host });
+        }
+        end + self.dead()
+    }
+
+    /// Hosts were judged long ago, and live; then their storage goes, one datastore after the other.
+    /// Only the window of its heartbeat is left between a host's VMs and a second instance, and its
+    /// last acknowledgements may have come late.
+    fn storage_goes_after_the_verdict(&mut self, t: Target) -> Nanos {
+        let mut over = t.at;
+        // The best host stays primary, with somebody to follow it.
+        for host in 0..self.hosts.saturating_sub(2).max(1) {
+            let mut when = t.at + self.dead() + self.near(self.dead(), 50, 50);
+            for disk in 0..self.datastores {
+                if self.rng.percent(50) {
+                    let delay = self.freeze() * self.rng.between(65, 82) / 100;
+                    let fault = Fault::Datastore {
+                        fault: StorageFault::Slow(delay),
+                        datastore: disk,
+                        host: Some(host),
+                    };
+                    self.push(when, fault);
+                    when += delay * self.rng.between(100, 500) / 100;
+                }
+                let end = when + self.lapse() + self.near(self.lapse(), 80, 100);
+                self.hang(when, end, disk, Some(host));
+                when = end + self.rng.between(500, 5000) * MS;
+            }
+            self.cut(t.at, when, host);
+            over = over.max(when);
+        }
+        over
+    }
+
+    /// In a partition, the old primary's storage hangs until the other side has taken its datastore.
+    /// When it returns, VMs fail on the old primary's side.
+    fn owner_falls_silent_in_a_partition(&mut self, t: Target) -> Nanos {
+        if self.hosts < 4 {
+            return self.owners_change_quickly(t);
+        }
+        // The best host stays primary of its side; the others elect one of theirs.
+        let side = small(self.rng.between(2, self.hosts as u64 - 2));
+        let groups = vec![
+            (0..self.hosts - side).collect(),
+            (self.hosts - side..self.hosts).collect(),
+        ];
+        self.push(t.at, Fault::NetworkPartition { groups });
+        let timing = &self.settings.timing;
+        let elected = nanos(timing.election_start) + 2 * nanos(timing.election);
+        let silent = t.at + elected + self.near(self.lapse(), 50, 50);
+        let back = silent + self.lapse() + self.near(self.lapse(), 70, 100);
+        self.hang(silent, back, t.disk, Some(self.hosts - 1));
+        let mut when = back;
+        if self.vms > 0 {
+            for _ in 0..self.rng.between(2, 6) {
+                when += self.rng.between(200, 2000) * MS;
+                let vm = self.vm();
+                self.push(when, Fault::VmCrash { vm });
+            }
+        }
+        when += self.near(self.dead(), 50, 50);
+        self.push(
+            when,
+            Fault::NetworkHeal {
+                host: None,
+                network: None,
+            },
+        );
+        when
+    }
+
+    /// A user switches off, and on again while nobody can say whether the lock was given back.
+    fn off_and_on_while_storage_hangs(&mut self, t: Target) -> Nanos {
+        if self.vms == 0 {
+            return self.around_the_end_of_the_right(t);
+        }
+        let vm = self.vm();
+        let mut when = t.at;
+        for _ in 0..self.rng.between(2, 6) {
+            self.push(when, Fault::VmPowerOff { vm });
+            let hangs = when + self.rng.below(6000) * MS;
+            let end = hangs + self.near(self.freeze(), 80, 50);
+            self.hang(hangs, end, t.disk, None);
+            let mut on = hangs;
+            for _ in 0..3 {
+                on += self.rng.below(self.freeze() / MS) * MS;
+                self.push(on, Fault::VmPowerOn { vm, host: None });
+            }
+            when = end.max(on) + self.rng.between(1000, 8000) * MS;
+        }
+        when
+    }
+    /// Many VMs fail together; a host falls silent while it takes locks for some of them, and is back
+    /// after others have judged it.
+    fn starts_meet_a_hang(&mut self, t: Target) -> Nanos {
+        let (mut hangs, mut ready) = (t.at, t.at);
+        for vm in 0..self.vms {
+            let when = t.at + self.rng.below(20) * MS;
+            self.push(when, Fault::VmCrash { vm });
+        }
+        hangs += self.rng.between(2_000, 60_000) * MS / 1000;
+        for disk in 0..self.datastores {
+            let back = hangs + self.dead() + self.near(self.lapse(), 60, 60);
+            self.hang(hangs, back, disk, Some(t.host));
+            ready = ready.max(back);
+        }
+        let heal = ready + self.near(self.lapse(), 50, 50);
+        self.cut(hangs, heal, t.host);
+        heal
+    }
 }

@@ -40,6 +40,18 @@ pub struct Options {
     pub bug: Option<mainstay_core::planted::Bug>,
 }
 
+impl Options {
+    /// Stops at the first violation, which is enough to call a seed bad.
+    #[must_use]
+    pub fn until_violation() -> Self {
+        Self {
+            stop_at_violation: true,
+            #[cfg(feature = "planted")]
+            bug: None,
+        }
+    }
+}
+
 /// What a run gave.
 #[derive(Clone, Debug)]
 pub struct RunResult {
