@@ -22,6 +22,9 @@ pub enum IdError {
         "id \"{0}\" may have letters, digits, '-', '_' and '.' only, and must not begin with '.'"
     )]
     Character(String),
+    /// The text would make a record's file name that means something else.
+    #[error("id \"{0}\" is reserved: ids must not begin with \"protectedlist\" or hold \".lock.\"")]
+    Reserved(String),
 }
 
 fn check(text: &str) -> Result<(), IdError> {
@@ -34,6 +37,9 @@ fn check(text: &str) -> Result<(), IdError> {
     let good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if text.starts_with('.') || !text.chars().all(good) {
         return Err(IdError::Character(text.into()));
+    }
+    if text.starts_with("protectedlist") || text.contains(".lock.") {
+        return Err(IdError::Reserved(text.into()));
     }
     Ok(())
 }

@@ -49,32 +49,38 @@ struct RunArgs {
     /// Draw the run into this SVG file
     #[arg(long, value_name = "FILE")]
     timeline: Option<PathBuf>,
+    #[command(flatten)]
+    bug: BugArgs,
+}
+
+/// What a build that tests the testers may plant; empty in every other.
+#[derive(Debug, Clone, Args)]
+struct BugArgs {
     /// Plant this bug, by the name that `sim planted` prints
     #[cfg(feature = "planted")]
     #[arg(long, value_name = "NAME", value_parser = bug)]
     bug: Option<mainstay_core::planted::Bug>,
 }
 
-#[cfg(feature = "planted")]
-fn bug(name: &str) -> Result<mainstay_core::planted::Bug, String> {
-    mainstay_sim::planted::bugs()
-        .find(|bug| format!("{bug:?}") == name)
-        .ok_or_else(|| {
-            let names: Vec<String> = mainstay_sim::planted::bugs()
-                .map(|bug| format!("{bug:?}"))
-                .collect();
-            format!("there is no such bug; the bugs are {}", names.join(", "))
-        })
-}
-
-impl RunArgs {
-    fn options(&self) -> Options {
+impl BugArgs {
+    fn options(&self, stop_at_violation: bool) -> Options {
         Options {
             #[cfg(feature = "planted")]
             bug: self.bug,
-            stop_at_violation: false,
+            stop_at_violation,
         }
     }
+}
+
+#[cfg(feature = "planted")]
+fn bug(name: &str) -> Result<mainstay_core::planted::Bug, String> {
+    let bugs = mainstay_sim::planted::bugs;
+    bugs()
+        .find(|bug| format!("{bug:?}") == name)
+        .ok_or_else(|| {
+            let names: Vec<String> = bugs().map(|bug| format!("{bug:?}")).collect();
+            format!("there is no such bug; the bugs are {}", names.join(", "))
+        })
 }
 
 #[derive(Debug, Clone, Args)]
@@ -142,6 +148,8 @@ struct CampaignArgs {
     /// Where --shrink writes to
     #[arg(long, value_name = "FILE", default_value = "shrunk.toml")]
     shrink_to: PathBuf,
+    #[command(flatten)]
+    bug: BugArgs,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -271,7 +279,7 @@ fn play(args: &RunArgs) -> ExitCode {
             continue;
         }
         let began = Instant::now();
-        let result = mainstay_sim::run(&scenario, &args.options());
+        let result = mainstay_sim::run(&scenario, &args.bug.options(false));
         let wall = millis(began);
         if args.json {
             for text in mainstay_sim::json_lines(&result) {
@@ -384,7 +392,7 @@ fn sweep_seeds(
 fn sweep(args: &CampaignArgs) -> ExitCode {
     let began = Instant::now();
     let limits = args.limits.limits();
-    let options = Options::until_violation();
+    let options = args.bug.options(true);
     let show = !args.json && std::io::stderr().is_terminal();
     let play = |scenario: &Scenario| {
         let result = mainstay_sim::run(scenario, &options);

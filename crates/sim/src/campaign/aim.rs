@@ -74,6 +74,18 @@ impl<'a> Drawing<'a> {
         );
     }
 
+    /// Until the next heal.
+    fn slow(&mut self, at: Nanos, delay: Nanos, disk: usize, host: usize) {
+        self.push(
+            at,
+            Fault::Datastore {
+                fault: StorageFault::Slow(delay),
+                datastore: disk,
+                host: Some(host),
+            },
+        );
+    }
+
     fn cut(&mut self, at: Nanos, end: Nanos, host: usize) {
         self.push(
             at,
@@ -107,13 +119,45 @@ impl<'a> Drawing<'a> {
         nanos(self.settings.timing.dead)
     }
 
-    /// One host's storage hangs and its network goes: it comes back around the takeover.
+    /// The storage of one host, or of many, hangs and the network goes: each comes back around the
+    /// takeover, of which the primary's slow storage may make a long affair.
     fn back_around_the_takeover(&mut self, t: Target) -> Nanos {
-        let end = t.at + self.near(self.dead(), 40, 60);
-        self.hang(t.at, end, t.disk, Some(t.host));
-        let heal = end + self.rng.below(2000) * MS;
-        self.cut(t.at, heal, t.host);
-        heal
+        let interval = nanos(self.settings.timing.datastore_heartbeat);
+        let victims = if self.rng.percent(50) {
+            t.host..t.host + 1
+        } else {
+            self.all_but_the_best()
+        };
+        let mut over = t.at;
+        for host in victims {
+            let end = t.at
+                + if self.rng.percent(50) {
+                    self.near(self.dead(), 40, 60)
+                } else {
+                    self.dead() - interval + self.rng.below(4 * interval / MS) * MS
+                };
+            self.hang(t.at, end, t.disk, Some(host));
+            let heal = end + self.rng.below(2000) * MS;
+            self.cut(t.at, heal, host);
+            over = over.max(heal);
+        }
+        if self.rng.percent(50) {
+            let delay = self.freeze() * self.rng.between(10, 60) / 100;
+            self.slow(t.at, delay, t.disk, self.hosts - 1);
+            self.push(
+                over,
+                Fault::DatastoreHeal {
+                    datastore: Some(t.disk),
+                    host: Some(self.hosts - 1),
+                },
+            );
+        }
+        over
+    }
+
+    /// The best host stays primary, with somebody to follow it; the others may suffer.
+    fn all_but_the_best(&self) -> std::ops::Range<usize> {
+        0..self.hosts.saturating_sub(2).max(1)
     }
 
     /// The agent hangs while its storage does, and wakes around the thaw.
@@ -232,18 +276,12 @@ impl<'a> Drawing<'a> {
     /// last acknowledgements may have come late.
     fn storage_goes_after_the_verdict(&mut self, t: Target) -> Nanos {
         let mut over = t.at;
-        // The best host stays primary, with somebody to follow it.
-        for host in 0..self.hosts.saturating_sub(2).max(1) {
+        for host in self.all_but_the_best() {
             let mut when = t.at + self.dead() + self.near(self.dead(), 50, 50);
             for disk in 0..self.datastores {
                 if self.rng.percent(50) {
                     let delay = self.freeze() * self.rng.between(65, 82) / 100;
-                    let fault = Fault::Datastore {
-                        fault: StorageFault::Slow(delay),
-                        datastore: disk,
-                        host: Some(host),
-                    };
-                    self.push(when, fault);
+                    self.slow(when, delay, disk, host);
                     when += delay * self.rng.between(100, 500) / 100;
                 }
                 let end = when + self.lapse() + self.near(self.lapse(), 80, 100);
@@ -256,8 +294,8 @@ impl<'a> Drawing<'a> {
         over
     }
 
-    /// In a partition, the old primary's storage hangs until the other side has taken its datastore.
-    /// When it returns, VMs fail on the old primary's side.
+    /// In a partition, the old primary's storage hangs until the other side takes its datastore, or
+    /// has taken it. When it returns, VMs fail on the old primary's side.
     fn owner_falls_silent_in_a_partition(&mut self, t: Target) -> Nanos {
         if self.hosts < 4 {
             return self.owners_change_quickly(t);
@@ -272,8 +310,17 @@ impl<'a> Drawing<'a> {
         let timing = &self.settings.timing;
         let elected = nanos(timing.election_start) + 2 * nanos(timing.election);
         let silent = t.at + elected + self.near(self.lapse(), 50, 50);
-        let back = silent + self.lapse() + self.near(self.lapse(), 70, 100);
-        self.hang(silent, back, t.disk, Some(self.hosts - 1));
+        let interval = nanos(timing.datastore_heartbeat);
+        let back = silent
+            + self.lapse()
+            + if self.rng.percent(60) {
+                self.rng.below(4 * interval / MS) * MS
+            } else {
+                self.near(self.lapse(), 70, 100)
+            };
+        for disk in 0..self.datastores {
+            self.hang(silent, back, disk, Some(self.hosts - 1));
+        }
         let mut when = back;
         if self.vms > 0 {
             for _ in 0..self.rng.between(2, 6) {
