@@ -248,7 +248,13 @@ impl Agent {
         match task.work_for {
             TaskFor::Vm(vm) => self.on_vm_swapped(&vm, record, outcome),
             TaskFor::Own(datastore) => self.on_own_swapped(&datastore, record, outcome),
-            TaskFor::Orphan(..) | TaskFor::Look(_) | TaskFor::Tidy => {}
+            TaskFor::Orphan(_, vm) => {
+                // The wish is in the lock now, or another host's generation has overtaken it.
+                if !matches!(outcome, SwapOutcome::NotDone(_)) {
+                    self.durable_dirty |= self.durable.wanted_off.remove(&vm);
+                }
+            }
+            TaskFor::Look(_) | TaskFor::Tidy => {}
         }
     }
 

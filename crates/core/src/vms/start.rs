@@ -132,21 +132,42 @@ impl Agent {
                 continue;
             };
             match &vm.phase {
+                Phase::Reading if now >= vm.since + patience => {
+                    let why = format!(
+                        "its lock on {} could not be read for {} ms",
+                        vm.spec.datastore,
+                        patience.as_millis()
+                    );
+                    self.give_up_start(&id, why);
+                }
                 Phase::Waiting { since, .. } if now >= *since + patience => {
                     let why = format!(
                         "no heartbeat could be written on {} for {} ms",
                         vm.spec.datastore,
                         patience.as_millis()
                     );
-                    self.answer_order(&id, StartOutcome::NotReady(why));
-                    self.vms.remove(&id);
-                    self.report_dirty = true;
+                    self.give_up_start(&id, why);
                 }
                 Phase::Waiting { .. } => self.acquire(&id),
                 Phase::Frozen { .. } => self.thaw(&id),
                 _ => {}
             }
         }
+    }
+
+    /// Ends a start before its swap was issued. A wish that waited longer than this may no longer be
+    /// what the user wants: it is theirs to say again.
+    fn give_up_start(&mut self, id: &VmId, why: String) {
+        let ordered = self.vms.get(id).is_some_and(|v| v.order.is_some());
+        if !ordered {
+            self.issue(format!(
+                "{id} was not started here: {why}; power it on again when the datastore answers"
+            ));
+        }
+        self.answer_order(id, StartOutcome::NotReady(why));
+        self.drop_tasks(&TaskFor::Vm(id.clone()));
+        self.vms.remove(id);
+        self.report_dirty = true;
     }
 
     pub(super) fn register(&mut self, id: &VmId, record: LockRecord, token: Token) {
@@ -247,7 +268,12 @@ impl Agent {
                         );
                     }
                 }
-                if self.vms.get(id).is_some_and(|v| v.stop.is_some()) {
+                let stopping = self.vms.get(id).is_some_and(|v| v.stop.is_some());
+                if !stopping {
+                    // The lock says on: a wish from before it counts no more.
+                    self.durable_dirty |= self.durable.wanted_off.remove(id);
+                }
+                if stopping {
                     self.release(
                         id,
                         StopReason::User,

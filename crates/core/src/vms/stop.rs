@@ -68,6 +68,10 @@ impl Agent {
             Phase::Frozen { record: None, .. } | Phase::Adopting { .. } => {
                 // Its lock has not been read yet, and there is nothing left to run: look for it as an orphan.
                 let datastore = vm.spec.datastore.clone();
+                if cause == ExitCause::GuestShutdown {
+                    // The orphan's release must not turn the guest's own wish into a restart.
+                    self.durable_dirty |= self.durable.wanted_off.insert(id.clone());
+                }
                 self.drop_tasks(&TaskFor::Vm(id.clone()));
                 self.on_gone(id, cause, None);
                 self.on_check_lock(id, &datastore, Generation(0));

@@ -394,6 +394,8 @@ impl World<'_> {
         if accepted {
             self.vms[vm].off_wished = false;
             self.vms[vm].ordered_to = None;
+            self.vms[vm].on_asked.insert(host);
+            self.vms[vm].off_asked.remove(&host);
             if changes {
                 self.judge.observe(self.now, &Fact::Wish { vm, on: true });
             }
@@ -409,6 +411,8 @@ impl World<'_> {
         // The wish counts before the agent acts on it: it may kill at once.
         let before = std::mem::replace(&mut self.vms[vm].off_wished, true);
         if self.command(host, Command::PowerOff(id)) {
+            self.vms[vm].on_asked.remove(&host);
+            self.vms[vm].off_asked.insert(host);
             self.judge.observe(self.now, &Fact::Wish { vm, on: false });
         } else {
             self.vms[vm].off_wished = before;

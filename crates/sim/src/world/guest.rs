@@ -10,6 +10,7 @@ use mainstay_core::config::FenceClass;
 use mainstay_core::event::StopReason;
 use mainstay_core::id::{Generation, OpId, VmId};
 use mainstay_core::io::{ExitCause, HypervisorOutcome, HypervisorRequest, Input};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Time between two writes of a guest.
 const TICK: Nanos = 500 * MS;
@@ -24,6 +25,10 @@ pub(super) struct Vm {
     pub(super) start_fails: u64,
     /// Its user switched it off and has not switched it on since.
     pub(super) off_wished: bool,
+    /// Hosts whose agents took a power-on of which nothing has come yet.
+    pub(super) on_asked: BTreeSet<usize>,
+    /// Hosts whose agents took a power-off, and no power-on since.
+    pub(super) off_asked: BTreeSet<usize>,
     pub(super) on: bool,
     pub(super) memory_mb: u64,
     pub(super) cpu_mhz: u64,
@@ -32,7 +37,8 @@ pub(super) struct Vm {
     pub(super) home: Option<usize>,
     pub(super) protected: bool,
     pub(super) abandoned: bool,
-    pub(super) last_exit: Option<StopReason>,
+    /// How its last process ended, for each host.
+    pub(super) last_exit: BTreeMap<usize, StopReason>,
     /// The newest instance that opened the image: older ones are fenced without image locks.
     pub(super) newest_open: Option<usize>,
     pub(super) accepted: bool,
@@ -288,6 +294,11 @@ impl World<'_> {
             self.judge
                 .observe(self.now, &Fact::Placed { vm, host, broken });
         }
+        // A wish that took its time is still its user's: what it starts nobody restarted.
+        let asked = first && self.vms[vm].on_asked.remove(&host);
+        if asked && self.vms[vm].ordered_to != Some(host) {
+            self.judge.observe(self.now, &Fact::Wish { vm, on: true });
+        }
         let fact = Fact::Runs {
             vm,
             host,
@@ -419,11 +430,12 @@ impl World<'_> {
             instance,
             HypervisorOutcome::Failed("the process ended".into()),
         );
-        self.vms[vm].last_exit = Some(match cause {
+        let reason = match cause {
             ExitCause::GuestShutdown => StopReason::Guest,
             ExitCause::Crash => StopReason::Crash,
             ExitCause::Killed => StopReason::User,
-        });
+        };
+        self.vms[vm].last_exit.insert(host, reason);
         let wait = self.dice.guest.between(100_000, 2 * MS);
         let id = self.vms[vm].id.clone();
         self.answer(host, wait, Input::VmExited { vm: id, cause });
@@ -437,7 +449,7 @@ impl World<'_> {
         let newest = self.disks[vm.disk].newest_lock(self.scenario.config.cluster_id, &vm.id);
         KillCause {
             never_ran: i.ran_under.is_none(),
-            user: vm.off_wished,
+            user: vm.off_wished || vm.off_asked.contains(&i.host),
             lock_moved: newest.is_none_or(|lock| lock.generation > i.generation),
             isolated: self.hosts[i.host].isolated,
             frozen_limit: false,

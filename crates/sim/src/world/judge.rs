@@ -227,7 +227,7 @@ impl World<'_> {
                 );
             }
             (EventKind::VmStopped { reason, .. }, Some(vm)) => {
-                let exit = self.vms[vm].last_exit;
+                let exit = self.vms[vm].last_exit.get(&host).copied();
                 self.judge.observe(
                     now,
                     &Fact::Stopped {

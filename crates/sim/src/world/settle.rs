@@ -13,7 +13,7 @@ use mainstay_core::io::Durable;
 use mainstay_core::provision::{datastore_records, vm_record};
 use mainstay_core::time::nanos;
 use mainstay_core::wire::RoleTag;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 impl World<'_> {
@@ -117,6 +117,8 @@ impl World<'_> {
                 shutdown_time: setup.shutdown_time,
                 start_fails: 0,
                 off_wished: false,
+                on_asked: BTreeSet::new(),
+                off_asked: BTreeSet::new(),
                 on: false,
                 memory_mb: spec.memory_mb,
                 cpu_mhz: spec.cpu_mhz,
@@ -124,7 +126,7 @@ impl World<'_> {
                 home: setup.host,
                 protected: false,
                 abandoned: false,
-                last_exit: None,
+                last_exit: BTreeMap::new(),
                 newest_open: None,
                 accepted: false,
             });
