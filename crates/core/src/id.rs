@@ -186,6 +186,17 @@ mod tests {
     }
 
     #[test]
+    fn ids_that_would_be_taken_for_another_record_are_refused() {
+        for text in ["protectedlist", "protectedlist.1", "vm.lock.5", "a.lock.b"] {
+            assert!(
+                matches!(VmId::new(text), Err(IdError::Reserved(_))),
+                "{text}"
+            );
+        }
+        assert!(VmId::new("vm.lock").is_ok());
+    }
+
+    #[test]
     fn host_99_is_lexically_above_host_100() {
         assert!(HostId::new("host-99").expect("id") > HostId::new("host-100").expect("id"));
     }

@@ -1,10 +1,14 @@
-//! The explicit "add datastore" action: the only code that makes a datastore's directory.
+//! The explicit "add datastore" action: the only code that makes a datastore's directory, and the first
+//! records of hosts and VMs.
 
-use crate::error::CreateError;
+use crate::error::{AddError, CreateError};
 use crate::file::{FileDatastore, record_dir, write_new};
-use mainstay_core::config::{ClusterConfig, Settings};
+use mainstay_core::config::ClusterConfig;
 use mainstay_core::id::{DatastoreId, HostId, VmId};
+use mainstay_core::io::{StorageOutcome, StorageRequest, StorageValue};
 use mainstay_core::provision::{MARKER_FILE, datastore_records, marker, vm_record};
+use mainstay_core::wire::RecordKey;
+use std::collections::BTreeSet;
 use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -63,14 +67,66 @@ impl FileDatastore {
             .map_err(|e| io(&dir, e))
     }
 
-    /// Adds a VM to an open datastore: its lock, free.
+    /// Adds the datastore as [`FileDatastore::create`] does or, where it has been added before, what is
+    /// missing on it: the heartbeats of new hosts, the locks of new VMs. Answers the records that were
+    /// made for an existing datastore, none for a new one. Nothing that exists is changed.
+    ///
+    /// A lock whose records somebody removed is begun again too. Agents remember the generations that
+    /// they have seen and refuse a lock that went backwards.
     ///
     /// # Errors
-    /// [`CreateError::Exists`] when its lock is there, [`CreateError::Io`].
-    pub fn add_vm(&self, settings: &Settings, vm: &VmId, by: &HostId) -> Result<(), CreateError> {
-        let (key, bytes) = vm_record(self.cluster(), settings, vm, by);
+    /// [`AddError::Create`], or [`AddError::Open`] when the datastore is there but is not this one.
+    pub fn add(
+        mount: &Path,
+        cluster: &ClusterConfig,
+        id: &DatastoreId,
+        by: &HostId,
+    ) -> Result<Option<Vec<RecordKey>>, AddError> {
+        let dir = record_dir(mount, cluster.cluster_id);
+        if !dir.join(MARKER_FILE).exists() {
+            Self::create(mount, cluster, id, by)?;
+            return Ok(None);
+        }
+        let datastore = Self::attach(mount, cluster.cluster_id, id, by)?;
+        let settings = &cluster.settings;
+        let locked: BTreeSet<VmId> = match datastore.perform(&StorageRequest::ListAllVmLocks) {
+            StorageOutcome::Ok(StorageValue::Keys(keys)) => keys
+                .into_iter()
+                .filter_map(|key| match key {
+                    RecordKey::VmLock(vm, _) => Some(vm),
+                    _ => None,
+                })
+                .collect(),
+            _ => {
+                return Err(AddError::Create(CreateError::Io {
+                    path: dir,
+                    source: io::Error::other("its records cannot be listed"),
+                }));
+            }
+        };
+        let hosts = cluster.hosts.values().filter(|h| h.datastores.contains(id));
+        let heartbeats = datastore_records(cluster.cluster_id, settings, hosts, by)
+            .into_iter()
+            .filter(|(key, _)| matches!(key, RecordKey::Heartbeat(_)));
+        let locks = cluster
+            .vms
+            .values()
+            .filter(|v| v.datastore == *id && !locked.contains(&v.id))
+            .map(|v| vm_record(cluster.cluster_id, settings, &v.id, by));
+        let mut made = Vec::new();
+        for (key, bytes) in heartbeats.chain(locks) {
+            match datastore.begin(&key, &bytes) {
+                Ok(()) => made.push(key),
+                Err(CreateError::Exists(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Some(made))
+    }
+
+    fn begin(&self, key: &RecordKey, bytes: &[u8]) -> Result<(), CreateError> {
         let path = self.dir().join(key.file_name());
-        write_new(&path, &bytes)
+        write_new(&path, bytes)
             .and_then(|()| File::open(self.dir()).and_then(|d| d.sync_all()))
             .map_err(|source| match source.kind() {
                 io::ErrorKind::AlreadyExists => CreateError::Exists(path),

@@ -20,7 +20,7 @@ pub enum OpenError {
         mount: PathBuf,
     },
     /// The mount point has no directory of this cluster.
-    #[error("datastore \"{datastore}\": {} has no marker of this cluster; mount the datastore (the mount point looks empty), or add it to the cluster if it is new", .mount.display())]
+    #[error("datastore \"{datastore}\": {} has no marker of this cluster; mount the datastore (the mount point looks empty), or add it with `mainstay datastore add` if it is new", .mount.display())]
     NotAdded {
         /// The datastore.
         datastore: DatastoreId,
@@ -86,6 +86,18 @@ pub enum CreateError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Why a datastore, or what is new on it, was not added.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AddError {
+    /// It, or a record on it, cannot be made.
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    /// What is there is not this datastore.
+    #[error(transparent)]
+    Open(#[from] OpenError),
 }
 
 /// The core's word for an error of the kernel.

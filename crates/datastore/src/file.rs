@@ -64,6 +64,18 @@ impl FileDatastore {
         id: &DatastoreId,
         host: &HostId,
     ) -> Result<Self, OpenError> {
+        let datastore = Self::attach(mount, cluster, id, host)?;
+        datastore.remove_strays();
+        Ok(datastore)
+    }
+
+    /// Opens it beside an agent of the same host, whose unfinished files stay.
+    pub(crate) fn attach(
+        mount: &Path,
+        cluster: u64,
+        id: &DatastoreId,
+        host: &HostId,
+    ) -> Result<Self, OpenError> {
         let dir = record_dir(mount, cluster);
         let path = dir.join(MARKER_FILE);
         let direct = Direct::default();
@@ -102,7 +114,7 @@ impl FileDatastore {
                 });
             }
         }
-        let datastore = Self {
+        Ok(Self {
             cluster,
             id: id.clone(),
             host: host.clone(),
@@ -110,9 +122,7 @@ impl FileDatastore {
             marker: Mutex::new(FileId::of(&meta)),
             marker_bytes,
             direct,
-        };
-        datastore.remove_strays();
-        Ok(datastore)
+        })
     }
 
     /// The datastore's id.

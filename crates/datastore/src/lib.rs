@@ -13,6 +13,6 @@ mod error;
 mod file;
 mod worker;
 
-pub use error::{CreateError, OpenError};
+pub use error::{AddError, CreateError, OpenError};
 pub use file::FileDatastore;
 pub use worker::{QUEUE_LENGTH, QueueFull, Worker};

@@ -55,6 +55,8 @@ pub(crate) enum Command {
     PowerOn(PowerOnArgs),
     /// Power a VM off: it is restarted by nobody until it is powered on again
     PowerOff(PowerOffArgs),
+    /// Add datastores, and what is new on them, to the cluster
+    Datastore(crate::datastore_cmd::DatastoreArgs),
     /// Play scenarios and campaigns in virtual time
     Sim(crate::sim_cmd::SimArgs),
     /// Run this host's agent

@@ -4,6 +4,7 @@
 
 mod cli;
 mod control;
+mod datastore_cmd;
 mod demo;
 mod fail;
 mod show;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         Command::Explain(args) => finish(common.json, show::explain(&common, &args)),
         Command::PowerOn(args) => finish(common.json, show::power_on(&common, &args)),
         Command::PowerOff(args) => finish(common.json, show::power_off(&common, &args)),
+        Command::Datastore(args) => finish(common.json, datastore_cmd::run(common.json, &args)),
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "mainstay", &mut script);

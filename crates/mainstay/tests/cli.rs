@@ -41,6 +41,7 @@ fn every_subcommand_has_help() {
         &["explain"],
         &["power-on"],
         &["power-off"],
+        &["datastore", "add"],
         &["sim"],
         &["agent"],
         &["guard"],
@@ -136,6 +137,70 @@ fn without_a_demo_nothing_can_be_killed() {
     let output = run(home.path(), &["demo", "kill", "host-1"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("no demo of this user is running"));
+}
+
+fn write_cluster(home: &Path) -> String {
+    std::fs::create_dir_all(home.join("ds-1")).expect("mount");
+    let cluster = r#"
+cluster_id = "00000000000000aa"
+[[datastore]]
+id = "ds-1"
+[[host]]
+id = "host-1"
+address = "127.0.0.1:7777"
+cpu_mhz = 1000
+memory_mb = 1000
+[[vm]]
+id = "vm-1"
+datastore = "ds-1"
+cpu_mhz = 500
+memory_mb = 32
+image = "vm-1.raw"
+driver = "embedded"
+"#;
+    let agent = r#"
+host = "host-1"
+cluster = "cluster.toml"
+state_dir = "state"
+run_dir = "run"
+log_dir = "log"
+key_file = "cluster.key"
+ca_file = "ca.pem"
+cert_file = "cert.pem"
+cert_key_file = "cert.key"
+[datastores]
+ds-1 = "ds-1"
+"#;
+    std::fs::write(home.join("cluster.toml"), cluster).expect("written");
+    let path = home.join("agent.toml");
+    std::fs::write(&path, agent).expect("written");
+    path.display().to_string()
+}
+
+#[test]
+fn a_datastore_is_added_once_and_what_is_new_later() {
+    let home = tempfile::tempdir().expect("dir");
+    let config = write_cluster(home.path());
+    let add = |id: &str| run(home.path(), &["datastore", "add", id, "--config", &config]);
+    let first = add("ds-1");
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    assert!(text(&first.stdout).contains("ds-1 was added"));
+    let records = home.path().join("ds-1/.mainstay/00000000000000aa");
+    let lock = records.join("vm-1.lock.0000000000000000");
+    assert!(lock.exists());
+    assert!(text(&add("ds-1").stdout).contains("nothing on it is missing"));
+    let cluster = home.path().join("cluster.toml");
+    let more = std::fs::read_to_string(&cluster)
+        .expect("readable")
+        .replace("vm-1", "vm-2");
+    std::fs::write(&cluster, more).expect("written");
+    let second = text(&add("ds-1").stdout);
+    assert!(second.contains("vm-2.lock.0000000000000000"), "{second}");
+    assert!(lock.exists(), "nothing is removed");
+    let refused = add("ds-7");
+    assert_eq!(refused.status.code(), Some(1));
+    let error = text(&refused.stderr);
+    assert!(error.contains("did you mean \"ds-1\"?"), "{error}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{CreateError, Worker};
+use crate::{AddError, CreateError, Worker};
 use mainstay_core::config::{ClusterConfig, DatastoreSpec, HostSpec, Settings, VmSpec};
 use mainstay_core::id::{Generation, OpId, VmId};
 use mainstay_core::wire::{HeartbeatRecord, LockRecord};
@@ -101,6 +101,57 @@ fn an_added_datastore_has_all_records_and_is_closed_to_others() {
     assert_eq!(mode, 0o700);
     let again = FileDatastore::create(dir.path(), &config(CLUSTER), &ds(), &host());
     assert!(matches!(again, Err(CreateError::Exists(_))), "{again:?}");
+}
+
+#[test]
+fn what_is_new_is_added_and_nothing_else_is_touched() {
+    let (dir, datastore) = made();
+    let bytes = vec![7; 8];
+    assert_eq!(
+        datastore.perform(&StorageRequest::Link(lock(1), bytes.clone())),
+        done()
+    );
+    assert_eq!(
+        datastore.perform(&StorageRequest::Remove(lock(0))),
+        done(),
+        "as a clean-up does"
+    );
+    let mut cluster = config(CLUSTER);
+    let (new_host, new_vm) = (
+        HostId::new("host-2").expect("id"),
+        VmId::new("vm-2").expect("id"),
+    );
+    let mut spec = cluster.hosts.values().next().cloned().expect("a host");
+    spec.id = new_host.clone();
+    cluster.hosts.insert(new_host.clone(), spec);
+    let mut spec = cluster.vms.values().next().cloned().expect("a VM");
+    spec.id = new_vm.clone();
+    cluster.vms.insert(new_vm.clone(), spec);
+    let made = FileDatastore::add(dir.path(), &cluster, &ds(), &host()).expect("added");
+    let expected = vec![
+        RecordKey::Heartbeat(new_host),
+        RecordKey::VmLock(new_vm, Generation(0)),
+    ];
+    assert_eq!(made, Some(expected), "the moved lock of vm-1 is known");
+    assert_eq!(read(&datastore, lock(1)), bytes);
+    let again = FileDatastore::add(dir.path(), &cluster, &ds(), &host()).expect("sound");
+    assert_eq!(again, Some(vec![]));
+}
+
+#[test]
+fn adding_tells_a_new_mount_from_another_datastore() {
+    let dir = tempfile::tempdir().expect("directory");
+    let added = FileDatastore::add(dir.path(), &config(CLUSTER), &ds(), &host());
+    assert!(matches!(added, Ok(None)), "{added:?}");
+    let other = DatastoreId::new("ds-2").expect("id");
+    let refused = FileDatastore::add(dir.path(), &config(CLUSTER), &other, &host());
+    assert!(
+        matches!(
+            refused,
+            Err(AddError::Open(OpenError::OtherDatastore { .. }))
+        ),
+        "{refused:?}"
+    );
 }
 
 #[test]
