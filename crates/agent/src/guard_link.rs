@@ -10,7 +10,7 @@ use mainstay_core::guard::{SlotState, Word, Words as _};
 use mainstay_core::id::{Generation, VmId};
 use mainstay_core::io::{FoundState, GuardOutcome, GuardRequest};
 use mainstay_core::time::{Duration, Instant, millis};
-use mainstay_hypervisor::{Process, freeze};
+use mainstay_hypervisor::{Found, Process, freeze};
 use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::net::UnixDatagram;
@@ -162,7 +162,6 @@ impl GuardLink {
                 if outcome == GuardOutcome::Done {
                     if let Some(slot) = shm.slot_of(vm) {
                         shm.set_generation(slot, *to);
-                        shm.set_resumed(slot);
                     }
                     if let Some(known) = self.known().get_mut(vm) {
                         known.0 = *to;
@@ -205,14 +204,10 @@ impl GuardLink {
         true
     }
 
-    /// Notes that the first instruction is asked for; false when the right has lapsed.
-    pub(crate) fn begin(&self, vm: &VmId) -> bool {
+    /// True while the right of a registered VM lasts: only then is it let run.
+    pub(crate) fn may_resume(&self, vm: &VmId) -> bool {
         let shm = self.shm();
-        let Some(slot) = shm.slot_of(vm).filter(|s| may_run(&shm, *s)) else {
-            return false;
-        };
-        shm.set_resumed(slot);
-        true
+        shm.slot_of(vm).is_some_and(|slot| may_run(&shm, slot))
     }
 
     /// True when the guard killed the VM.
@@ -222,10 +217,14 @@ impl GuardLink {
     }
 
     /// What the table says of a process that was found. One that is not registered is frozen first.
-    pub(crate) fn adopt(&self, vm: &VmId, process: &Process) -> FoundState {
+    pub(crate) fn adopt(&self, vm: &VmId, found: &Found) -> FoundState {
         let shm = self.shm();
+        let process = &found.process;
         let Some(slot) = shm.slot_of(vm) else {
             stop(process);
+            if !found.resumed {
+                return FoundState::Prepared(Generation(found.generation));
+            }
             // Generation 0 is what the core thaws an unregistered VM from.
             self.register_lapsed(&shm, vm, Generation(0), process);
             return FoundState::Unregistered;
@@ -241,7 +240,7 @@ impl GuardLink {
         }
         // What never ran an instruction is prepared, whatever became of its right: nothing is lost
         // with it, and a thaw alone would not make it run.
-        match (shm.is_resumed(slot), may_run) {
+        match (found.resumed, may_run) {
             (false, _) => FoundState::Prepared(generation),
             (true, true) => FoundState::Running(generation),
             (true, false) => FoundState::Lapsed(generation),

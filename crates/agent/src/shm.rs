@@ -70,10 +70,8 @@ enum Field {
 const VM_BYTES: usize = 64;
 const CGROUP_BYTES: usize = 320;
 
-/// The VM's first instruction was asked for.
-const RESUMED: u64 = 1;
 /// The guard killed it.
-const KILLED: u64 = 2;
+const KILLED: u64 = 1;
 
 /// Why the shared memory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -423,18 +421,6 @@ impl Shm {
     pub(crate) fn set_generation(&self, slot: usize, generation: Generation) {
         self.field(slot, Field::Generation as usize)
             .store(generation.0, Ordering::Release);
-    }
-
-    pub(crate) fn set_resumed(&self, slot: usize) {
-        self.field(slot, Field::Flags as usize)
-            .fetch_or(RESUMED, Ordering::AcqRel);
-    }
-
-    pub(crate) fn is_resumed(&self, slot: usize) -> bool {
-        self.field(slot, Field::Flags as usize)
-            .load(Ordering::Acquire)
-            & RESUMED
-            != 0
     }
 
     pub(crate) fn set_killed(&self, slot: usize) {

@@ -117,7 +117,7 @@ impl Vms {
                     driver.forget(&found.vm);
                     continue;
                 }
-                let state = self.link.adopt(&vm, &found.process);
+                let state = self.link.adopt(&vm, &found);
                 tracing::info!(%vm, ?state, pid = found.process.pid, gone = found.exit.is_some(), "found");
                 all.push(FoundVm {
                     vm: vm.clone(),
@@ -322,7 +322,7 @@ impl Shared {
 
     fn resume(&self) -> HypervisorOutcome {
         // The guard may have stopped it in between; a request would wait in it and work after a thaw.
-        if !self.link.begin(&self.vm) {
+        if !self.link.may_resume(&self.vm) {
             return HypervisorOutcome::Failed(
                 "its right to run ended before the first instruction".into(),
             );

@@ -245,6 +245,7 @@ impl Agent {
             },
             Input::Guard(op, outcome) => match self.pending.remove(&op) {
                 Some(Pending::Guard { vm }) => self.on_guard(&vm, outcome),
+                Some(Pending::Forget) => {}
                 _ => self.ignore("stale guard answer"),
             },
             Input::Hypervisor(op, outcome) => match self.pending.remove(&op) {
@@ -519,8 +520,8 @@ impl Agent {
             Pending::Ping { .. }
             | Pending::Guard { .. }
             | Pending::Hypervisor { .. }
-            | Pending::Persist
-            | Pending::Forget => self.ignore("completion of another kind"),
+            | Pending::Persist => self.ignore("completion of another kind"),
+            Pending::Forget => {}
         }
     }
 

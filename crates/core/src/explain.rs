@@ -62,7 +62,9 @@ impl Agent {
         let report: Option<HostReport> = if own {
             Some(self.own_report(0))
         } else {
-            peer.and_then(|p| p.report.clone())
+            // The last report of a dead host says what it had, not what it has.
+            peer.filter(|p| p.state != HostState::Dead)
+                .and_then(|p| p.report.clone())
         };
         let spec = self.config.hosts.get(host);
         let sum = |f: fn(&crate::wire::VmReport) -> u64| {
@@ -148,7 +150,6 @@ impl Agent {
             .values()
             .map(|spec| {
                 let vm = &spec.id;
-                let local = self.vms.get(vm);
                 let restart = self.restarts.get(vm);
                 let (state, host, why) = match (located.get(vm), restart) {
                     (Some(l), _) => {
@@ -188,7 +189,8 @@ impl Agent {
                     datastore: spec.datastore.clone(),
                     host,
                     state: state.to_string(),
-                    generation: local.map(crate::vms::LocalVm::generation),
+                    // A start that has not taken the lock yet has no generation.
+                    generation: located.get(vm).map(|l| l.generation).filter(|g| g.0 > 0),
                     protected: self.protected_here.contains(vm)
                         || self
                             .acting(&spec.datastore)

@@ -188,6 +188,7 @@ impl Hypervisor for EmbeddedDriver {
     }
 
     fn resume(&self, vm: &str) -> Result<(), DriverError> {
+        self.guests.mark_resumed(vm)?;
         self.send(vm, guest::RESUME)
     }
 

@@ -30,6 +30,7 @@ use crate::process::Process;
 use crate::{StartError, VmSpec, cgroup};
 
 const RECORD_SUFFIX: &str = ".process.json";
+const RESUMED_SUFFIX: &str = ".resumed";
 const ENV_DRIVER: &str = "MAINSTAY_GUEST_DRIVER";
 const ENV_VM: &str = "MAINSTAY_GUEST_VM";
 const ENV_GENERATION: &str = "MAINSTAY_GUEST_GENERATION";
@@ -69,8 +70,26 @@ impl Record {
         write_json(&self.file(".exit"), &marker)
     }
 
+    /// Notes that the guest is about to be let run: written before the request is sent.
+    pub(crate) fn mark_resumed(&self) -> io::Result<()> {
+        write_json(&self.file(RESUMED_SUFFIX), &self.process)
+    }
+
+    /// Whether it may have executed an instruction; false is certain.
+    pub(crate) fn is_resumed(&self) -> bool {
+        read_json::<Process>(&self.file(RESUMED_SUFFIX))
+            .is_some_and(|process| process == self.process)
+    }
+
     pub(crate) fn remove_files(&self) {
-        for suffix in [".exit", ".ctl", ".qmp", ".events", RECORD_SUFFIX] {
+        for suffix in [
+            ".exit",
+            RESUMED_SUFFIX,
+            ".ctl",
+            ".qmp",
+            ".events",
+            RECORD_SUFFIX,
+        ] {
             let _ = fs::remove_file(self.file(suffix));
         }
         if let Some(dir) = &self.process.cgroup {

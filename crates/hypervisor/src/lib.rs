@@ -177,6 +177,8 @@ pub struct Found {
     pub generation: u64,
     /// Its process.
     pub process: Process,
+    /// False: it has certainly executed no guest instruction.
+    pub resumed: bool,
     /// `None` while a thread of it lives.
     pub exit: Option<Exit>,
 }

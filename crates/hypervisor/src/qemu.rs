@@ -263,6 +263,7 @@ impl Hypervisor for QemuDriver {
     }
 
     fn resume(&self, vm: &str) -> Result<(), DriverError> {
+        self.guests.mark_resumed(vm)?;
         self.execute(vm, &qmp::cont {}).map(drop)
     }
 

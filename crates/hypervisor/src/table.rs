@@ -118,6 +118,16 @@ impl<W: Watch> Table<W> {
         }
     }
 
+    /// Notes that the guest is about to be let run.
+    pub(crate) fn mark_resumed(&self, vm: &str) -> Result<(), DriverError> {
+        self.living(vm)?
+            .mark_resumed()
+            .map_err(|source| DriverError::Channel {
+                vm: vm.to_owned(),
+                source,
+            })
+    }
+
     /// Makes room for a new guest of this name.
     pub(crate) fn clear(&self, vm: &str, run_dir: &Path, driver: &str) -> Result<(), StartError> {
         // Also one that an earlier agent left and nobody has adopted.
@@ -187,6 +197,7 @@ impl<W: Watch> Table<W> {
                 guest.look();
                 guest.exit.clone()
             });
+            let resumed = record.is_resumed();
             let Record {
                 vm,
                 generation,
@@ -197,6 +208,7 @@ impl<W: Watch> Table<W> {
                 vm,
                 generation,
                 process,
+                resumed,
                 exit,
             });
         }

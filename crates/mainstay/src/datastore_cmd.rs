@@ -73,18 +73,18 @@ pub(crate) fn run(json: bool, args: &DatastoreArgs) -> Result<()> {
         let value = serde_json::json!({
             "datastore": id.as_str(), "mount": mount, "new": records.is_none(), "records": records.unwrap_or_default(),
         });
-        line(&value.to_string());
+        line(value);
         return Ok(());
     }
     match records {
-        None => line(&format!("{id} was added at {}", mount.display())),
-        Some(records) if records.is_empty() => line(&format!(
+        None => line(format!("{id} was added at {}", mount.display())),
+        Some(records) if records.is_empty() => line(format!(
             "{id} has been added before, and nothing on it is missing"
         )),
         Some(records) => {
-            line(&format!("{id} has been added before; new on it:"));
+            line(format!("{id} has been added before; new on it:"));
             for record in records {
-                line(&format!("  {record}"));
+                line(format!("  {record}"));
             }
         }
     }

@@ -1,10 +1,12 @@
 //! Makes a failing scenario smaller.
 
+use crate::clock::MS;
 use crate::scenario::Scenario;
 use crate::world::{Options, run};
 
 /// Removes events, halves first and then one by one, as long as the same property still fails.
-/// Gives the smallest scenario found and how many runs it took.
+/// Gives the smallest scenario found and how many runs it took. The events that end all faults
+/// stay when liveness was demanded: without them any fault that lasts would do.
 #[must_use]
 pub fn shrink(
     scenario: &Scenario,
@@ -13,6 +15,13 @@ pub fn shrink(
     limit: u32,
 ) -> (Scenario, u32) {
     let mut best = scenario.clone();
+    let well_again = scenario.weather.until_ms * MS;
+    let last = if scenario.liveness && property.starts_with('L') && well_again > 0 {
+        scenario.events.partition_point(|e| e.at < well_again)
+    } else {
+        scenario.events.len()
+    };
+    let kept = scenario.events.len() - last;
     let mut runs = 0;
     let mut fails = |candidate: &Scenario| {
         runs += 1;
@@ -21,14 +30,14 @@ pub fn shrink(
             .iter()
             .any(|v| v.property == property)
     };
-    let mut size = best.events.len().div_ceil(2).max(1);
+    let mut size = last.div_ceil(2).max(1);
     let mut tries = 0;
     loop {
         let mut at = 0;
         let mut smaller = false;
-        while at < best.events.len() && tries < limit {
+        while at + kept < best.events.len() && tries < limit {
             let mut candidate = best.clone();
-            let end = (at + size).min(candidate.events.len());
+            let end = (at + size).min(candidate.events.len() - kept);
             candidate.events.drain(at..end);
             tries += 1;
             if fails(&candidate) {

@@ -209,8 +209,8 @@ impl Agent {
                 continue;
             };
             let from = core::mem::replace(&mut peer.state, state);
+            peer.why.clone_from(&why);
             if from != state {
-                peer.why.clone_from(&why);
                 if state != HostState::Live {
                     peer.follows = false;
                     peer.poweron = None;

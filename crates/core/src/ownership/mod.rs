@@ -615,10 +615,37 @@ impl Agent {
                 self.issue(format!("datastore {datastore}: the protected list cannot be written ({fault:?}); new VMs there are not protected until it can"));
             }
             // It may land late: only another generation has a slot that it cannot touch (H19).
-            _ => self.lose(
-                datastore,
-                "a write of its protected list has an unknown outcome",
-            ),
+            _ => {
+                self.announce_doubt(datastore);
+                self.lose(
+                    datastore,
+                    "a write of its protected list has an unknown outcome",
+                );
+            }
+        }
+    }
+
+    /// What was to be removed may be gone: whoever owns the list next cannot know why.
+    fn announce_doubt(&mut self, datastore: &DatastoreId) {
+        let Some(acting) = self.acting_mut(datastore) else {
+            return;
+        };
+        let Some(written) = acting.writing.take() else {
+            return;
+        };
+        let reasons = core::mem::take(&mut acting.why_removed);
+        let removed: Vec<VmId> = acting
+            .list
+            .keys()
+            .filter(|v| !written.contains_key(*v))
+            .cloned()
+            .collect();
+        for vm in removed {
+            let reason = reasons.get(&vm).cloned().unwrap_or_default();
+            let why = format!(
+                "{reason}; whether its removal is on disk is not known, and the list is read again"
+            );
+            self.emit(EventKind::VmUnprotected { vm, reason }, why);
         }
     }
 

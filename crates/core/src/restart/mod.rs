@@ -15,7 +15,7 @@ use crate::agent::{Agent, planted};
 use crate::config::{FenceClass, RestartPriority, VmSpec};
 use crate::election::Role;
 use crate::event::{EventKind, HostState};
-use crate::id::{DatastoreId, HostId, VmId};
+use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::io::Channel;
 use crate::lock::LockName;
 use crate::placement::{Choice, Room, View, plan};
@@ -79,6 +79,7 @@ enum Wait {
 /// Where a VM was reported.
 #[derive(Clone, Debug)]
 pub(crate) struct Located {
+    pub(crate) generation: Generation,
     pub(crate) host: HostId,
     pub(crate) state: VmReportState,
     pub(crate) spec: VmSpec,
@@ -127,6 +128,7 @@ impl Agent {
                     let entry = Located {
                         host: host.clone(),
                         state: vm.state,
+                        generation: vm.generation,
                         spec: vm.spec,
                     };
                     located.insert(entry.spec.id.clone(), entry);

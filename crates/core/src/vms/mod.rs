@@ -91,6 +91,9 @@ pub(crate) struct LocalVm {
     again: bool,
     /// Its process ended while a swap was out.
     exited: Option<ExitCause>,
+    /// It was found by this agent; whether the request to run reached it before the last one died is
+    /// not known, so it is sent (again) then.
+    resume_at: Option<Instant>,
     pub(crate) since: Instant,
 }
 
@@ -103,6 +106,7 @@ impl LocalVm {
             stop: None,
             again: false,
             exited: None,
+            resume_at: None,
             since: now,
         }
     }
@@ -306,8 +310,9 @@ impl Agent {
             };
             let adopting = matches!(phase, Phase::Adopting { .. });
             let killing = matches!(phase, Phase::Killing { .. });
-            self.vms
-                .insert(id.clone(), LocalVm::new(spec, phase, self.now));
+            let mut vm = LocalVm::new(spec, phase, self.now);
+            vm.resume_at = Some(self.now);
+            self.vms.insert(id.clone(), vm);
             if adopting {
                 self.read_lock(
                     &datastore,

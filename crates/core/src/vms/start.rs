@@ -150,6 +150,12 @@ impl Agent {
                 }
                 Phase::Waiting { .. } => self.acquire(&id),
                 Phase::Frozen { .. } => self.thaw(&id),
+                Phase::Running { .. } if vm.resume_at.is_some_and(|at| now >= at) => {
+                    if let Some(vm) = self.vms.get_mut(&id) {
+                        vm.resume_at = None;
+                    }
+                    self.hypervisor(&id, HypervisorRequest::Resume { vm: id.clone() });
+                }
                 _ => {}
             }
         }
@@ -468,6 +474,12 @@ impl Agent {
                     StopReason::StartAborted,
                     Some((record.generation, record.nonce, Desired::On)),
                 );
+            }
+            (Phase::Running { .. }, HypervisorOutcome::Failed(_)) if resume => {
+                let again = self.now + self.timing().datastore_heartbeat;
+                if let Some(vm) = self.vms.get_mut(id) {
+                    vm.resume_at = Some(again);
+                }
             }
             (Phase::Killing { .. }, HypervisorOutcome::Failed(_)) => {
                 self.hypervisor(id, HypervisorRequest::Kill { vm: id.clone() });

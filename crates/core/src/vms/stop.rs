@@ -166,10 +166,11 @@ impl Agent {
             }
             SwapOutcome::Won => {
                 let (vm, host, generation) = (id.clone(), self.me.host.clone(), record.generation);
-                let why = format!(
-                    "nothing of the VM is left on this host ({reason:?}); it should be {:?}",
-                    record.desired
-                );
+                let should = match record.desired {
+                    Desired::On => "it should run, and is restarted where there is room",
+                    Desired::Off => "it should be off, and is restarted by nobody",
+                };
+                let why = format!("nothing of the VM is left on this host; {should}");
                 self.emit(
                     EventKind::LockReleased {
                         vm,

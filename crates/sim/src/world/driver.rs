@@ -1,7 +1,6 @@
 //! Drives the agents as the agent's process does: hands in what happened, carries out what they ask
 //! for, in order, and wakes them when they want to be woken.
 
-use super::guest::Phase;
 use super::{Happening, World};
 use crate::clock::Nanos;
 use mainstay_core::guard::{SlotState, Word, Words as _};
@@ -182,15 +181,14 @@ impl World<'_> {
                 .iter()
                 .enumerate()
                 .filter(|(_, i)| i.host == host && i.vm == vm && i.exists());
-            let Some((instance, phase)) = all.map(|(index, i)| (index, i.phase)).next_back() else {
+            let Some((instance, resumed)) = all.map(|(index, i)| (index, i.resumed)).next_back()
+            else {
                 continue;
             };
             let word = self.hosts[host].words.load(vm);
             let state = match word.state() {
-                // Whatever became of its right: it never ran, and only a resume would let it.
-                SlotState::Running | SlotState::Lapsed if phase < Phase::Started => {
-                    FoundState::Prepared(word.generation())
-                }
+                // Whatever became of its right: it never ran.
+                _ if !resumed => FoundState::Prepared(word.generation()),
                 SlotState::Free => {
                     if !self.unregistered_runs_on() {
                         // As the shell does: the core thaws such a VM from generation 0.

@@ -71,6 +71,10 @@ pub(super) struct Instance {
     writing: bool,
     dying: Option<ExitCause>,
     pub(super) shutting_down: bool,
+    /// Its agent has noted that it is about to let it run.
+    pub(super) resumed: bool,
+    /// The request itself dies with the agent if that dies first.
+    unsent: bool,
     life: u64,
 }
 
@@ -121,6 +125,11 @@ impl World<'_> {
         match request {
             HypervisorRequest::Prepare { generation, .. } => self.prepare(host, vm, op, generation),
             HypervisorRequest::Resume { .. } => {
+                let started = |i: &usize| self.instances[*i].phase == Phase::Started;
+                if here.iter().any(started) {
+                    let outcome = HypervisorOutcome::Done;
+                    return self.answer(host, MS, Input::Hypervisor(op, outcome));
+                }
                 let Some(instance) = here
                     .into_iter()
                     .find(|i| self.instances[*i].phase == Phase::Prepared)
@@ -130,6 +139,8 @@ impl World<'_> {
                 };
                 let run = self.hosts[host].agent_run;
                 let wait = self.vms[vm].start_time / 20;
+                self.instances[instance].resumed = true;
+                self.instances[instance].unsent = self.dice.guest.percent(30);
                 self.after(wait, Happening::FirstRun { instance, op, run });
             }
             HypervisorRequest::Shutdown { .. } => {
@@ -191,6 +202,8 @@ impl World<'_> {
             writing: false,
             dying: None,
             shutting_down: false,
+            resumed: false,
+            unsent: false,
             life: 0,
         });
         self.after(10 * MS, Happening::OpenImage { instance });
@@ -254,7 +267,11 @@ impl World<'_> {
     }
 
     pub(super) fn first_run(&mut self, instance: usize, op: OpId, run: u64) {
+        let lost = self.hosts[self.instances[instance].host].agent_run != run;
         let i = &mut self.instances[instance];
+        if lost && i.unsent {
+            return;
+        }
         let (vm, host) = (i.vm, i.host);
         let outcome = if i.phase == Phase::Prepared {
             i.phase = Phase::Started;
