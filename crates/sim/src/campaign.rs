@@ -149,10 +149,11 @@ fn small(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
-/// The longest time that the first inequality leaves the guard.
+/// The longest time, in whole milliseconds, that the first inequality leaves the guard.
 fn room_for_the_guard(settings: &Settings) -> Duration {
     let t = &settings.timing;
-    t.guard_latency + t.margin().saturating_sub(Duration::from_millis(1))
+    let room = t.guard_latency + t.margin().saturating_sub(Duration::from_millis(1));
+    Duration::from_nanos(nanos(room) / MS * MS)
 }
 
 fn settings(rng: &mut Rng, limits: &Limits, bare: bool) -> Settings {

@@ -427,6 +427,12 @@ impl Settings {
         })
     }
 
+    /// The value of a setting that is one time, by its key.
+    #[must_use]
+    pub fn time_of(&self, key: &str) -> Option<Duration> {
+        self.clone().timer(key).map(|time| *time)
+    }
+
     fn timer(&mut self, key: &str) -> Option<&mut Duration> {
         let t = &mut self.timing;
         Some(match key {

@@ -3,7 +3,8 @@
 use super::{Scenario, Weather};
 use crate::clock::{MS, Nanos};
 use mainstay_core::config::{
-    DatastoreKind, FenceClass, HostShutdown, IsolationResponse, RestartPriority, RuleKind, Settings,
+    DatastoreKind, FenceClass, HostShutdown, IsolationResponse, RestartPriority, RuleKind,
+    SETTINGS, Settings,
 };
 use mainstay_core::time::nanos;
 use serde_json::Value;
@@ -196,7 +197,7 @@ fn isolation(r: IsolationResponse) -> &'static str {
     }
 }
 
-/// The settings that a campaign draws; the timers follow from the profile.
+/// The settings that a campaign draws, and each timer that is not its profile's.
 fn settings(s: &Settings, out: &mut String) -> std::fmt::Result {
     let default = Settings::of(s.profile);
     writeln!(out, "\n[settings]")?;
@@ -217,7 +218,14 @@ fn settings(s: &Settings, out: &mut String) -> std::fmt::Result {
         "heartbeat_datastores_per_host = {}",
         s.heartbeat_datastores_per_host
     )?;
-    writeln!(out, "order_timeout = {}", ms(nanos(s.order_timeout)))?;
+    for doc in SETTINGS {
+        match s.time_of(doc.key) {
+            Some(time) if default.time_of(doc.key) != Some(time) => {
+                writeln!(out, "{} = {}", doc.key, ms(nanos(time)))?;
+            }
+            _ => {}
+        }
+    }
     writeln!(out, "accept_late_writes = {}", s.accept_late_writes)?;
     if let Some(limit) = s.frozen_limit {
         writeln!(out, "frozen_limit = {}", ms(nanos(limit)))?;
