@@ -73,7 +73,8 @@ impl Agent {
         let role = if own {
             Some(self.role.tag())
         } else {
-            peer.and_then(|p| p.role)
+            peer.filter(|p| p.state != HostState::Dead)
+                .and_then(|p| p.role)
         };
         let (state, why) = match peer {
             None => (HostState::Live, String::from("this agent's own host")),
@@ -223,8 +224,9 @@ impl Agent {
             String::from("It is not protected: it has not been seen running.")
         });
         if let Some(restart) = self.restarts.get(vm) {
+            let plural = if restart.attempt == 1 { "" } else { "s" };
             sentences.push(format!(
-                "Restart: {} attempts spent; {}.",
+                "Restart: {} attempt{plural} spent; {}.",
                 restart.attempt, restart.why
             ));
         }

@@ -132,7 +132,7 @@ impl LimitArgs {
 #[derive(Debug, Clone, Args)]
 struct CampaignArgs {
     /// One seed (26), or a range with both ends in it (1..1000)
-    #[arg(long, value_parser = seeds)]
+    #[arg(long, value_parser = seeds, default_value = "1..200")]
     seeds: Seeds,
     #[command(flatten)]
     limits: LimitArgs,
