@@ -75,10 +75,13 @@ impl Record {
         write_json(&self.file(RESUMED_SUFFIX), &self.process)
     }
 
-    /// Whether it may have executed an instruction; false is certain.
+    /// Whether it may have executed an instruction; false is certain. Where the record itself is
+    /// missing, the note may be too.
     pub(crate) fn is_resumed(&self) -> bool {
-        read_json::<Process>(&self.file(RESUMED_SUFFIX))
-            .is_some_and(|process| process == self.process)
+        let noted = read_json::<Process>(&self.file(RESUMED_SUFFIX));
+        let same =
+            |p: Process| (p.pid, p.start_time) == (self.process.pid, self.process.start_time);
+        noted.is_some_and(same) || !self.file(RECORD_SUFFIX).exists()
     }
 
     pub(crate) fn remove_files(&self) {

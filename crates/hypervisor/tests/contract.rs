@@ -182,6 +182,7 @@ fn restarted_agent_adopts_a_running_guest(kind: Kind) {
         ("vm", 7, &process)
     );
     assert_eq!(found[0].exit, None);
+    assert!(found[0].resumed);
     kit.assert_counts();
     kit.driver.request_shutdown("vm").expect("request");
     assert_eq!(kit.exit(), ExitCause::Clean);
@@ -217,7 +218,11 @@ fn restarted_agent_resumes_a_prepared_guest(kind: Kind) {
     let mut kit = Kit::new(kind);
     let process = kit.prepare(CgroupPlacement::Auto);
     kit.freeze(&process);
-    kit.restart_agent();
+    let found = kit.restart_agent();
+    assert!(
+        found.iter().all(|f| !f.resumed),
+        "nobody has asked for it yet"
+    );
     freeze::thaw(&process).expect("thaw");
     kit.assert_still();
     assert_eq!(kit.counter(), 0, "a thaw alone executes nothing");
@@ -254,6 +259,7 @@ fn guest_without_a_record_is_found(kind: Kind) {
     let found = kit.restart_agent();
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].generation, &found[0].process), (7, &process));
+    assert!(found[0].resumed, "in doubt it has run");
     let refused = kit.try_prepare(&kit.spec());
     assert!(
         matches!(refused, Err(StartError::Exists { .. })),
@@ -273,13 +279,22 @@ fn record_of_a_reused_pid_is_not_acted_upon(kind: Kind) {
         &format!("\"pid\":{}", process.pid),
         &format!("\"pid\":{me}"),
     );
+    // This process may have begun in the very clock tick in which the guest did.
+    let text = text.replace(
+        &format!("\"start_time\":{}", process.start_time),
+        "\"start_time\":1",
+    );
     std::fs::write(&record, text).expect("a forged record");
     let found = kit.restart_agent();
     assert_eq!(found[0].process.pid, me);
     assert!(found[0].exit.is_some());
     kit.driver.kill("vm").expect("nothing to kill");
     assert!(kit.driver.is_gone("vm"));
-    let other = Process { pid: me, ..process };
+    let other = Process {
+        pid: me,
+        start_time: 1,
+        ..process
+    };
     assert!(matches!(
         freeze::freeze(&other),
         Err(freeze::FreezeError::Gone { .. })
