@@ -176,6 +176,14 @@ impl Agent {
         self.report_dirty = true;
     }
 
+    /// A start that its user asked for and a gap in the right ended is begun again once its lock is
+    /// given back: no owner knows of the wish, so nobody else would.
+    fn user_start_again(&mut self, id: &VmId) {
+        if let Some(vm) = self.vms.get_mut(id) {
+            vm.again = vm.order.is_none() && vm.stop.is_none();
+        }
+    }
+
     pub(super) fn register(&mut self, id: &VmId, record: LockRecord, token: Token) {
         let Some(vm) = self.vms.get_mut(id) else {
             return;
@@ -325,8 +333,13 @@ impl Agent {
                 }
                 GuardOutcome::Lapsed | GuardOutcome::NoGuard => {
                     let why = if outcome == GuardOutcome::NoGuard {
-                        String::from("this host's guard does not run")
+                        let why = String::from("this host's guard does not run");
+                        if self.vms.get(id).is_some_and(|v| v.order.is_none()) {
+                            self.issue(format!("{id} could not be started: {why}; power it on again when `mainstay status` does not name the guard"));
+                        }
+                        why
                     } else {
+                        self.user_start_again(id);
                         String::from("the right to run ended before the start")
                     };
                     self.answer_order(id, StartOutcome::NotReady(why));
@@ -415,6 +428,7 @@ impl Agent {
                     self.hypervisor(id, HypervisorRequest::Resume { vm: id.clone() });
                 } else {
                     let why = String::from("the right to run ended before the first instruction");
+                    self.user_start_again(id);
                     self.answer_order(id, StartOutcome::NotReady(why));
                     self.kill(
                         id,
