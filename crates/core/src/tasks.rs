@@ -253,6 +253,9 @@ impl Agent {
                 if !matches!(outcome, SwapOutcome::NotDone(_)) {
                     self.durable_dirty |= self.durable.wanted_off.remove(&vm);
                 }
+                if *outcome == SwapOutcome::Won {
+                    self.say_released(&vm, &record);
+                }
             }
             TaskFor::Look(_) | TaskFor::Tidy => {}
         }

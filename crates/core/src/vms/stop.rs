@@ -165,20 +165,7 @@ impl Agent {
                 return;
             }
             SwapOutcome::Won => {
-                let (vm, host, generation) = (id.clone(), self.me.host.clone(), record.generation);
-                let should = match record.desired {
-                    Desired::On => "it should run, and is restarted where there is room",
-                    Desired::Off => "it should be off, and is restarted by nobody",
-                };
-                let why = format!("nothing of the VM is left on this host; {should}");
-                self.emit(
-                    EventKind::LockReleased {
-                        vm,
-                        host,
-                        generation,
-                    },
-                    why,
-                );
+                self.say_released(id, &record);
             }
             SwapOutcome::Lost => {}
         }
@@ -194,6 +181,24 @@ impl Agent {
         if let (true, Some(spec)) = (start_again, spec) {
             self.start_reading(spec);
         }
+    }
+
+    /// Says that the lock is free, and what follows for the VM.
+    pub(crate) fn say_released(&mut self, id: &VmId, record: &LockRecord) {
+        let (vm, host, generation) = (id.clone(), self.me.host.clone(), record.generation);
+        let should = match record.desired {
+            Desired::On => "it should run, and is restarted where there is room",
+            Desired::Off => "it should be off, and is restarted by nobody",
+        };
+        let why = format!("nothing of the VM is left on this host; {should}");
+        self.emit(
+            EventKind::LockReleased {
+                vm,
+                host,
+                generation,
+            },
+            why,
+        );
     }
 
     pub(super) fn gone(&mut self, id: &VmId, reason: StopReason) {

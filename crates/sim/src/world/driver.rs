@@ -1,8 +1,9 @@
 //! Drives the agents as the agent's process does: hands in what happened, carries out what they ask
 //! for, in order, and wakes them when they want to be woken.
 
+use super::guest::Instance;
 use super::{Happening, World};
-use crate::clock::Nanos;
+use crate::clock::{MS, Nanos};
 use mainstay_core::guard::{SlotState, Word, Words as _};
 use mainstay_core::id::{Generation, InstanceId};
 use mainstay_core::io::{FoundState, FoundVm, Input, Output};
@@ -39,6 +40,16 @@ impl World<'_> {
             return;
         }
         let now = h.clock.local(self.now);
+        if let Input::VmExited { vm, .. } = &input
+            && let Some(vm) = self.vm_index.get(vm).copied()
+        {
+            for instance in self.instances.iter_mut() {
+                if instance.host == host && instance.vm == vm {
+                    instance.untold = None;
+                }
+            }
+        }
+        let h = &mut self.hosts[host];
         if let Some(agent) = &mut h.agent {
             agent.handle(now, input);
         }
@@ -141,7 +152,7 @@ impl World<'_> {
             instance: InstanceId(self.dice.life.next_u64()),
             seed: self.dice.life.next_u64(),
         };
-        let found = self.found(host);
+        let (found, ends) = self.found(host);
         let h = &mut self.hosts[host];
         let now = h.clock.local(self.now);
         let made = Agent::new(
@@ -164,6 +175,9 @@ impl World<'_> {
             agent.plant(bug);
         }
         self.drain(host);
+        for end in ends {
+            self.answer(host, MS, end);
+        }
         self.arm_guard(host);
         if self.hosts[host].guard.is_none() {
             let wait = self.restart_wait(true);
@@ -171,24 +185,33 @@ impl World<'_> {
         }
     }
 
-    /// The VMs that a starting agent finds; one without a deadline is frozen before anything else.
-    fn found(&mut self, host: usize) -> Vec<FoundVm> {
-        let mut found = Vec::new();
+    /// The VMs that a starting agent finds, and the ends that nobody was told of; a VM without a
+    /// deadline is frozen before anything else.
+    fn found(&mut self, host: usize) -> (Vec<FoundVm>, Vec<Input>) {
+        let (mut found, mut ends) = (Vec::new(), Vec::new());
         let now = self.hosts[host].clock.local(self.now);
         for vm in 0..self.vms.len() {
-            let all = self
-                .instances
-                .iter()
-                .enumerate()
-                .filter(|(_, i)| i.host == host && i.vm == vm && i.exists());
-            let Some((instance, resumed)) = all.map(|(index, i)| (index, i.resumed)).next_back()
-            else {
+            let here = |i: &Instance| i.host == host && i.vm == vm;
+            let all = self.instances.iter().enumerate();
+            let last = all
+                .filter(|(_, i)| here(i) && (i.exists() || i.untold.is_some()))
+                .map(|(index, i)| (index, i.resumed, i.untold))
+                .next_back();
+            let Some((instance, resumed, ended)) = last else {
                 continue;
             };
+            if let Some(cause) = ended {
+                self.instances[instance].untold = None;
+                if self.hosts[host].words.load(vm).state() == SlotState::Free {
+                    continue;
+                }
+                let id = self.vms[vm].id.clone();
+                ends.push(Input::VmExited { vm: id, cause });
+            }
             let word = self.hosts[host].words.load(vm);
             let state = match word.state() {
                 // Whatever became of its right: it never ran.
-                _ if !resumed => FoundState::Prepared(word.generation()),
+                _ if !resumed && ended.is_none() => FoundState::Prepared(word.generation()),
                 SlotState::Free => {
                     if !self.unregistered_runs_on() {
                         // As the shell does: the core thaws such a VM from generation 0.
@@ -210,7 +233,7 @@ impl World<'_> {
                 state,
             });
         }
-        found
+        (found, ends)
     }
 
     /// The world's part of a planted bug: nobody freezes what has no deadline.

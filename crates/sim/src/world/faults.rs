@@ -134,6 +134,9 @@ impl World<'_> {
         self.operations_lose_power(host);
         for instance in 0..self.instances.len() {
             let i = &mut self.instances[instance];
+            if i.host == host {
+                i.untold = None;
+            }
             if i.host != host || !i.exists() {
                 continue;
             }

@@ -75,6 +75,8 @@ pub(super) struct Instance {
     pub(super) resumed: bool,
     /// The request itself dies with the agent if that dies first.
     unsent: bool,
+    /// How it ended, until an agent has been told: the driver's record keeps it for the next one.
+    pub(super) untold: Option<ExitCause>,
     life: u64,
 }
 
@@ -204,6 +206,7 @@ impl World<'_> {
             shutting_down: false,
             resumed: false,
             unsent: false,
+            untold: None,
             life: 0,
         });
         self.after(10 * MS, Happening::OpenImage { instance });
@@ -453,6 +456,7 @@ impl World<'_> {
             ExitCause::Killed => StopReason::User,
         };
         self.vms[vm].last_exit.insert(host, reason);
+        self.instances[instance].untold = Some(cause);
         let wait = self.dice.guest.between(100_000, 2 * MS);
         let id = self.vms[vm].id.clone();
         self.answer(host, wait, Input::VmExited { vm: id, cause });
