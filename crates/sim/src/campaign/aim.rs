@@ -361,22 +361,28 @@ impl<'a> Drawing<'a> {
         }
         when
     }
-    /// Many VMs fail together; a host falls silent while it takes locks for some of them, and is back
-    /// after others have judged it.
+    /// Many VMs fail together; hosts fall silent while they take locks for some of them, and are back
+    /// after others have judged them. Slow storage makes the moment between effect and answer long.
     fn starts_meet_a_hang(&mut self, t: Target) -> Nanos {
-        let (mut hangs, mut ready) = (t.at, t.at);
+        let mut over = t.at;
         for vm in 0..self.vms {
-            let when = t.at + self.rng.below(20) * MS;
+            let when = t.at + SECOND + self.rng.below(20) * MS;
             self.push(when, Fault::VmCrash { vm });
         }
-        hangs += self.rng.between(2_000, 60_000) * MS / 1000;
-        for disk in 0..self.datastores {
-            let back = hangs + self.dead() + self.near(self.lapse(), 60, 60);
-            self.hang(hangs, back, disk, Some(t.host));
-            ready = ready.max(back);
+        for host in self.all_but_the_best() {
+            let delay = self.rng.between(5, 80) * MS;
+            let hangs = t.at + SECOND + delay * self.rng.between(100, 1000) / 100;
+            for disk in 0..self.datastores {
+                self.slow(t.at, delay, disk, host);
+                let back = hangs + self.dead() + self.near(self.lapse(), 60, 60);
+                self.hang(hangs, back, disk, Some(host));
+                over = over.max(back);
+            }
         }
-        let heal = ready + self.near(self.lapse(), 50, 50);
-        self.cut(hangs, heal, t.host);
+        let heal = over + self.near(self.lapse(), 50, 50);
+        for host in self.all_but_the_best() {
+            self.cut(t.at + SECOND + 100 * MS, heal, host);
+        }
         heal
     }
 }
