@@ -469,22 +469,7 @@ impl Drawing<'_> {
                 self.push(at, Fault::GuardHang { host });
                 self.push(end, Fault::GuardResume { host });
             }
-            6 => {
-                self.push(
-                    at,
-                    Fault::NetworkCut {
-                        host,
-                        network: None,
-                    },
-                );
-                self.push(
-                    end,
-                    Fault::NetworkHeal {
-                        host: Some(host),
-                        network: None,
-                    },
-                );
-            }
+            6 => self.cut(at, end, host),
             7 => {
                 let cut = small(self.rng.between(1, self.hosts.max(2) as u64 - 1));
                 let groups = vec![(0..cut).collect(), (cut..self.hosts).collect()];

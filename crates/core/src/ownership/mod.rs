@@ -61,6 +61,17 @@ pub(crate) struct Acting {
     pub(crate) longest_break: crate::time::Duration,
 }
 
+impl Acting {
+    /// What is on the list that was on disk, and not on that one.
+    fn not_in(&self, written: &BTreeMap<VmId, ProtectedVm>) -> Vec<VmId> {
+        self.list
+            .keys()
+            .filter(|vm| !written.contains_key(*vm))
+            .cloned()
+            .collect()
+    }
+}
+
 /// How this agent stands to one datastore's owner lock.
 #[derive(Clone, Debug)]
 pub(crate) enum Own {
@@ -563,12 +574,7 @@ impl Agent {
             .filter(|v| !acting.list.contains_key(*v))
             .cloned()
             .collect();
-        let removed: Vec<VmId> = acting
-            .list
-            .keys()
-            .filter(|v| !written.contains_key(*v))
-            .cloned()
-            .collect();
+        let removed = acting.not_in(&written);
         let mut reasons = core::mem::take(&mut acting.why_removed);
         acting.list = written;
         for vm in added {
@@ -634,13 +640,7 @@ impl Agent {
             return;
         };
         let reasons = core::mem::take(&mut acting.why_removed);
-        let removed: Vec<VmId> = acting
-            .list
-            .keys()
-            .filter(|v| !written.contains_key(*v))
-            .cloned()
-            .collect();
-        for vm in removed {
+        for vm in acting.not_in(&written) {
             let reason = reasons.get(&vm).cloned().unwrap_or_default();
             let why = format!(
                 "{reason}; whether its removal is on disk is not known, and the list is read again"

@@ -86,7 +86,7 @@ impl<'a> Drawing<'a> {
         );
     }
 
-    fn cut(&mut self, at: Nanos, end: Nanos, host: usize) {
+    pub(super) fn cut(&mut self, at: Nanos, end: Nanos, host: usize) {
         self.push(
             at,
             Fault::NetworkCut {
