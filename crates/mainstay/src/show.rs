@@ -49,7 +49,7 @@ pub(crate) fn status(common: &Common) -> Result<()> {
     datastores_table(&status.datastores).print();
     for inequality in status.inequalities.iter().filter(|i| !i.holds) {
         ui::line(Tone::Bad.paint(format_args!(
-            "broken rule: {} ({} ms against {} ms)",
+            "broken rule: {} ({:.1} ms against {:.1} ms)",
             inequality.rule, inequality.left_ms, inequality.right_ms
         )));
     }

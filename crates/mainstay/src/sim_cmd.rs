@@ -243,7 +243,12 @@ fn expand(paths: &[PathBuf]) -> std::io::Result<Vec<PathBuf>> {
 }
 
 fn load(path: &Path) -> Result<Scenario, String> {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        format!(
+            "{}: {e}; name a scenario file, or a directory of them",
+            path.display()
+        )
+    })?;
     mainstay_sim::parse(&path.display().to_string(), &text).map_err(|e| e.to_string())
 }
 

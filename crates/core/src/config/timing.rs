@@ -128,7 +128,7 @@ impl Inequality {
 
 /// A table of timers that is not safe or not live.
 #[derive(Clone, PartialEq, Debug, thiserror::Error)]
-#[error("the timers break the rule \"{}\": {} ms against {} ms; raise or lower one of the timers that it names, or take a profile as it is", .0.rule, .0.left_ms, .0.right_ms)]
+#[error("the timers break the rule \"{}\": {:.1} ms against {:.1} ms; raise or lower one of the timers that it names, or take a profile as it is", .0.rule, .0.left_ms, .0.right_ms)]
 pub struct TimingError(pub Inequality);
 
 fn ms(d: Duration) -> f64 {
