@@ -294,9 +294,16 @@ pub struct VmEntry {
     /// Its own isolation response, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation_response: Option<IsolationResponse>,
+    /// Its guest can be asked to shut down (default true).
+    #[serde(default = "yes")]
+    pub guest_agent: bool,
     /// VMs that must run before it is restarted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub depends_on: Vec<VmId>,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// `cluster.toml`: the cluster, the same on all hosts.
@@ -438,6 +445,7 @@ impl ClusterFile {
             restart_priority: v.restart_priority,
             isolation_response: v.isolation_response,
             depends_on: v.depends_on.clone(),
+            guest_agent: v.guest_agent,
         };
         ClusterConfig::new(
             self.cluster_id.0,

@@ -242,7 +242,9 @@ impl Starting<'_> {
         let (durable, state_issue) = persist::load(&file.state_dir);
         let datastores = self.datastores(&wake)?;
         let now = clock::now();
-        let agent = Agent::new(identity.clone(), self.cluster.clone(), durable, found, now)?;
+        let mut agent = Agent::new(identity.clone(), self.cluster.clone(), durable, found, now)?;
+        let names = self.cluster_file.isolation_addresses.iter();
+        agent.set_isolation_addresses(names.map(ToString::to_string).collect());
         let watching = Arc::clone(&link);
         let to_loop = wake.clone();
         spawn("guard", move || {
@@ -420,13 +422,6 @@ fn probe_weaknesses(
              demonstrations"
                 .to_owned(),
         ),
-    }
-    if cluster.isolation_addresses.is_empty() {
-        network.push(
-            "there is no isolation address, so that a host that is alone cannot tell whether it is cut \
-             off; add isolation_addresses to cluster.toml"
-                .to_owned(),
-        );
     }
     let used: Vec<_> = drivers
         .iter()
@@ -625,7 +620,12 @@ impl Shell {
                 .flatten()
                 .map(SocketAddr::ip)
                 .collect(),
-            PingTarget::IsolationAddress => self.isolation_addresses.clone(),
+            PingTarget::Isolation(index) => self
+                .isolation_addresses
+                .get(*index)
+                .copied()
+                .into_iter()
+                .collect(),
         };
         let (probe, timeout) = (self.probe, self.ping_timeout);
         let (to_loop, running) = (self.wake.clone(), Arc::clone(&self.pings));

@@ -5,9 +5,10 @@ use crate::election::Role;
 use crate::event::{Event, EventKind};
 use crate::id::{BootId, DatastoreId, Generation, Holder, HostId, InstanceId, OpId, VmId};
 use crate::io::{
-    Channel, Durable, FoundVm, GuardOutcome, GuardRequest, HypervisorOutcome, HypervisorRequest,
-    Input, Output, PingTarget, StorageOutcome, StorageRequest,
+    Channel, Durable, FoundVm, GuardRequest, HypervisorRequest, Input, Output, PingTarget,
+    StorageOutcome, StorageRequest,
 };
+use crate::isolation::{Asked, Isolation};
 use crate::liveness::Peer;
 use crate::ownership::Own;
 use crate::restart::Restart;
@@ -107,17 +108,27 @@ pub(crate) enum Pending {
     },
     Task(u64),
     Ping {
-        host: Option<HostId>,
+        target: PingTarget,
+        issued: Instant,
     },
     Guard {
         vm: VmId,
     },
     Hypervisor {
         vm: VmId,
-        resume: bool,
+        what: Ask,
     },
     Persist,
     Forget,
+}
+
+/// What the hypervisor was asked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ask {
+    Prepare,
+    Resume,
+    Shutdown,
+    Kill,
 }
 
 /// The agent of one host.
@@ -147,8 +158,9 @@ pub struct Agent {
     pub(crate) report_seq: u64,
     pub(crate) beats: u64,
     pub(crate) alone_since: Option<Instant>,
-    pub(crate) isolation_answered: Option<Instant>,
-    pub(crate) isolation_pinging: bool,
+    pub(crate) isolation: Isolation,
+    /// Guests that were asked to shut down, not by their own wish.
+    pub(crate) asked: BTreeMap<VmId, Asked>,
     pub(crate) journal: VecDeque<Event>,
     pub(crate) shell_issues: Vec<String>,
     pub(crate) ignored: BTreeMap<&'static str, u64>,
@@ -206,8 +218,8 @@ impl Agent {
             report_seq: 0,
             beats: 0,
             alone_since: Some(now),
-            isolation_answered: None,
-            isolation_pinging: false,
+            isolation: Isolation::new(now),
+            asked: BTreeMap::new(),
             journal: VecDeque::new(),
             shell_issues: Vec::new(),
             ignored: BTreeMap::new(),
@@ -231,12 +243,12 @@ impl Agent {
             self.out.is_empty() || self.now == self.started,
             "drain poll_output before the next input"
         );
-        self.now = self.now.max(now);
+        self.advance(now);
         match input {
             Input::Timeout => {}
             Input::Message { from, message } => self.on_message(&from, message),
             Input::Pinged(op, outcome) => match self.pending.remove(&op) {
-                Some(Pending::Ping { host }) => self.on_ping(host, outcome),
+                Some(Pending::Ping { target, issued }) => self.on_ping(target, issued, outcome),
                 _ => self.ignore("stale ping"),
             },
             Input::Storage(op, outcome) => match self.pending.remove(&op) {
@@ -244,14 +256,12 @@ impl Agent {
                 None => self.ignore("stale storage completion"),
             },
             Input::Guard(op, outcome) => match self.pending.remove(&op) {
-                Some(Pending::Guard { vm }) => self.on_guard(&vm, outcome),
+                Some(Pending::Guard { vm }) => self.on_vm_guard(&vm, outcome),
                 Some(Pending::Forget) => {}
                 _ => self.ignore("stale guard answer"),
             },
             Input::Hypervisor(op, outcome) => match self.pending.remove(&op) {
-                Some(Pending::Hypervisor { vm, resume }) => {
-                    self.on_hypervisor(&vm, resume, outcome)
-                }
+                Some(Pending::Hypervisor { vm, what }) => self.on_vm_hypervisor(&vm, what, outcome),
                 _ => self.ignore("stale hypervisor answer"),
             },
             Input::Persisted(op, ok) => {
@@ -263,6 +273,23 @@ impl Agent {
             Input::VmLapsed { vm, generation } => self.on_vm_lapsed(&vm, generation),
         }
         self.run();
+    }
+
+    /// Time goes on. An agent that was stopped for a while has heard nobody because it did not listen:
+    /// that is no sign of anybody's death, nor of its own isolation.
+    fn advance(&mut self, now: Instant) {
+        let gap = now.since(self.now);
+        self.now = self.now.max(now);
+        if gap > 3 * self.timing().network_heartbeat {
+            let now = self.now;
+            for peer in self.peers.values_mut() {
+                peer.listened_since = now;
+            }
+            self.isolation
+                .note_gap(now, self.config.settings.timing.network_heartbeat);
+            let silent_at = now + self.timing().network_heartbeat + self.timing().election_start;
+            self.role.listens_from(silent_at);
+        }
     }
 
     /// Does everything that is due.
@@ -280,6 +307,7 @@ impl Agent {
             self.beat();
         }
         self.judge_hosts();
+        self.run_isolation();
         self.run_ownership();
         self.run_vms();
         self.run_restarts();
@@ -291,6 +319,7 @@ impl Agent {
         self.beats += 1;
         self.send_heartbeats();
         self.ping_silent();
+        self.ping_isolation_addresses();
         self.reconcile();
         if self.report_dirty || self.beats.is_multiple_of(8) {
             self.send_report();
@@ -314,6 +343,7 @@ impl Agent {
         due(self.stores_due());
         due(self.role.due());
         due(self.verdict_due());
+        due(self.isolation_due());
         due(self.ownership_due());
         due(self.restarts_due());
         Some(next)
@@ -325,7 +355,7 @@ impl Agent {
     /// # Errors
     /// [`CommandError`]; then nothing was changed.
     pub fn command(&mut self, now: Instant, command: Command) -> Result<(), CommandError> {
-        self.now = self.now.max(now);
+        self.advance(now);
         match command {
             Command::PowerOn(vm) => self.power_on(&vm)?,
             Command::PowerOff(vm) => self.power_off(&vm)?,
@@ -423,20 +453,25 @@ impl Agent {
     }
 
     pub(crate) fn hypervisor(&mut self, vm: &VmId, request: HypervisorRequest) {
-        let resume = matches!(request, HypervisorRequest::Resume { .. });
+        let what = match request {
+            HypervisorRequest::Prepare { .. } => Ask::Prepare,
+            HypervisorRequest::Resume { .. } => Ask::Resume,
+            HypervisorRequest::Shutdown { .. } => Ask::Shutdown,
+            HypervisorRequest::Kill { .. } => Ask::Kill,
+        };
         let op = self.op(Pending::Hypervisor {
             vm: vm.clone(),
-            resume,
+            what,
         });
         self.out.push_back(Output::Hypervisor(op, request));
     }
 
     pub(crate) fn ping(&mut self, target: PingTarget) {
-        let host = match &target {
-            PingTarget::Host(host) => Some(host.clone()),
-            PingTarget::IsolationAddress => None,
-        };
-        let op = self.op(Pending::Ping { host });
+        let issued = self.now;
+        let op = self.op(Pending::Ping {
+            target: target.clone(),
+            issued,
+        });
         self.out.push_back(Output::Ping(op, target));
     }
 
@@ -475,6 +510,11 @@ impl Agent {
         }
     }
 
+    /// A weakness is over.
+    pub(crate) fn withdraw(&mut self, issue: &str) {
+        self.said.remove(issue);
+    }
+
     pub(crate) fn ignore(&mut self, what: &'static str) {
         *self.ignored.entry(what).or_default() += 1;
     }
@@ -489,12 +529,9 @@ impl Agent {
         }
     }
 
-    fn on_guard(&mut self, vm: &VmId, outcome: GuardOutcome) {
-        self.on_vm_guard(vm, outcome);
-    }
-
-    fn on_hypervisor(&mut self, vm: &VmId, resume: bool, outcome: HypervisorOutcome) {
-        self.on_vm_hypervisor(vm, resume, outcome);
+    /// All that this agent wants to remember is on local disk.
+    pub(crate) fn durable_is_on_disk(&self) -> bool {
+        !self.durable_dirty && !self.persisting
     }
 
     fn on_storage(&mut self, pending: Pending, outcome: &StorageOutcome) {
@@ -536,6 +573,7 @@ impl Agent {
             self.ignore("message of a host that is not in the cluster");
             return;
         }
+        self.note_company();
         match message {
             Message::Heartbeat {
                 role,

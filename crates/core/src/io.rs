@@ -5,7 +5,7 @@
 //! case of its own, never folded into success or failure.
 
 use crate::config::VmSpec;
-use crate::event::Event;
+use crate::event::{Event, StopReason};
 use crate::id::{DatastoreId, Generation, HostId, OpId, VmId};
 use crate::time::Instant;
 use crate::wire::{Message, RecordKey};
@@ -28,8 +28,9 @@ pub enum Channel {
 pub enum PingTarget {
     /// A host's management addresses.
     Host(HostId),
-    /// The isolation addresses: one answer from any of them counts.
-    IsolationAddress,
+    /// One of the isolation addresses, by its place in the list that the driver gave
+    /// ([`crate::Agent::set_isolation_addresses`]).
+    Isolation(usize),
 }
 
 /// What a ping found. "Could not ping" is never read as "no answer".
@@ -222,6 +223,8 @@ pub struct Durable {
     pub wanted_off: BTreeSet<VmId>,
     /// The last primary: found again more quickly after a restart, and shown.
     pub last_primary: Option<HostId>,
+    /// Guests that were asked to shut down, and why: their end is no wish of theirs to stay off.
+    pub asked_down: BTreeMap<VmId, StopReason>,
 }
 
 /// A VM that a starting agent finds on its host.

@@ -27,6 +27,7 @@ mod explain;
 pub mod guard;
 pub mod id;
 pub mod io;
+mod isolation;
 mod liveness;
 mod lock;
 mod ownership;

@@ -354,10 +354,11 @@ impl Agent {
             .map(|v| (v.spec.id.clone(), v.generation()))
             .collect();
         let chosen = self.config.heartbeat_datastores(&self.me.host);
+        let isolated = self.isolation.is_declared();
         for (datastore, store) in &mut self.stores {
             if chosen.contains(datastore) {
                 store.poweron_wanted = Some(PoweronRecord {
-                    isolated: false,
+                    isolated,
                     vms: vms.clone(),
                 });
             }

@@ -22,6 +22,8 @@ pub(crate) enum TaskFor {
     Look(VmId),
     /// Looking for locks that name this host though it has no such VM.
     Orphan(DatastoreId, VmId),
+    /// An isolated host asks whether another primary owns a datastore.
+    Isolated(DatastoreId),
     /// Removing old generations.
     Tidy,
 }
@@ -219,6 +221,7 @@ impl Agent {
             TaskFor::Own(datastore) => self.on_own_head(&datastore, record),
             TaskFor::Look(vm) => self.on_look(&vm, record),
             TaskFor::Orphan(datastore, vm) => self.on_orphan_head(&datastore, &vm, record),
+            TaskFor::Isolated(datastore) => self.on_isolated_owner(&datastore, record),
             TaskFor::Tidy => {}
         }
     }
@@ -257,7 +260,7 @@ impl Agent {
                     self.say_released(&vm, &record);
                 }
             }
-            TaskFor::Look(_) | TaskFor::Tidy => {}
+            TaskFor::Look(_) | TaskFor::Isolated(_) | TaskFor::Tidy => {}
         }
     }
 

@@ -12,8 +12,8 @@ use crate::scenario::{
     CLUSTER, DatastoreSetup, Fault, HostSetup, Planned, Scenario, StorageFault, VmSetup, Weather,
 };
 use mainstay_core::config::{
-    ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, Profile, RestartPriority,
-    Settings, VmSpec,
+    ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, IsolationResponse, Profile,
+    RestartPriority, Settings, VmSpec,
 };
 use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_core::rng::Rng;
@@ -179,10 +179,20 @@ fn settings(rng: &mut Rng, limits: &Limits, bare: bool) -> Settings {
         settings.timing.guard_latency = room_for_the_guard(&settings);
         settings.heartbeat_datastores_per_host = u32::from(rng.percent(30));
     }
+    settings.isolation_response = response(rng);
+    settings.isolation_shutdown_timeout = s(rng.between(2, 20));
     if rng.percent(15) {
         settings.frozen_limit = Some(s(rng.between(5, 60)));
     }
     settings
+}
+
+fn response(rng: &mut Rng) -> IsolationResponse {
+    match rng.below(3) {
+        0 => IsolationResponse::LeavePoweredOn,
+        1 => IsolationResponse::PowerOff,
+        _ => IsolationResponse::ShutDown,
+    }
 }
 
 fn cluster(
@@ -264,8 +274,9 @@ fn cluster(
                     .get(small(rng.below(3)))
                     .copied()
                     .unwrap_or_default(),
-                isolation_response: None,
+                isolation_response: rng.percent(30).then(|| response(rng)),
                 depends_on: Vec::new(),
+                guest_agent: rng.percent(80),
             })
         })
         .collect();

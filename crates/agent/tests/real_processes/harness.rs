@@ -107,6 +107,7 @@ impl Cluster {
                 restart_priority: RestartPriority::Medium,
                 isolation_response: None,
                 depends_on: vec![],
+                guest_agent: true,
             });
         }
         file.write(&root.join("cluster.toml"))

@@ -80,6 +80,13 @@ pub struct VmSpec {
     /// VMs that must run before it is restarted.
     #[serde(default)]
     pub depends_on: Vec<VmId>,
+    /// Its guest can be asked to shut down; false: an isolation response of `shut_down` switches it off at once.
+    #[serde(default = "yes")]
+    pub guest_agent: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// What a placement rule says.

@@ -114,6 +114,14 @@ pub struct Settings {
     pub accept_late_writes: bool,
     /// A host given an order that says nothing for this long is asked again.
     pub order_timeout: Duration,
+    /// Time between two checks of each isolation address while other hosts are heard.
+    #[serde(default = "isolation_check_interval")]
+    pub isolation_check_interval: Duration,
+}
+
+/// Often enough to find a wrong address long before it is needed, rarely enough to burden nobody's router.
+fn isolation_check_interval() -> Duration {
+    Duration::from_secs(30)
 }
 
 /// Documentation of one setting.
@@ -287,6 +295,11 @@ pub const SETTINGS: &[SettingDoc] = &[
         "time",
         "a host that was told to start a VM and says nothing is asked again",
     ),
+    doc(
+        "isolation_check_interval",
+        "time",
+        "between two checks of each isolation address while all is well",
+    ),
 ];
 
 /// Why a setting was refused. Nothing was changed.
@@ -383,6 +396,7 @@ impl Settings {
             host_shutdown: HostShutdown::RestartElsewhere,
             accept_late_writes: false,
             order_timeout: Duration::from_secs(60),
+            isolation_check_interval: isolation_check_interval(),
         }
     }
 
@@ -457,6 +471,7 @@ impl Settings {
             "guard_latency" => &mut t.guard_latency,
             "isolation_shutdown_timeout" => &mut self.isolation_shutdown_timeout,
             "order_timeout" => &mut self.order_timeout,
+            "isolation_check_interval" => &mut self.isolation_check_interval,
             _ => return None,
         })
     }

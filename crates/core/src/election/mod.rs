@@ -74,6 +74,13 @@ impl Role {
         }
     }
 
+    /// The silence of the primary counts no earlier than for an election at that moment.
+    pub(crate) fn listens_from(&mut self, earliest: Instant) {
+        if let Self::Secondary { silent_at, .. } = self {
+            *silent_at = (*silent_at).max(earliest);
+        }
+    }
+
     pub(crate) fn due(&self) -> Option<Instant> {
         match self {
             Self::Electing { until, .. } => Some(*until),

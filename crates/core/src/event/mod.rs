@@ -1,6 +1,7 @@
 //! What is reported, and why. Each decision about a host or a VM leaves an event whose `why` says in
 //! a sentence what it rests on; `mainstay explain` shows them.
 
+use crate::config::IsolationResponse;
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::time::Instant;
 use alloc::string::String;
@@ -83,6 +84,38 @@ pub enum EventKind {
     PrimaryAbdicated {
         /// The host.
         host: HostId,
+    },
+    /// A host is cut off: it hears nobody, and no isolation address answers.
+    #[serde(rename = "isolation.declared")]
+    IsolationDeclared {
+        /// The host.
+        host: HostId,
+    },
+    /// A host is cut off no more.
+    #[serde(rename = "isolation.ended")]
+    IsolationEnded {
+        /// The host.
+        host: HostId,
+    },
+    /// An isolated host stops a VM, or asks its guest to shut down.
+    #[serde(rename = "isolation.response")]
+    IsolationResponse {
+        /// The host.
+        host: HostId,
+        /// The VM.
+        vm: VmId,
+        /// What it does.
+        action: IsolationResponse,
+    },
+    /// An isolated host leaves a VM alone.
+    #[serde(rename = "isolation.skipped")]
+    IsolationSkipped {
+        /// The host.
+        host: HostId,
+        /// The VM.
+        vm: VmId,
+        /// Why.
+        reason: String,
     },
     /// A primary owns a datastore.
     #[serde(rename = "datastore.owned")]
@@ -278,11 +311,15 @@ impl EventKind {
             | Self::VmStarted { vm, .. }
             | Self::VmStopped { vm, .. }
             | Self::VmFrozen { vm, .. }
-            | Self::VmThawed { vm, .. } => Some(vm),
+            | Self::VmThawed { vm, .. }
+            | Self::IsolationResponse { vm, .. }
+            | Self::IsolationSkipped { vm, .. } => Some(vm),
             Self::HostState { .. }
             | Self::ElectionStarted { .. }
             | Self::PrimaryElected { .. }
             | Self::PrimaryAbdicated { .. }
+            | Self::IsolationDeclared { .. }
+            | Self::IsolationEnded { .. }
             | Self::DatastoreOwned { .. }
             | Self::DatastoreReleased { .. }
             | Self::ConfigIssue { .. } => None,
@@ -297,6 +334,10 @@ impl EventKind {
             | Self::ElectionStarted { host }
             | Self::PrimaryElected { host }
             | Self::PrimaryAbdicated { host }
+            | Self::IsolationDeclared { host }
+            | Self::IsolationEnded { host }
+            | Self::IsolationResponse { host, .. }
+            | Self::IsolationSkipped { host, .. }
             | Self::DatastoreOwned { host, .. }
             | Self::DatastoreReleased { host, .. }
             | Self::RestartRequested { host, .. }

@@ -127,7 +127,12 @@ impl Agent {
         }
     }
 
-    /// Pings hosts that are silent, and the isolation addresses while this primary is alone.
+    /// Some host follows this primary.
+    pub(crate) fn has_company(&self) -> bool {
+        self.peers.values().any(Peer::connected)
+    }
+
+    /// Pings hosts that are silent, and follows how long this primary has been alone.
     pub(crate) fn ping_silent(&mut self) {
         if self.role.is_secondary() {
             return;
@@ -147,32 +152,21 @@ impl Agent {
         for host in targets {
             self.ping(PingTarget::Host(host));
         }
-        let connected = self.peers.values().any(Peer::connected);
-        if connected {
+        if self.has_company() {
             self.alone_since = None;
-        } else {
-            if self.alone_since.is_none() {
-                self.alone_since = Some(now);
-            }
-            if !self.isolation_pinging {
-                self.isolation_pinging = true;
-                self.ping(PingTarget::IsolationAddress);
-            }
+        } else if self.alone_since.is_none() {
+            self.alone_since = Some(now);
         }
     }
 
-    pub(crate) fn on_ping(&mut self, host: Option<HostId>, outcome: PingOutcome) {
+    pub(crate) fn on_ping(&mut self, target: PingTarget, issued: Instant, outcome: PingOutcome) {
         let now = self.now;
-        let Some(host) = host else {
-            self.isolation_pinging = false;
-            match outcome {
-                PingOutcome::Answered => self.isolation_answered = Some(now),
-                PingOutcome::NoAnswer => {}
-                PingOutcome::CannotProbe => self.issue(String::from(
-                    "no isolation address can be pinged from this host; set isolation_addresses, and give the agent CAP_NET_RAW or a ping_group_range that has its group",
-                )),
+        let host = match target {
+            PingTarget::Host(host) => host,
+            PingTarget::Isolation(index) => {
+                self.on_isolation_ping(index, issued, outcome);
+                return;
             }
-            return;
         };
         if let Some(peer) = self.peers.get_mut(&host) {
             peer.pinging = false;
@@ -211,9 +205,10 @@ impl Agent {
             let from = core::mem::replace(&mut peer.state, state);
             peer.why.clone_from(&why);
             if from != state {
-                if state != HostState::Live {
-                    peer.follows = false;
+                if state == HostState::Live {
                     peer.poweron = None;
+                } else {
+                    peer.follows = false;
                 }
                 let observer = self.me.host.clone();
                 self.emit(
@@ -375,21 +370,22 @@ impl Agent {
             })
             .map(|(h, _)| h.clone())
             .collect();
+        if cut_off.is_empty() {
+            return;
+        }
+        let mut due: Vec<DatastoreId> = Vec::new();
+        for (datastore, store) in &mut self.stores {
+            if now >= store.poweron_next_read {
+                store.poweron_next_read = now + every;
+                due.push(datastore.clone());
+            }
+        }
         for host in cut_off {
             let chosen = self.config.heartbeat_datastores(&host);
-            let due: Vec<DatastoreId> = self
-                .stores
-                .iter()
-                .filter(|(d, s)| chosen.contains(d) && now >= s.poweron_next_read)
-                .map(|(d, _)| d.clone())
-                .collect();
-            for datastore in due {
-                if let Some(store) = self.stores.get_mut(&datastore) {
-                    store.poweron_next_read = now + every;
-                }
+            for datastore in due.iter().filter(|d| chosen.contains(d)) {
                 let request = StorageRequest::Read(RecordKey::Poweron(host.clone()));
                 self.storage(
-                    &datastore,
+                    datastore,
                     request,
                     Pending::PoweronRead { host: host.clone() },
                 );

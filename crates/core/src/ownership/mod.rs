@@ -15,7 +15,6 @@ use crate::agent::{Agent, Pending, planted};
 use crate::event::EventKind;
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::io::{Channel, StorageOutcome, StorageRequest, StorageValue};
-use crate::liveness::Peer;
 use crate::lock::{LockName, SwapOutcome, Token};
 use crate::tasks::TaskFor;
 use crate::time::Instant;
@@ -145,12 +144,16 @@ impl Agent {
 
     /// A primary that is alone owns nothing until a secondary joins or an isolation address answers.
     fn may_own(&self) -> Result<(), String> {
-        if self.peers.values().any(Peer::connected) {
+        if self.isolation.is_declared() {
+            return Err(String::from("this host is isolated"));
+        }
+        if self.has_company() {
             return Ok(());
         }
         let lately = self.timing().primary_isolation_declare;
         if self
-            .isolation_answered
+            .isolation
+            .answered()
             .is_some_and(|at| self.now.since(at) <= lately)
         {
             return Ok(());

@@ -191,6 +191,7 @@ mod tests {
             restart_priority: crate::config::RestartPriority::Medium,
             isolation_response: None,
             depends_on: Vec::new(),
+            guest_agent: true,
         }
     }
 

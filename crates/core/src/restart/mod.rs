@@ -369,6 +369,7 @@ impl Agent {
             restart_priority: listed.restart_priority,
             isolation_response: None,
             depends_on: Vec::new(),
+            guest_agent: true,
         });
         if !self.config.settings.host_monitoring {
             return worth("host_monitoring is off");

@@ -20,6 +20,7 @@ use crate::config::VmSpec;
 use crate::event::StopReason;
 use crate::id::{Generation, HostId, Nonce, VmId};
 use crate::io::{ExitCause, FoundState, FoundVm, HypervisorRequest};
+use crate::isolation::Asked;
 use crate::lock::{LockName, Token};
 use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
@@ -78,6 +79,19 @@ pub(crate) enum Phase {
     },
 }
 
+/// How far a VM on this host is, in one word.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Standing {
+    /// It is being started.
+    Coming,
+    /// It runs.
+    Runs,
+    /// It is frozen, or about to be thawed.
+    Frozen,
+    /// It is being stopped.
+    Going,
+}
+
 /// A VM on this host.
 #[derive(Clone, Debug)]
 pub(crate) struct LocalVm {
@@ -126,19 +140,45 @@ impl LocalVm {
         }
     }
 
-    pub(crate) fn report_state(&self) -> VmReportState {
+    fn phase_standing(&self) -> Standing {
         match &self.phase {
             Phase::Reading
             | Phase::Waiting { .. }
             | Phase::Acquiring { .. }
             | Phase::Registering { .. }
             | Phase::Preparing { .. }
-            | Phase::Resuming { .. } => VmReportState::Starting,
-            Phase::Running { .. } | Phase::Adopting { .. } => VmReportState::Running,
+            | Phase::Resuming { .. } => Standing::Coming,
+            Phase::Running { .. } | Phase::Adopting { .. } => Standing::Runs,
             Phase::Frozen { .. } | Phase::Thawing { .. } | Phase::Unfreezing { .. } => {
-                VmReportState::Frozen
+                Standing::Frozen
             }
-            Phase::Killing { .. } | Phase::Releasing { .. } => VmReportState::Stopping,
+            Phase::Killing { .. } | Phase::Releasing { .. } => Standing::Going,
+        }
+    }
+
+    /// How far it is; what is to be stopped goes already.
+    pub(crate) fn standing(&self) -> Standing {
+        if self.stop.is_some() {
+            return Standing::Going;
+        }
+        self.phase_standing()
+    }
+
+    /// Takes back a stop for that reason that has not begun.
+    pub(crate) fn call_off(&mut self, reason: StopReason) {
+        if self.stop.is_some_and(|(why, _)| why == reason)
+            && self.phase_standing() != Standing::Going
+        {
+            self.stop = None;
+        }
+    }
+
+    pub(crate) fn report_state(&self) -> VmReportState {
+        match self.phase_standing() {
+            Standing::Coming => VmReportState::Starting,
+            Standing::Runs => VmReportState::Running,
+            Standing::Frozen => VmReportState::Frozen,
+            Standing::Going => VmReportState::Stopping,
         }
     }
 
@@ -252,6 +292,19 @@ impl Agent {
         Ok(())
     }
 
+    /// Stops a VM of this host for that reason, unless it is being stopped already.
+    pub(crate) fn stop_for(&mut self, id: &VmId, reason: StopReason, desired: Desired) {
+        let Some(vm) = self.vms.get_mut(id) else {
+            return;
+        };
+        if vm.standing() == Standing::Going {
+            return;
+        }
+        vm.again = false;
+        vm.stop = Some((reason, desired));
+        self.stop_when_possible(id);
+    }
+
     /// Carries a wished stop out if the phase allows it; otherwise the phase's end does.
     pub(super) fn stop_when_possible(&mut self, id: &VmId) {
         let Some(vm) = self.vms.get_mut(id) else {
@@ -308,6 +361,16 @@ impl Agent {
                 },
                 FoundState::Unregistered => unregistered,
             };
+            if let Some(reason) = self.durable.asked_down.get(&id) {
+                let expires = self.now + self.config.settings.isolation_shutdown_timeout;
+                let asked = Asked {
+                    reason: *reason,
+                    sent: Some(self.now),
+                    until: None,
+                    expires,
+                };
+                self.asked.insert(id.clone(), asked);
+            }
             let adopting = matches!(phase, Phase::Adopting { .. });
             let killing = matches!(phase, Phase::Killing { .. });
             let mut vm = LocalVm::new(spec, phase, self.now);

@@ -1,7 +1,7 @@
 //! Taking a lock and starting a VM: nothing executes an instruction unless the right to run was valid
 //! before the swap and without a gap since (safety rule H3).
 
-use crate::agent::{Agent, planted};
+use crate::agent::{Agent, Ask, planted};
 use crate::event::{EventKind, StopReason};
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::io::{Channel, GuardOutcome, GuardRequest, HypervisorOutcome, HypervisorRequest};
@@ -191,6 +191,8 @@ impl Agent {
         let datastore = vm.spec.datastore.clone();
         let generation = record.generation;
         vm.phase = Phase::Registering { record, token };
+        // A request from an earlier life of it says nothing of this one.
+        self.forget_asked(id);
         let deadline = self
             .stores
             .get(&datastore)
@@ -403,7 +405,14 @@ impl Agent {
         }
     }
 
-    pub(crate) fn on_vm_hypervisor(&mut self, id: &VmId, resume: bool, outcome: HypervisorOutcome) {
+    pub(crate) fn on_vm_hypervisor(&mut self, id: &VmId, what: Ask, outcome: HypervisorOutcome) {
+        if what == Ask::Shutdown {
+            if !matches!(outcome, HypervisorOutcome::Done) {
+                self.power_off_asked(id, "its guest cannot be asked to shut down");
+            }
+            return;
+        }
+        let resume = what == Ask::Resume;
         let Some(vm) = self.vms.get_mut(id) else {
             return;
         };

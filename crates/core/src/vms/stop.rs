@@ -68,7 +68,7 @@ impl Agent {
             Phase::Frozen { record: None, .. } | Phase::Adopting { .. } => {
                 // Its lock has not been read yet, and there is nothing left to run: look for it as an orphan.
                 let datastore = vm.spec.datastore.clone();
-                if cause == ExitCause::GuestShutdown {
+                if cause == ExitCause::GuestShutdown && !self.asked.contains_key(id) {
                     // The orphan's release must not turn the guest's own wish into a restart.
                     self.durable_dirty |= self.durable.wanted_off.insert(id.clone());
                 }
@@ -97,8 +97,14 @@ impl Agent {
             ExitCause::Crash => (StopReason::Crash, Desired::On),
             ExitCause::Killed => (StopReason::FrozenLimit, Desired::On),
         };
-        let wished = self.vms.get(id).and_then(|v| v.stop);
+        let asked = self
+            .asked
+            .get(id)
+            .filter(|_| cause == ExitCause::GuestShutdown);
+        let asked = asked.map(|a| (a.reason, Desired::On));
+        let wished = self.vms.get(id).and_then(|v| v.stop).or(asked);
         let (reason, desired) = wished.unwrap_or((reason, desired));
+        self.forget_asked(id);
         self.guard_forget(GuardRequest::Remove { vm: id.clone() });
         match from {
             Some(from) => self.release(id, reason, from, desired),

@@ -73,6 +73,7 @@ impl Cluster {
                 restart_priority: Default::default(),
                 isolation_response: None,
                 depends_on: Vec::new(),
+                guest_agent: true,
             })
             .collect();
         let mut disks = BTreeMap::new();
@@ -225,7 +226,7 @@ impl Cluster {
                 Output::Ping(op, target) => {
                     let answered = match target {
                         PingTarget::Host(host) => self.agents.contains_key(&host),
-                        PingTarget::IsolationAddress => true,
+                        PingTarget::Isolation(_) => true,
                     };
                     let outcome = if answered {
                         PingOutcome::Answered

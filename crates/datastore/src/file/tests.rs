@@ -41,6 +41,7 @@ fn config(cluster: u64) -> ClusterConfig {
         restart_priority: Default::default(),
         isolation_response: None,
         depends_on: vec![],
+        guest_agent: true,
     };
     let stores = vec![spec(ds()), spec(DatastoreId::new("ds-2").expect("id"))];
     ClusterConfig::new(

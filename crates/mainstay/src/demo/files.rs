@@ -243,6 +243,7 @@ fn cluster_file(plan: &Plan, network: &Network) -> Result<ClusterFile> {
             restart_priority: RestartPriority::default(),
             isolation_response: None,
             depends_on: Vec::new(),
+            guest_agent: true,
         });
     }
     Ok(cluster)

@@ -117,6 +117,14 @@ pub(crate) enum Fact<'a> {
         host: usize,
         cause: KillCause,
     },
+    /// A host declared itself isolated; for so long nothing had reached it.
+    Isolated {
+        host: usize,
+        silent: Nanos,
+        least: Nanos,
+    },
+    /// An isolated host stops a VM; `helps`: another host holds the lock of its datastore's owner.
+    Response { vm: usize, host: usize, helps: bool },
     /// An event of an agent.
     Said {
         event: &'a EventKind,

@@ -2,7 +2,7 @@
 //! Source: `docs/protocol.md`, what stops a VM.
 
 use super::{Fact, Invariant, Labels};
-use crate::clock::Nanos;
+use crate::clock::{MS, Nanos};
 use mainstay_core::event::StopReason;
 
 /// Judges freezes, kills and the reasons that agents give.
@@ -30,6 +30,24 @@ impl Invariant for StatedCause {
                     "{vm} was frozen on {host} before its right to run had ended"
                 ))
             }
+            Fact::Isolated {
+                host,
+                silent,
+                least,
+            } if silent < least => Some(format!(
+                "{} called itself isolated {} ms after something had reached it",
+                labels.host(*host),
+                silent / MS
+            )),
+            Fact::Response {
+                vm,
+                host,
+                helps: false,
+            } => Some(format!(
+                "{} was stopped by isolated {} though no other host owned its datastore",
+                labels.vm(*vm),
+                labels.host(*host)
+            )),
             Fact::Killed { vm, host, cause } => {
                 let some = cause.never_ran
                     || cause.user
@@ -127,6 +145,24 @@ mod tests {
             ),
             None
         );
+    }
+
+    #[test]
+    fn isolation_needs_silence_and_an_owner_elsewhere() {
+        let isolated = |silent| Fact::Isolated {
+            host: 0,
+            silent,
+            least: 5,
+        };
+        assert!(feed(&mut StatedCause, &[isolated(4)]).is_some());
+        assert_eq!(feed(&mut StatedCause, &[isolated(5)]), None);
+        let response = |helps| Fact::Response {
+            vm: 0,
+            host: 0,
+            helps,
+        };
+        assert!(feed(&mut StatedCause, &[response(false)]).is_some());
+        assert_eq!(feed(&mut StatedCause, &[response(true)]), None);
     }
 
     #[test]

@@ -366,7 +366,7 @@ impl<'a> Building<'a> {
             } else {
                 Some(section.time("shutdown_time")?.unwrap_or(5 * SECOND))
             };
-            section.truth("guest_agent")?;
+            let guest_agent = section.truth("guest_agent")?.unwrap_or(true);
             let taken = |id: &str| self.vms.iter().any(|(v, _)| v.id.as_str() == id);
             for id in ids(&section, "vm", taken)? {
                 let id = VmId::new(&id)
@@ -389,6 +389,7 @@ impl<'a> Building<'a> {
                         .unwrap_or_default(),
                     isolation_response: section.word("isolation_response", RESPONSES)?,
                     depends_on: Vec::new(),
+                    guest_agent,
                 };
                 let setup = VmSetup {
                     id,

@@ -123,6 +123,9 @@ fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
         if let Some(response) = spec.isolation_response {
             writeln!(out, "isolation_response = \"{}\"", isolation(response))?;
         }
+        if !spec.guest_agent {
+            writeln!(out, "guest_agent = false")?;
+        }
         if !spec.depends_on.is_empty() {
             writeln!(
                 out,

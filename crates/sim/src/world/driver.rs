@@ -50,6 +50,14 @@ impl World<'_> {
             }
         }
         let h = &mut self.hosts[host];
+        let reaches = match &input {
+            Input::Message { .. } => true,
+            Input::Pinged(op, _) => h.gateway_pings.remove(op),
+            _ => false,
+        };
+        if reaches {
+            h.reached = self.now;
+        }
         if let Some(agent) = &mut h.agent {
             agent.handle(now, input);
         }
@@ -170,6 +178,12 @@ impl World<'_> {
                 return;
             }
         }
+        let names = self.isolation_addresses(host);
+        if let Some(agent) = &mut self.hosts[host].agent {
+            agent.set_isolation_addresses(names);
+        }
+        self.hosts[host].isolated = false;
+        self.hosts[host].gateway_pings.clear();
         #[cfg(feature = "planted")]
         if let (Some(bug), Some(agent)) = (self.options.bug, &mut self.hosts[host].agent) {
             agent.plant(bug);
@@ -183,6 +197,17 @@ impl World<'_> {
             let wait = self.restart_wait(true);
             self.after(wait, Happening::GuardStart { host, boot });
         }
+    }
+
+    /// The gateway of each of the host's management networks.
+    fn isolation_addresses(&self, host: usize) -> Vec<String> {
+        let setup = self.scenario.hosts.get(host);
+        let networks = setup.map(|s| s.networks.as_slice()).unwrap_or_default();
+        let name = |n: &usize| self.scenario.networks.get(*n).map_or("?", String::as_str);
+        networks
+            .iter()
+            .map(|n| format!("the gateway of {}", name(n)))
+            .collect()
     }
 
     /// The VMs that a starting agent finds, and the ends that nobody was told of; a VM without a

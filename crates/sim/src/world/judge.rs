@@ -6,6 +6,7 @@ use mainstay_core::config::RuleKind;
 use mainstay_core::event::{Event, EventKind};
 use mainstay_core::id::Generation;
 use mainstay_core::io::{StorageRequest, StorageValue};
+use mainstay_core::time::nanos;
 use mainstay_core::wire::{Desired, LockRecord, ProtectedRecord, RecordKey, StartOrder};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -243,6 +244,27 @@ impl World<'_> {
             }
             (EventKind::RestartAbandoned { .. }, Some(vm)) => self.vms[vm].abandoned = true,
             (EventKind::VmStarted { .. }, Some(vm)) => self.vms[vm].abandoned = false,
+            (EventKind::IsolationDeclared { .. }, _) => {
+                self.hosts[host].isolated = true;
+                let silent = now.saturating_sub(self.hosts[host].reached);
+                let t = &self.scenario.config.settings.timing;
+                let span = t.isolation_declare.saturating_sub(t.isolation_ping);
+                let least = nanos(span.min(t.primary_isolation_declare)) / 10 * 9;
+                let fact = Fact::Isolated {
+                    host,
+                    silent,
+                    least,
+                };
+                self.judge.observe(now, &fact);
+            }
+            (EventKind::IsolationEnded { .. }, _) => self.hosts[host].isolated = false,
+            (EventKind::IsolationResponse { .. }, Some(vm)) => {
+                let owners = self.disks[self.vms[vm].disk].owners.iter().rev();
+                let elsewhere =
+                    |(_, holder): (_, &Option<usize>)| holder.is_some_and(|h| h != host);
+                let helps = self.hosts[host].isolated && owners.take(2).any(elsewhere);
+                self.judge.observe(now, &Fact::Response { vm, host, helps });
+            }
             (EventKind::PrimaryElected { .. }, _) => {
                 self.first_primary.get_or_insert(now);
             }

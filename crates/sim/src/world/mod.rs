@@ -28,7 +28,7 @@ use mainstay_core::io::{Channel, Durable, ExitCause, Input};
 use mainstay_core::rng::Rng;
 use mainstay_core::wire::{Message, RoleTag};
 use net::Network;
-use std::collections::{BTreeMap, BinaryHeap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 /// How to run a scenario.
 #[derive(Clone, Debug, Default)]
@@ -239,7 +239,12 @@ struct Host {
     start_fails: u64,
     lost: Vec<u64>,
     role: Option<(RoleTag, Nanos)>,
+    /// Its agent says that it is isolated.
     isolated: bool,
+    /// When a message of another host, or the answer of an isolation address, last reached its agent.
+    reached: Nanos,
+    /// Pings that an isolation address has answered, on their way back.
+    gateway_pings: BTreeSet<OpId>,
 }
 
 impl Host {

@@ -80,8 +80,10 @@ impl Network {
         common && !self.dropped.contains(&(from, to)) && self.group(from) == self.group(to)
     }
 
-    pub(super) fn gateway(&self, host: usize) -> bool {
-        !self.gateway_down && self.attached(host).next().is_some()
+    /// The gateway of a host's `index`th network answers it.
+    fn gateway(&self, host: usize, index: usize) -> bool {
+        let network = self.networks.get(host).and_then(|n| n.get(index)).copied();
+        !self.gateway_down && self.attached(host).any(|n| Some(n) == network)
     }
 
     fn loss(&self, host: usize) -> u64 {
@@ -349,7 +351,7 @@ impl World<'_> {
     pub(super) fn ping(&mut self, host: usize, op: OpId, target: &PingTarget) {
         let patience = nanos(self.scenario.config.settings.timing.network_heartbeat).min(SECOND);
         let (answers, lost) = match target {
-            PingTarget::IsolationAddress => (self.net.gateway(host), self.lost(host, host)),
+            PingTarget::Isolation(index) => (self.net.gateway(host, *index), self.lost(host, host)),
             PingTarget::Host(id) => match self.host_index.get(id).copied() {
                 Some(other) => {
                     let both = self.net.path(host, other) && self.net.path(other, host);
@@ -369,6 +371,9 @@ impl World<'_> {
         } else {
             (patience, PingOutcome::NoAnswer)
         };
+        if matches!(target, PingTarget::Isolation(_)) && outcome == PingOutcome::Answered {
+            self.hosts[host].gateway_pings.insert(op);
+        }
         self.answer(host, wait, Input::Pinged(op, outcome));
     }
 

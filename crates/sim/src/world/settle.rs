@@ -58,6 +58,8 @@ impl World<'_> {
                 lost: vec![0; scenario.datastores.len()],
                 role: None,
                 isolated: false,
+                reached: 0,
+                gateway_pings: BTreeSet::new(),
             };
             let index = self.hosts.push(host);
             let phase = phases.below(interval.max(1));
