@@ -308,6 +308,7 @@ impl Agent {
         }
         self.judge_hosts();
         self.run_isolation();
+        self.run_vouch();
         self.run_ownership();
         self.run_vms();
         self.run_restarts();
@@ -344,6 +345,7 @@ impl Agent {
         due(self.role.due());
         due(self.verdict_due());
         due(self.isolation_due());
+        due(self.vouch_due());
         due(self.ownership_due());
         due(self.restarts_due());
         Some(next)
@@ -593,6 +595,12 @@ impl Agent {
                 generation,
             } => self.on_check_lock(&vm, &datastore, generation),
             Message::Protected { vms } => self.protected_here = vms.into_iter().collect(),
+            Message::AskVouch { datastore, nonce } => self.on_ask_vouch(from, &datastore, nonce),
+            Message::Vouch {
+                datastore,
+                nonce,
+                generation,
+            } => self.on_vouch(from, &datastore, nonce, generation),
         }
     }
 

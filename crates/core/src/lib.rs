@@ -42,6 +42,7 @@ mod store;
 mod tasks;
 pub mod time;
 mod vms;
+mod vouch;
 pub mod wire;
 
 pub use agent::{Agent, Command, CommandError, Identity};

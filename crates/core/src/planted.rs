@@ -37,6 +37,14 @@ pub enum Bug {
     ListNotCopied,
     /// Retries never end (L3).
     RetriesForEver,
+    /// An owner whose own right has lapsed goes on vouching (H7).
+    AnswerAfterLapse,
+    /// A vouch counts from its answer instead of its request (H7).
+    VouchFromAnswer,
+    /// A vouch lets a frozen VM go on (H9).
+    VouchThaws,
+    /// A new owner breaks locks without waiting for what its predecessor may have answered (H6).
+    NewOwnerHurries,
 }
 
 impl Bug {
@@ -58,5 +66,9 @@ impl Bug {
         Self::ProtectedTooEarly,
         Self::ListNotCopied,
         Self::RetriesForEver,
+        Self::AnswerAfterLapse,
+        Self::VouchFromAnswer,
+        Self::VouchThaws,
+        Self::NewOwnerHurries,
     ];
 }

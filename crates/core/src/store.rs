@@ -12,6 +12,7 @@ use crate::liveness::{Seen, Window};
 use crate::lock::{LockName, Right};
 use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
+use crate::vouch::Vouched;
 use crate::wire::{Desired, HeartbeatRecord, LockRecord, PoweronRecord, RecordKey};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
@@ -25,6 +26,8 @@ const WRITES_KEPT: usize = 32;
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     pub(crate) right: Right,
+    /// What an owner's word adds to it.
+    pub(crate) vouched: Vouched,
     writing: bool,
     next_write: Instant,
     reading: BTreeSet<HostId>,
@@ -49,6 +52,7 @@ impl Store {
     pub(crate) fn new(now: Instant) -> Self {
         Self {
             right: Right::default(),
+            vouched: Vouched::default(),
             writing: false,
             next_write: now,
             reading: BTreeSet::new(),
@@ -184,6 +188,7 @@ impl Agent {
         match outcome {
             StorageOutcome::Ok(StorageValue::Done) => {
                 store.right.renewed(now, counted, freeze);
+                self.vouch_not_needed(datastore);
                 self.extend_vms(datastore, counted);
             }
             StorageOutcome::Ok(_) => {

@@ -85,6 +85,16 @@ pub enum EventKind {
         /// The host.
         host: HostId,
     },
+    /// The owner of a datastore vouches for a host whose heartbeat there is late.
+    #[serde(rename = "host.vouched")]
+    HostVouched {
+        /// The host.
+        host: HostId,
+        /// The owner.
+        owner: HostId,
+        /// The datastore.
+        datastore: DatastoreId,
+    },
     /// A host is cut off: it hears nobody, and no isolation address answers.
     #[serde(rename = "isolation.declared")]
     IsolationDeclared {
@@ -318,6 +328,7 @@ impl EventKind {
             | Self::ElectionStarted { .. }
             | Self::PrimaryElected { .. }
             | Self::PrimaryAbdicated { .. }
+            | Self::HostVouched { .. }
             | Self::IsolationDeclared { .. }
             | Self::IsolationEnded { .. }
             | Self::DatastoreOwned { .. }
@@ -334,6 +345,7 @@ impl EventKind {
             | Self::ElectionStarted { host }
             | Self::PrimaryElected { host }
             | Self::PrimaryAbdicated { host }
+            | Self::HostVouched { host, .. }
             | Self::IsolationDeclared { host }
             | Self::IsolationEnded { host }
             | Self::IsolationResponse { host, .. }

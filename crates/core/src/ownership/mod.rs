@@ -19,6 +19,7 @@ use crate::lock::{LockName, SwapOutcome, Token};
 use crate::tasks::TaskFor;
 use crate::time::Instant;
 use crate::wire::{Desired, LockRecord, Message, ProtectedRecord, ProtectedVm, RecordKey};
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
@@ -58,9 +59,24 @@ pub(crate) struct Acting {
     /// Slots of earlier owners, removed when the own copy is on disk.
     obsolete: Vec<(Generation, u8)>,
     pub(crate) longest_break: crate::time::Duration,
+    /// When this owner last vouched for a host.
+    answers: BTreeMap<HostId, Instant>,
+    /// Hosts against which there is a proof, since when: nobody vouches for them.
+    proven: BTreeMap<HostId, Instant>,
 }
 
 impl Acting {
+    /// For how much longer locks of a host are not broken because this owner vouched for it.
+    pub(crate) fn vouched_lately(
+        &self,
+        host: &HostId,
+        now: Instant,
+        needed: crate::time::Duration,
+    ) -> Option<crate::time::Duration> {
+        let since = now.since(*self.answers.get(host)?);
+        (since <= needed).then(|| needed.saturating_sub(since))
+    }
+
     /// What is on the list that was on disk, and not on that one.
     fn not_in(&self, written: &BTreeMap<VmId, ProtectedVm>) -> Vec<VmId> {
         self.list
@@ -94,7 +110,7 @@ pub(crate) enum Own {
         named: crate::time::Duration,
     },
     /// Owned.
-    Acting(Acting),
+    Acting(Box<Acting>),
     /// Being given back.
     Releasing,
 }
@@ -290,6 +306,18 @@ impl Agent {
         predecessor: Option<HostId>,
     ) {
         let now = self.now;
+        // What runs here by another owner's word must have ended first: an owner uses no such right.
+        let store = self.stores.get(datastore);
+        if let Some(until) = store.and_then(|s| s.vouched.over_at()).filter(|u| now < *u) {
+            self.owned.insert(
+                datastore.clone(),
+                Own::None {
+                    next: until,
+                    holder: None,
+                },
+            );
+            return;
+        }
         let Some(token) = self.stores.get(datastore).and_then(|s| s.right.token(now)) else {
             let next = now + self.timing().datastore_heartbeat;
             self.owned
@@ -353,8 +381,11 @@ impl Agent {
                     seq: 0,
                     obsolete: Vec::new(),
                     longest_break: self.longest_break(&[named]),
+                    answers: BTreeMap::new(),
+                    proven: BTreeMap::new(),
                 };
-                self.owned.insert(datastore.clone(), Own::Acting(acting));
+                self.owned
+                    .insert(datastore.clone(), Own::Acting(Box::new(acting)));
                 let pending = Pending::List {
                     datastore: datastore.clone(),
                     generation: record.generation,
@@ -365,6 +396,56 @@ impl Agent {
                 self.owned.insert(datastore.clone(), none);
             }
             _ => {}
+        }
+    }
+
+    /// This host is the datastore's owner, or may become it by a swap that is out.
+    pub(crate) fn may_be_owner(&self, datastore: &DatastoreId) -> bool {
+        matches!(
+            self.owned.get(datastore),
+            Some(Own::Acting(_) | Own::Swapping { .. })
+        )
+    }
+
+    /// The generation that this host last owned the datastore under, lapsed or not (planted bug).
+    pub(crate) fn acting_at_all(&self, datastore: &DatastoreId) -> Option<Generation> {
+        match self.owned.get(datastore) {
+            Some(Own::Acting(acting)) => Some(acting.generation),
+            _ => self.durable.owner_generations.get(datastore).copied(),
+        }
+    }
+
+    /// Remembers that this owner vouches for a host now; false when it must not.
+    pub(crate) fn note_answer(
+        &mut self,
+        datastore: &DatastoreId,
+        to: &HostId,
+        now: Instant,
+    ) -> bool {
+        let changed = self
+            .stores
+            .get(datastore)
+            .and_then(|s| s.windows.get(to))
+            .and_then(crate::liveness::Window::changed);
+        let forgets = planted!(self, AnswerAfterLapse);
+        let Some(acting) = self.acting_mut(datastore) else {
+            return forgets;
+        };
+        // A heartbeat after the proof is a new life: what was proven of the old one stays proven.
+        let proven = acting.proven.get(to).copied();
+        if proven.is_some_and(|at| changed.is_none_or(|c| c <= at)) {
+            return false;
+        }
+        acting.proven.remove(to);
+        acting.answers.insert(to.clone(), now);
+        true
+    }
+
+    /// There is a proof against a host: from now on nobody vouches for it.
+    pub(crate) fn note_proven(&mut self, datastore: &DatastoreId, host: &HostId) {
+        let now = self.now;
+        if let Some(acting) = self.acting_mut(datastore) {
+            acting.proven.insert(host.clone(), now);
         }
     }
 

@@ -430,9 +430,16 @@ impl Agent {
         }
         self.window_proof(datastore, host, read_done, record.r#break)
             .map_err(Wait::Passing)?;
-        let waited = self.now.since(acting.won_at);
         let needed = acting.longest_break.max(record.r#break);
-        if acting.predecessor.as_ref() != Some(host) && waited <= needed {
+        if let Some(wait) = acting.vouched_lately(host, self.now, needed) {
+            return Err(Wait::Passing(format!(
+                "this owner vouched for {host} and breaks none of its locks for another {} ms",
+                wait.as_millis()
+            )));
+        }
+        let waited = self.now.since(acting.won_at);
+        let waits = acting.predecessor.as_ref() != Some(host) && waited <= needed;
+        if waits && !planted!(self, NewOwnerHurries) {
             return Err(Wait::Passing(format!(
                 "a new owner breaks no lock for {} ms; {} ms have passed",
                 needed.as_millis(),
@@ -534,6 +541,9 @@ impl Agent {
         refusals: &[String],
     ) {
         let vm = spec.id.clone();
+        if let Some(from) = &broken {
+            self.note_proven(&spec.datastore, from);
+        }
         let number = self.number();
         let now = self.now;
         let Some(restart) = self.restarts.get_mut(&vm) else {

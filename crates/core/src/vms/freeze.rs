@@ -83,6 +83,27 @@ impl Agent {
         }
     }
 
+    /// Planted bug: asks the guard to let a frozen VM go on under the generation that lapsed.
+    pub(crate) fn unfreeze_as_it_was(&mut self, id: &VmId, deadline: crate::time::Instant) {
+        let Some(vm) = self.vms.get_mut(id) else {
+            return;
+        };
+        if let Phase::Frozen {
+            word,
+            record: Some(record),
+        } = vm.phase.clone()
+        {
+            vm.phase = Phase::Unfreezing { word, record };
+            let request = GuardRequest::Thaw {
+                vm: id.clone(),
+                from: word,
+                to: word,
+                deadline,
+            };
+            self.guard(id, request);
+        }
+    }
+
     pub(super) fn on_thaw_swapped(
         &mut self,
         id: &VmId,

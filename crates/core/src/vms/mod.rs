@@ -194,7 +194,7 @@ impl LocalVm {
         )
     }
 
-    fn extends(&self) -> Option<(Generation, Duration)> {
+    pub(crate) fn extends(&self) -> Option<(Generation, Duration)> {
         match &self.phase {
             Phase::Preparing {
                 record,

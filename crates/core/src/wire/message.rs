@@ -152,6 +152,22 @@ pub enum Message {
         /// The VMs of the receiver that are protected.
         vms: Vec<VmId>,
     },
+    /// My heartbeat on that datastore is late: do you, its owner, vouch for me? By datagram.
+    AskVouch {
+        /// The datastore.
+        datastore: DatastoreId,
+        /// Tells this request from every other.
+        nonce: Nonce,
+    },
+    /// The owner vouches: what runs may run on, counted from the request. By datagram.
+    Vouch {
+        /// The datastore.
+        datastore: DatastoreId,
+        /// The request's.
+        nonce: Nonce,
+        /// The owner's generation.
+        generation: Generation,
+    },
 }
 
 impl Message {

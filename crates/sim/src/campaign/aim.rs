@@ -20,7 +20,7 @@ type Pattern<'a> = fn(&mut Drawing<'a>, Target) -> Nanos;
 const BOOT: Nanos = 40 * SECOND;
 
 impl<'a> Drawing<'a> {
-    const PATTERNS: [Pattern<'a>; 13] = [
+    const PATTERNS: [Pattern<'a>; 15] = [
         Self::back_around_the_takeover,
         Self::agent_hangs_over_the_thaw,
         Self::owners_change_quickly,
@@ -34,6 +34,8 @@ impl<'a> Drawing<'a> {
         Self::owner_falls_silent_in_a_partition,
         Self::off_and_on_while_storage_hangs,
         Self::starts_meet_a_hang,
+        Self::an_owner_vouches_in_a_partition,
+        Self::vouched_for_with_gaps,
     ];
 
     /// Plays one pattern, several times.
@@ -338,6 +340,62 @@ impl<'a> Drawing<'a> {
             },
         );
         when
+    }
+
+    /// In a partition, the old primary vouches for hosts whose heartbeats are dead; then its own storage
+    /// hangs, and the other side, to which those hosts are long dead, takes the datastore over. Answers
+    /// may take long.
+    fn an_owner_vouches_in_a_partition(&mut self, t: Target) -> Nanos {
+        if self.hosts < 4 {
+            return self.vouched_for_with_gaps(t);
+        }
+        let side = small(self.rng.between(2, self.hosts as u64 - 2));
+        let near = self.hosts - side..self.hosts;
+        let groups = vec![(0..near.start).collect(), near.clone().collect()];
+        self.push(t.at, Fault::NetworkPartition { groups });
+        let timing = &self.settings.timing;
+        let elected = nanos(timing.election_start) + 2 * nanos(timing.election);
+        let hangs = t.at + elected + self.near(self.lapse(), 50, 50);
+        let silent = hangs + self.dead() + self.near(self.lapse(), 50, 100);
+        let over = silent + 3 * self.lapse() + self.near(self.dead(), 50, 50);
+        for disk in 0..self.datastores {
+            for host in near.start..near.end - 1 {
+                self.hang(hangs, over, disk, Some(host));
+            }
+            self.hang(silent, over, disk, Some(near.end - 1));
+        }
+        if self.rng.percent(50) {
+            let time = self.freeze() * self.rng.between(15, 45) / 100;
+            self.push(
+                hangs,
+                Fault::NetworkDelay {
+                    time,
+                    host: Some(near.start),
+                },
+            );
+        }
+        self.push(
+            over,
+            Fault::NetworkHeal {
+                host: None,
+                network: None,
+            },
+        );
+        over
+    }
+
+    /// A host's heartbeat is dead while its network lives, but for gaps of about `freeze`.
+    fn vouched_for_with_gaps(&mut self, t: Target) -> Nanos {
+        let mut when = t.at;
+        for _ in 0..self.rng.between(1, 4) {
+            when += self.near(self.lapse(), 50, 100);
+            let end = when + self.near(self.freeze(), 50, 60);
+            self.cut(when, end, t.host);
+            when = end;
+        }
+        let over = when + self.near(self.lapse(), 50, 100);
+        self.hang(t.at, over, t.disk, Some(t.host));
+        over
     }
 
     /// A user switches off, and on again while nobody can say whether the lock was given back.

@@ -111,6 +111,12 @@ pub(crate) enum Fact<'a> {
         host: usize,
         lapsed: bool,
     },
+    /// An instance executes again under the generation that had lapsed.
+    LapsedRuns {
+        vm: usize,
+        host: usize,
+        generation: Generation,
+    },
     /// A process was killed.
     Killed {
         vm: usize,

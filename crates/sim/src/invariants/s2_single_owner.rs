@@ -55,6 +55,15 @@ impl Invariant for SingleOwner {
                 );
                 None
             }
+            Fact::LapsedRuns {
+                vm,
+                host,
+                generation,
+            } => Some(format!(
+                "{} went on on {} under generation {generation}, which had lapsed",
+                labels.vm(*vm),
+                labels.host(*host)
+            )),
             Fact::Runs {
                 vm,
                 host,

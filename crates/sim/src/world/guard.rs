@@ -224,6 +224,9 @@ impl World<'_> {
         for instance in self.instances_on(host, vm) {
             any |= self.instances[instance].executes();
             self.instances[instance].frozen = true;
+            if self.hosts[host].words.load(vm).state() == SlotState::Lapsed {
+                self.instances[instance].lapsed = Some(self.instances[instance].generation);
+            }
         }
         if any {
             self.judge
@@ -248,6 +251,16 @@ impl World<'_> {
             }
             self.instances[instance].frozen = false;
             if self.instances[instance].executes() {
+                let generation = self.instances[instance].generation;
+                let again = self.instances[instance].lapsed.take() == Some(generation);
+                if again {
+                    let fact = Fact::LapsedRuns {
+                        vm,
+                        host,
+                        generation,
+                    };
+                    self.judge.observe(self.now, &fact);
+                }
                 self.executes_now(instance);
             }
         }

@@ -64,6 +64,8 @@ pub(super) struct Instance {
     pub(super) generation: Generation,
     pub(super) phase: Phase,
     pub(super) frozen: bool,
+    /// The generation whose right had lapsed when it was frozen.
+    pub(super) lapsed: Option<Generation>,
     pub(super) opened: bool,
     /// The generation under which it last began to execute.
     ran_under: Option<Generation>,
@@ -198,6 +200,7 @@ impl World<'_> {
             generation,
             phase: Phase::Opening,
             frozen: false,
+            lapsed: None,
             opened: false,
             ran_under: None,
             op: Some((op, self.hosts[host].agent_run)),
