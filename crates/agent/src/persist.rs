@@ -1,6 +1,7 @@
-//! The agent's state on local disk, written atomically. A damaged file is put aside and reported; the
-//! agent goes on without it.
+//! The agent's state and the cluster's configuration on local disk, written atomically. A damaged file is
+//! put aside and reported; the agent goes on without it.
 
+use mainstay_core::config::ClusterConfig;
 use mainstay_core::id::OpId;
 use mainstay_core::io::Durable;
 use std::fs::{File, OpenOptions};
@@ -8,7 +9,11 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
-const MAGIC: [u8; 8] = *b"MSSTATE\x01";
+const MAGIC: [u8; 8] = *b"MSSTATE\x02";
+/// One version back: without the fields at the end, all of which are empty maps or nothing then.
+const MAGIC_BEFORE: [u8; 8] = *b"MSSTATE\x01";
+const ADDED_FIELDS: usize = 1;
+const CONFIG_MAGIC: [u8; 8] = *b"MSCONFG\x01";
 const QUEUE_LENGTH: usize = 64;
 
 /// Reads the state; also what is wrong with it.
@@ -42,40 +47,81 @@ pub(crate) fn load(dir: &Path) -> (Durable, Option<String>) {
     (Durable::default(), Some(issue))
 }
 
-fn decode(bytes: &[u8]) -> Option<Durable> {
-    let rest = bytes.strip_prefix(&MAGIC)?;
-    let (crc, body) = rest.split_at_checked(4)?;
-    if u32::from_le_bytes(crc.try_into().ok()?) != crc32fast::hash(body) {
-        return None;
+/// Reads the configuration that was kept, if one was; also what is wrong with it.
+pub(crate) fn load_config(dir: &Path) -> (Option<ClusterConfig>, Option<String>) {
+    let path = dir.join("config");
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return (None, None),
+        Err(e) => {
+            let issue = format!(
+                "cannot read {} ({e}): the agent begins with cluster.toml and takes newer settings from other hosts",
+                path.display()
+            );
+            return (None, Some(issue));
+        }
+    };
+    let config = checked(&bytes, &CONFIG_MAGIC).and_then(|body| postcard::from_bytes(body).ok());
+    if config.is_some() {
+        return (config, None);
     }
-    postcard::from_bytes(body).ok()
+    let issue = format!(
+        "{} was damaged: the agent begins with cluster.toml and takes newer settings from other hosts; find out what damaged the disk",
+        path.display()
+    );
+    (None, Some(issue))
+}
+
+/// The body behind magic and checksum, when both fit.
+fn checked<'a>(bytes: &'a [u8], magic: &[u8; 8]) -> Option<&'a [u8]> {
+    let rest = bytes.strip_prefix(magic)?;
+    let (crc, body) = rest.split_at_checked(4)?;
+    (u32::from_le_bytes(crc.try_into().ok()?) == crc32fast::hash(body)).then_some(body)
+}
+
+fn decode(bytes: &[u8]) -> Option<Durable> {
+    if let Some(body) = checked(bytes, &MAGIC) {
+        return postcard::from_bytes(body).ok();
+    }
+    let mut body = checked(bytes, &MAGIC_BEFORE)?.to_vec();
+    body.resize(body.len() + ADDED_FIELDS, 0);
+    postcard::from_bytes(&body).ok()
 }
 
 fn save(dir: &Path, durable: &Durable) -> io::Result<()> {
     let body = postcard::to_extend(durable, Vec::new()).map_err(io::Error::other)?;
-    let beside = dir.join("state.new");
+    write(dir, "state", &MAGIC, &body)
+}
+
+fn save_config(dir: &Path, config: &ClusterConfig) -> io::Result<()> {
+    let body = postcard::to_extend(config, Vec::new()).map_err(io::Error::other)?;
+    write(dir, "config", &CONFIG_MAGIC, &body)
+}
+
+fn write(dir: &Path, name: &str, magic: &[u8; 8], body: &[u8]) -> io::Result<()> {
+    let beside = dir.join(format!("{name}.new"));
     let mut file = OpenOptions::new()
         .create(true)
         .truncate(true)
         .write(true)
         .open(&beside)?;
-    file.write_all(
-        &[
-            MAGIC.as_slice(),
-            &crc32fast::hash(&body).to_le_bytes(),
-            &body,
-        ]
-        .concat(),
-    )?;
+    file.write_all(&[magic.as_slice(), &crc32fast::hash(body).to_le_bytes(), body].concat())?;
     file.sync_all()?;
-    std::fs::rename(&beside, dir.join("state"))?;
+    std::fs::rename(&beside, dir.join(name))?;
     File::open(dir)?.sync_all()
 }
 
 /// The thread that writes the state.
 #[derive(Debug)]
 pub(crate) struct Persister {
-    queue: SyncSender<(OpId, Durable)>,
+    queue: SyncSender<(OpId, Kept)>,
+}
+
+/// What is kept.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    State(Durable),
+    Config(Box<ClusterConfig>),
 }
 
 impl Persister {
@@ -84,12 +130,15 @@ impl Persister {
         dir: PathBuf,
         done: impl Fn(OpId, bool) + Send + 'static,
     ) -> io::Result<Self> {
-        let (queue, jobs): (_, Receiver<(OpId, Durable)>) = sync_channel(QUEUE_LENGTH);
+        let (queue, jobs): (_, Receiver<(OpId, Kept)>) = sync_channel(QUEUE_LENGTH);
         std::thread::Builder::new()
             .name("state".into())
             .spawn(move || {
-                while let Ok((op, durable)) = jobs.recv() {
-                    let saved = save(&dir, &durable);
+                while let Ok((op, kept)) = jobs.recv() {
+                    let saved = match &kept {
+                        Kept::State(durable) => save(&dir, durable),
+                        Kept::Config(config) => save_config(&dir, config),
+                    };
                     if let Err(error) = &saved {
                         tracing::error!(%error, "cannot write the state in {}", dir.display());
                     }
@@ -100,9 +149,9 @@ impl Persister {
     }
 
     /// Queues a write; false when the local disk hangs.
-    pub(crate) fn submit(&self, op: OpId, durable: Durable) -> bool {
+    pub(crate) fn submit(&self, op: OpId, kept: Kept) -> bool {
         !matches!(
-            self.queue.try_send((op, durable)),
+            self.queue.try_send((op, kept)),
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_))
         )
     }
@@ -130,6 +179,37 @@ mod tests {
         assert_eq!(load(dir.path()), (Durable::default(), None));
         save(dir.path(), &durable()).expect("saved");
         assert_eq!(load(dir.path()), (durable(), None));
+    }
+
+    #[test]
+    fn the_state_of_the_version_before_is_understood() {
+        let dir = tempfile::tempdir().expect("directory");
+        let body = postcard::to_allocvec(&durable()).expect("encoded");
+        let old = &body[..body.len() - ADDED_FIELDS];
+        write(dir.path(), "state", &MAGIC_BEFORE, old).expect("saved");
+        assert_eq!(load(dir.path()), (durable(), None));
+    }
+
+    #[test]
+    fn the_configuration_comes_back_and_a_damaged_one_is_reported() {
+        let dir = tempfile::tempdir().expect("directory");
+        assert_eq!(load_config(dir.path()), (None, None));
+        let host = mainstay_core::config::HostSpec {
+            id: HostId::new("host-1").expect("id"),
+            cpu_mhz: 1,
+            memory_mb: 1,
+            datastores: std::collections::BTreeSet::new(),
+            maintenance: true,
+        };
+        let settings = mainstay_core::config::Settings::default();
+        let config =
+            ClusterConfig::new(7, settings, vec![host], vec![], vec![], vec![]).expect("sound");
+        save_config(dir.path(), &config).expect("saved");
+        assert_eq!(load_config(dir.path()), (Some(config), None));
+        std::fs::write(dir.path().join("config"), b"nonsense").expect("write");
+        let (none, issue) = load_config(dir.path());
+        assert_eq!(none, None);
+        assert!(issue.expect("issue").contains("damaged"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::net::Rejects;
 use crate::net::ping::{icmp_available, ping};
 use crate::net::stream::{Streams, Tls, TlsError};
 use crate::net::udp::{Link, Received, Udp};
-use crate::persist::{self, Persister};
+use crate::persist::{self, Kept, Persister};
 use crate::twin::{Role, Seat, TwinError};
 use crate::vms::{Report, Vms, VmsConfig};
 use crate::{clock, drivers, guard, logging, twin};
@@ -120,8 +120,8 @@ enum Wake {
 pub fn run_agent(config: &Path) -> Result<(), AgentError> {
     let file = AgentFile::read(config)?;
     let cluster_file = ClusterFile::read(&file.cluster)?;
-    let cluster = cluster_file.cluster_config()?;
-    file.check_against(config, &cluster)?;
+    let written = cluster_file.cluster_config()?;
+    file.check_against(config, &written)?;
     let key = ClusterKey::read(&file.key_file)?;
     let tls = Tls::read(&file)?;
     for dir in [&file.run_dir, &file.state_dir, &file.log_dir] {
@@ -131,11 +131,13 @@ pub fn run_agent(config: &Path) -> Result<(), AgentError> {
     twin::detach();
     let _log = logging::start(&file.log_dir, "agent");
     logging::abort_on_panic();
+    let (cluster, kept_issues) = newest(written, &file);
     let started = Starting {
         config,
         file: &file,
         cluster_file: &cluster_file,
         cluster: &cluster,
+        kept_issues,
         key,
         tls,
     };
@@ -147,11 +149,32 @@ pub fn run_agent(config: &Path) -> Result<(), AgentError> {
     result
 }
 
+/// The configuration to begin with: the one that was kept when it is newer than the admin's file, which
+/// then counts no more; and what is to be said about it.
+fn newest(written: ClusterConfig, file: &AgentFile) -> (ClusterConfig, Vec<String>) {
+    let (kept, issue) = persist::load_config(&file.state_dir);
+    let mut issues: Vec<String> = issue.into_iter().collect();
+    let Some(kept) = kept.filter(|k| k.cluster_id == written.cluster_id && k.version > 0) else {
+        return (written, issues);
+    };
+    let mut same = kept.clone();
+    same.version = written.version;
+    if same != written {
+        issues.push(format!(
+            "{} differs from version {} of the cluster's configuration, which was changed while it ran and is in force; change it with `mainstay config set`, or bring the file up to date",
+            file.cluster.display(),
+            kept.version
+        ));
+    }
+    (kept, issues)
+}
+
 struct Starting<'a> {
     config: &'a Path,
     file: &'a AgentFile,
     cluster_file: &'a ClusterFile,
     cluster: &'a ClusterConfig,
+    kept_issues: Vec<String>,
     key: ClusterKey,
     tls: Tls,
 }
@@ -275,13 +298,15 @@ impl Starting<'_> {
             datastores,
             vms,
             persister,
+            proposals: BTreeMap::new(),
             events,
             link,
             rejects,
             issues: BTreeMap::new(),
             wake,
         };
-        shell.set_issues("state", state_issue.into_iter().collect());
+        let kept = self.kept_issues.iter().cloned();
+        shell.set_issues("state", state_issue.into_iter().chain(kept).collect());
         tracing::info!(
             host = %shell.stamp.writer,
             version = env!("CARGO_PKG_VERSION"),
@@ -458,6 +483,8 @@ struct Shell {
     datastores: Datastores,
     vms: Vms,
     persister: Persister,
+    /// Who waits for the outcome of a change.
+    proposals: BTreeMap<u64, SyncSender<Result<u64, String>>>,
     events: EventLog,
     link: Arc<GuardLink>,
     rejects: Rejects,
@@ -594,8 +621,18 @@ impl Shell {
                 self.vms.perform(op, request);
             }
             Output::Persist(op, durable) => {
-                if !self.persister.submit(op, durable) {
+                if !self.persister.submit(op, Kept::State(durable)) {
                     self.pending.push_back(Input::Persisted(op, false));
+                }
+            }
+            Output::PersistConfig(op, config) => {
+                if !self.persister.submit(op, Kept::Config(config)) {
+                    self.pending.push_back(Input::Persisted(op, false));
+                }
+            }
+            Output::Proposed(ticket, outcome) => {
+                if let Some(to) = self.proposals.remove(&ticket) {
+                    drop(to.try_send(outcome));
                 }
             }
             Output::Event(event) => self.events.push(event),
@@ -674,6 +711,18 @@ impl Shell {
             }
             Ask::PowerOn(vm, to) => drop(to.try_send(self.command(Command::PowerOn(vm)))),
             Ask::PowerOff(vm, to) => drop(to.try_send(self.command(Command::PowerOff(vm)))),
+            Ask::Leave(to) => drop(to.try_send(self.command(Command::Leave))),
+            Ask::Config(to) => drop(to.try_send(self.agent.config().clone())),
+            Ask::Change(changes, to) => match self.agent.propose(clock::now(), changes) {
+                Ok(ticket) => {
+                    self.proposals.insert(ticket, to);
+                    self.drain();
+                }
+                Err(error) => {
+                    drop(to.try_send(Err(error.to_string())));
+                    self.drain();
+                }
+            },
         }
     }
 

@@ -10,6 +10,7 @@ use crate::io::{
 };
 use crate::isolation::{Asked, Isolation};
 use crate::liveness::Peer;
+use crate::membership::Membership;
 use crate::ownership::Own;
 use crate::restart::Restart;
 use crate::rng::Rng;
@@ -61,6 +62,9 @@ pub enum Command {
     PowerOn(VmId),
     /// Power a VM off that runs here.
     PowerOff(VmId),
+    /// The host's admin shuts the operating system down: its VMs are stopped and their locks given back;
+    /// [`Agent::may_leave`] says when that is done.
+    Leave,
 }
 
 /// Why a command was refused. Nothing was changed.
@@ -73,6 +77,14 @@ pub enum CommandError {
     /// This host does not mount its datastore.
     #[error("this host does not mount the datastore of \"{0}\"; power it on on a host that does")]
     NoDatastore(VmId),
+    /// The changes do not fit; the text says why.
+    #[error("{0}")]
+    Config(String),
+    /// No primary is known to this agent.
+    #[error(
+        "this agent knows no primary at the moment, and only a primary changes the configuration; ask again in a few seconds"
+    )]
+    NoPrimary,
     /// It is not here.
     #[error(
         "\"{0}\" does not run on this host; ask the host that runs it (`mainstay vms` shows which)"
@@ -119,6 +131,11 @@ pub(crate) enum Pending {
         what: Ask,
     },
     Persist,
+    KeepConfig,
+    Config {
+        datastore: DatastoreId,
+        generation: Generation,
+    },
     Forget,
 }
 
@@ -159,6 +176,9 @@ pub struct Agent {
     pub(crate) beats: u64,
     pub(crate) alone_since: Option<Instant>,
     pub(crate) isolation: Isolation,
+    pub(crate) membership: Membership,
+    /// The host is being shut down since then.
+    pub(crate) leaving: Option<Instant>,
     /// Guests that were asked to shut down, not by their own wish.
     pub(crate) asked: BTreeMap<VmId, Asked>,
     pub(crate) journal: VecDeque<Event>,
@@ -219,6 +239,8 @@ impl Agent {
             beats: 0,
             alone_since: Some(now),
             isolation: Isolation::new(now),
+            membership: Membership::default(),
+            leaving: None,
             asked: BTreeMap::new(),
             journal: VecDeque::new(),
             shell_issues: Vec::new(),
@@ -265,7 +287,11 @@ impl Agent {
                 _ => self.ignore("stale hypervisor answer"),
             },
             Input::Persisted(op, ok) => {
-                self.pending.remove(&op);
+                if matches!(self.pending.remove(&op), Some(Pending::KeepConfig)) {
+                    self.config_kept(ok);
+                    self.run();
+                    return;
+                }
                 self.persisting = false;
                 self.durable_dirty |= !ok;
             }
@@ -277,7 +303,7 @@ impl Agent {
 
     /// Time goes on. An agent that was stopped for a while has heard nobody because it did not listen:
     /// that is no sign of anybody's death, nor of its own isolation.
-    fn advance(&mut self, now: Instant) {
+    pub(crate) fn advance(&mut self, now: Instant) {
         let gap = now.since(self.now);
         self.now = self.now.max(now);
         if gap > 3 * self.timing().network_heartbeat {
@@ -293,7 +319,7 @@ impl Agent {
     }
 
     /// Does everything that is due.
-    fn run(&mut self) {
+    pub(crate) fn run(&mut self) {
         self.run_tasks();
         self.run_stores();
         self.run_election();
@@ -310,6 +336,7 @@ impl Agent {
         self.run_isolation();
         self.run_vouch();
         self.run_ownership();
+        self.run_membership();
         self.run_vms();
         self.run_restarts();
         self.persist();
@@ -324,6 +351,11 @@ impl Agent {
         self.reconcile();
         if self.report_dirty || self.beats.is_multiple_of(8) {
             self.send_report();
+        }
+        if self.beats.is_multiple_of(8)
+            && let Some(primary) = self.role.followed().cloned()
+        {
+            self.tell_version(&primary);
         }
     }
 
@@ -361,9 +393,16 @@ impl Agent {
         match command {
             Command::PowerOn(vm) => self.power_on(&vm)?,
             Command::PowerOff(vm) => self.power_off(&vm)?,
+            Command::Leave => self.leave(),
         }
         self.run();
         Ok(())
+    }
+
+    /// The configuration that is in force.
+    #[must_use]
+    pub fn config(&self) -> &ClusterConfig {
+        &self.config
     }
 
     /// Plants a bug (only in builds that test the testers).
@@ -426,7 +465,7 @@ impl Agent {
         }
     }
 
-    fn op(&mut self, pending: Pending) -> OpId {
+    pub(crate) fn op(&mut self, pending: Pending) -> OpId {
         let op = OpId(self.number());
         self.pending.insert(op, pending);
         op
@@ -555,10 +594,15 @@ impl Agent {
                 datastore,
                 generation,
             } => self.on_list(&datastore, generation, outcome),
+            Pending::Config {
+                datastore,
+                generation,
+            } => self.on_home(&datastore, generation, outcome),
             Pending::Task(number) => self.step_task(number, outcome),
             Pending::Ping { .. }
             | Pending::Guard { .. }
             | Pending::Hypervisor { .. }
+            | Pending::KeepConfig
             | Pending::Persist => self.ignore("completion of another kind"),
             Pending::Forget => {}
         }
@@ -595,6 +639,11 @@ impl Agent {
                 generation,
             } => self.on_check_lock(&vm, &datastore, generation),
             Message::Protected { vms } => self.protected_here = vms.into_iter().collect(),
+            Message::Leaving => self.on_leaving(from),
+            Message::Propose { ticket, changes } => self.on_propose(from, ticket, changes),
+            Message::Proposed { ticket, outcome } => self.on_proposed(ticket, outcome),
+            Message::ConfigVersion { version } => self.on_config_version(from, version),
+            Message::Config(config) => self.on_config(from, *config),
             Message::AskVouch { datastore, nonce } => self.on_ask_vouch(from, &datastore, nonce),
             Message::Vouch {
                 datastore,

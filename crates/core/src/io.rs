@@ -4,11 +4,12 @@
 //! outcome may be *unknown*: the effect happened, did not happen, or will happen later. Unknown is a
 //! case of its own, never folded into success or failure.
 
-use crate::config::VmSpec;
+use crate::config::{ClusterConfig, VmSpec};
 use crate::event::{Event, StopReason};
 use crate::id::{DatastoreId, Generation, HostId, OpId, VmId};
 use crate::time::Instant;
 use crate::wire::{Message, RecordKey};
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -66,6 +67,8 @@ pub enum StorageRequest {
     ListOwnerLock,
     /// Lists the protected lists.
     ListProtected,
+    /// Lists the copies of the configuration.
+    ListConfig,
 }
 
 /// What a successful operation gives.
@@ -309,6 +312,12 @@ pub enum Output {
     Hypervisor(OpId, HypervisorRequest),
     /// Write local state atomically.
     Persist(OpId, Durable),
+    /// Write the cluster's configuration to local disk atomically; [`Input::Persisted`] answers. An agent
+    /// is started with the newest of this and the file that its admin wrote.
+    PersistConfig(OpId, Box<ClusterConfig>),
+    /// What became of the changes that [`crate::Agent::propose`] gave this ticket: the version that has
+    /// them and is on disk, or why they were not made.
+    Proposed(u64, Result<u64, String>),
     /// Report an event.
     Event(Event),
 }

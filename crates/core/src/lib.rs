@@ -30,6 +30,7 @@ pub mod io;
 mod isolation;
 mod liveness;
 mod lock;
+mod membership;
 mod ownership;
 mod placement;
 #[cfg(feature = "planted")]

@@ -29,6 +29,7 @@ fn free_lock(settings: &Settings) -> LockRecord {
         desired: Desired::Off,
         freeze: settings.timing.freeze,
         r#break: settings.timing.r#break,
+        given_back: None,
     }
 }
 

@@ -360,10 +360,12 @@ impl Agent {
             .collect();
         let chosen = self.config.heartbeat_datastores(&self.me.host);
         let isolated = self.isolation.is_declared();
+        let leaving = self.leaving.is_some();
         for (datastore, store) in &mut self.stores {
             if chosen.contains(datastore) {
                 store.poweron_wanted = Some(PoweronRecord {
                     isolated,
+                    leaving,
                     vms: vms.clone(),
                 });
             }

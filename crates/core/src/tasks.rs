@@ -7,7 +7,7 @@ use crate::id::{DatastoreId, Generation, Holder, Nonce, VmId};
 use crate::io::{StorageOutcome, StorageRequest};
 use crate::lock::{Cleanup, HeadRead, LockName, Step, Swap, SwapOutcome};
 use crate::time::Instant;
-use crate::wire::{Desired, LockRecord};
+use crate::wire::{Desired, GivenBack, LockRecord};
 use alloc::format;
 use alloc::vec::Vec;
 
@@ -88,6 +88,21 @@ impl Agent {
         holder: Option<Holder>,
         desired: Desired,
     ) {
+        self.swap_lock_noting(datastore, name, work_for, from, holder, desired, None);
+    }
+
+    /// The same, with the mark that is left in a free generation.
+    #[expect(clippy::too_many_arguments, reason = "the parts of one record")]
+    pub(crate) fn swap_lock_noting(
+        &mut self,
+        datastore: &DatastoreId,
+        name: LockName,
+        work_for: TaskFor,
+        from: (Generation, Nonce),
+        holder: Option<Holder>,
+        desired: Desired,
+        given_back: Option<GivenBack>,
+    ) {
         let new = LockRecord {
             generation: from.0.next(),
             nonce: Nonce(self.nonces.next_u64()),
@@ -95,6 +110,7 @@ impl Agent {
             desired,
             freeze: self.timing().freeze,
             r#break: self.timing().r#break,
+            given_back,
         };
         let stamp = self.stamp();
         let mut swap = Swap::begin(name.clone(), self.config.cluster_id, &stamp, from, new);

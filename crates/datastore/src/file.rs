@@ -173,6 +173,7 @@ impl FileDatastore {
             }
             StorageRequest::ListAllVmLocks => self.list(|k| matches!(k, RecordKey::VmLock(..))),
             StorageRequest::ListOwnerLock => self.list(|k| matches!(k, RecordKey::OwnerLock(_))),
+            StorageRequest::ListConfig => self.list(|k| matches!(k, RecordKey::Config(..))),
             StorageRequest::ListProtected => self.list(|k| matches!(k, RecordKey::Protected(..))),
         }
     }

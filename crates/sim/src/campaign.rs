@@ -141,6 +141,7 @@ pub fn draw(seed: u64, limits: &Limits) -> Scenario {
         events,
         expects: Vec::new(),
         weather,
+        created: std::collections::BTreeMap::new(),
         liveness: until + quiet / 2 <= duration,
     }
 }

@@ -1,6 +1,7 @@
 //! The client of the control socket.
 
 use super::{Answer, EventLine, Pong, Request};
+use mainstay_core::config::{Change, ClusterConfig};
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::status::{Explanation, Status};
 use serde::de::DeserializeOwned;
@@ -115,6 +116,30 @@ impl Client {
     /// [`ClientError`].
     pub fn power_off(&self, vm: &VmId) -> Result<(), ClientError> {
         self.call(&Request::PowerOff { vm: vm.clone() })
+    }
+
+    /// Says that the host is being shut down: its VMs are stopped and their locks given back.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn leave(&self) -> Result<(), ClientError> {
+        self.call(&Request::Leave)
+    }
+
+    /// The configuration that is in force there.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn config(&self) -> Result<ClusterConfig, ClientError> {
+        self.call(&Request::Config)
+    }
+
+    /// Changes the configuration, all of it or nothing; gives the version that is on disk.
+    ///
+    /// # Errors
+    /// [`ClientError`]; a refusal says why, or that the outcome is not known.
+    pub fn change(&self, changes: Vec<Change>) -> Result<u64, ClientError> {
+        self.call(&Request::Change { changes })
     }
 
     /// The last events, oldest first; with `follow` the iterator goes on until the agent ends.

@@ -7,6 +7,7 @@
 pub mod client;
 pub(crate) mod server;
 
+use mainstay_core::config::Change;
 use mainstay_core::event::Event;
 use mainstay_core::id::{HostId, VmId};
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,15 @@ pub enum Request {
     PowerOff {
         /// The VM.
         vm: VmId,
+    },
+    /// This host is being shut down: stop its VMs and give their locks back.
+    Leave,
+    /// The configuration that is in force here.
+    Config,
+    /// Change the configuration; answers with the version that is on disk.
+    Change {
+        /// The changes: all or none.
+        changes: Vec<Change>,
     },
     /// Is somebody there?
     Ping,

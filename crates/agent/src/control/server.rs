@@ -4,6 +4,7 @@
 use super::{Answer, Pong, REQUEST_MAX_BYTES, Request};
 use crate::events::EventLog;
 use crate::twin::{self, TwinError};
+use mainstay_core::config::{Change, ClusterConfig};
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::status::{Explanation, Status};
 use serde::Serialize;
@@ -50,6 +51,9 @@ pub(crate) enum Ask {
     ExplainHost(HostId, SyncSender<Result<Explanation, String>>),
     PowerOn(VmId, SyncSender<Result<(), String>>),
     PowerOff(VmId, SyncSender<Result<(), String>>),
+    Leave(SyncSender<Result<(), String>>),
+    Config(SyncSender<ClusterConfig>),
+    Change(Vec<Change>, SyncSender<Result<u64, String>>),
     Ping(SyncSender<Pong>),
 }
 
@@ -144,6 +148,9 @@ impl Connection {
             Request::ExplainHost { id } => self.ask_checked(|to| Ask::ExplainHost(id, to)),
             Request::PowerOn { vm } => self.ask_checked(|to| Ask::PowerOn(vm, to)),
             Request::PowerOff { vm } => self.ask_checked(|to| Ask::PowerOff(vm, to)),
+            Request::Leave => self.ask_checked(Ask::Leave),
+            Request::Config => self.ask(Ask::Config),
+            Request::Change { changes } => self.ask_checked(|to| Ask::Change(changes, to)),
             Request::Events { follow, last } => self.events(follow, last),
         }
     }

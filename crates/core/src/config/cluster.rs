@@ -1,6 +1,6 @@
 //! Who and what is in the cluster: hosts, datastores, VMs, rules.
 
-use super::settings::{IsolationResponse, RestartPriority, Settings};
+use super::settings::{IsolationResponse, RestartPriority, SettingError, Settings};
 use super::timing::TimingError;
 use crate::id::{DatastoreId, HostId, VmId};
 use alloc::collections::BTreeMap;
@@ -132,6 +132,9 @@ pub struct ClusterConfig {
     pub vms: BTreeMap<VmId, VmSpec>,
     /// All placement rules.
     pub rules: Vec<Rule>,
+    /// Grows by one with each change that was made while the cluster ran; 0: as the files say.
+    #[serde(default)]
+    pub version: u64,
 }
 
 /// Why a configuration was refused.
@@ -161,6 +164,19 @@ pub enum ConfigError {
         /// The nearest id that exists.
         nearest: Option<String>,
     },
+    /// A setting cannot have that value.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
+    /// A VM would move to another home.
+    #[error(
+        "the home of {vm} is {home}, where its lock is; a VM that lives elsewhere is another VM: delete this one and make it anew there"
+    )]
+    HomeIsFixed {
+        /// The VM.
+        vm: VmId,
+        /// Its home datastore.
+        home: DatastoreId,
+    },
     /// The cluster has no host.
     #[error("the cluster has no host; add at least one")]
     NoHost,
@@ -184,7 +200,6 @@ impl ClusterConfig {
         vms: Vec<VmSpec>,
         rules: Vec<Rule>,
     ) -> Result<Self, ConfigError> {
-        settings.timing.check()?;
         let mut config = Self {
             cluster_id,
             settings,
@@ -192,6 +207,7 @@ impl ClusterConfig {
             datastores: BTreeMap::new(),
             vms: BTreeMap::new(),
             rules,
+            version: 0,
         };
         for d in datastores {
             if let Some(twice) = config.datastores.insert(d.id.clone(), d) {
@@ -217,11 +233,32 @@ impl ClusterConfig {
                 });
             }
         }
-        if config.hosts.is_empty() {
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Checks the configuration as a whole.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for timers that contradict each other, no host, and names of what is not there.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.settings.timing.check()?;
+        if self.hosts.is_empty() {
             return Err(ConfigError::NoHost);
         }
-        config.check_names()?;
-        Ok(config)
+        self.check_names()
+    }
+
+    /// The datastore on which the configuration is kept: the first by id that more than one host mounts.
+    #[must_use]
+    pub fn home(&self) -> Option<DatastoreId> {
+        self.datastores
+            .keys()
+            .find(|d| {
+                let mounts = |h: &&HostSpec| h.datastores.contains(*d);
+                self.hosts.values().filter(mounts).count() > 1
+            })
+            .cloned()
     }
 
     fn check_names(&self) -> Result<(), ConfigError> {

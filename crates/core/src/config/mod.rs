@@ -1,10 +1,12 @@
 //! The cluster's configuration: timers and profiles, settings, and who and what is in the cluster.
 //! Everything is checked when it is made; a value that exists is a sound one.
 
+mod change;
 mod cluster;
 mod settings;
 mod timing;
 
+pub use change::{Change, summary};
 pub use cluster::{
     ClusterConfig, ConfigError, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, Rule, RuleKind,
     VmSpec,

@@ -117,6 +117,29 @@ pub struct Settings {
     /// Time between two checks of each isolation address while other hosts are heard.
     #[serde(default = "isolation_check_interval")]
     pub isolation_check_interval: Duration,
+    /// Starts under way on one host at a time; further ones wait (`das.perHostConcurrentFailoversLimit`: 32).
+    #[serde(default = "concurrent_restarts")]
+    pub concurrent_restarts_per_host: u32,
+    /// A VM waits no longer than this for the VMs that it depends on.
+    #[serde(default = "dependency_timeout")]
+    pub dependency_timeout: Duration,
+    /// Guests get so long to shut down when their host is shut down; then they are switched off.
+    #[serde(default = "host_shutdown_timeout")]
+    pub host_shutdown_timeout: Duration,
+}
+
+fn concurrent_restarts() -> u32 {
+    32
+}
+
+/// As long as vSphere lets lower priorities wait for higher ones.
+fn dependency_timeout() -> Duration {
+    Duration::from_secs(600)
+}
+
+/// Within what service managers commonly give a service to stop (90 s).
+fn host_shutdown_timeout() -> Duration {
+    Duration::from_secs(75)
 }
 
 /// Often enough to find a wrong address long before it is needed, rarely enough to burden nobody's router.
@@ -300,6 +323,21 @@ pub const SETTINGS: &[SettingDoc] = &[
         "time",
         "between two checks of each isolation address while all is well",
     ),
+    doc(
+        "concurrent_restarts_per_host",
+        "1 to 1000",
+        "starts under way on one host at a time",
+    ),
+    doc(
+        "dependency_timeout",
+        "time",
+        "a VM waits no longer for the VMs that it depends on",
+    ),
+    doc(
+        "host_shutdown_timeout",
+        "time",
+        "guests of a host that is shut down get so long to shut down themselves",
+    ),
 ];
 
 /// Why a setting was refused. Nothing was changed.
@@ -397,6 +435,9 @@ impl Settings {
             accept_late_writes: false,
             order_timeout: Duration::from_secs(60),
             isolation_check_interval: isolation_check_interval(),
+            concurrent_restarts_per_host: concurrent_restarts(),
+            dependency_timeout: dependency_timeout(),
+            host_shutdown_timeout: host_shutdown_timeout(),
         }
     }
 
@@ -472,6 +513,8 @@ impl Settings {
             "isolation_shutdown_timeout" => &mut self.isolation_shutdown_timeout,
             "order_timeout" => &mut self.order_timeout,
             "isolation_check_interval" => &mut self.isolation_check_interval,
+            "dependency_timeout" => &mut self.dependency_timeout,
+            "host_shutdown_timeout" => &mut self.host_shutdown_timeout,
             _ => return None,
         })
     }
@@ -489,6 +532,9 @@ impl Settings {
             "clock_drift_ppm" => self.timing.clock_drift_ppm = in_range(value, 0, 100_000)?,
             "host_monitoring" => self.host_monitoring = truth(value)?,
             "accept_late_writes" => self.accept_late_writes = truth(value)?,
+            "concurrent_restarts_per_host" => {
+                self.concurrent_restarts_per_host = in_range(value, 1, 1000)?
+            }
             "max_restart_attempts" => self.max_restart_attempts = in_range(value, 0, 100)?,
             "heartbeat_datastores_per_host" => {
                 self.heartbeat_datastores_per_host = in_range(value, 0, 5)?

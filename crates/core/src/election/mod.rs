@@ -121,8 +121,13 @@ impl Agent {
         self.send_candidate();
     }
 
+    /// A host in maintenance, or one that is being shut down, is no candidate.
+    fn is_fit(&self) -> bool {
+        self.leaving.is_none() && self.own_spec().is_some_and(|s| !s.maintenance)
+    }
+
     fn send_candidate(&mut self) {
-        if self.own_spec().is_some_and(|s| s.maintenance) {
+        if !self.is_fit() {
             return;
         }
         let rank = self.rank();
@@ -172,7 +177,7 @@ impl Agent {
                 until, candidates, ..
             } if self.now >= *until => {
                 let own = self.rank();
-                let fit = self.own_spec().is_some_and(|s| !s.maintenance);
+                let fit = self.is_fit();
                 let best = candidates.values().max();
                 match best {
                     Some(best) if !fit || *best > own => {
@@ -275,6 +280,7 @@ impl Agent {
                 let host = self.me.host.clone();
                 self.emit(EventKind::PrimaryAbdicated { host }, why);
                 self.give_up_ownership("this primary abdicated", true);
+                self.drop_proposals("this primary abdicated");
                 self.restarts.clear();
                 self.follow(from, rank);
             }
@@ -299,6 +305,7 @@ impl Agent {
             self.durable_dirty = true;
             self.send_heartbeat(primary);
             self.send_report();
+            self.tell_version(&primary.clone());
             self.free_leftover_ownership();
         }
     }

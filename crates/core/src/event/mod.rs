@@ -49,6 +49,8 @@ pub enum StopReason {
     FrozenLimit,
     /// The start was given up half-way (its right lapsed before the first instruction).
     StartAborted,
+    /// Its host was shut down by its admin.
+    HostShutdown,
 }
 
 /// What happened.
@@ -84,6 +86,20 @@ pub enum EventKind {
     PrimaryAbdicated {
         /// The host.
         host: HostId,
+    },
+    /// A host is being shut down by its admin.
+    #[serde(rename = "host.leaving")]
+    HostLeaving {
+        /// The host.
+        host: HostId,
+    },
+    /// A host has another version of the cluster's configuration in force.
+    #[serde(rename = "config.changed")]
+    ConfigChanged {
+        /// The host.
+        host: HostId,
+        /// The version.
+        version: u64,
     },
     /// The owner of a datastore vouches for a host whose heartbeat there is late.
     #[serde(rename = "host.vouched")]
@@ -328,6 +344,8 @@ impl EventKind {
             | Self::ElectionStarted { .. }
             | Self::PrimaryElected { .. }
             | Self::PrimaryAbdicated { .. }
+            | Self::HostLeaving { .. }
+            | Self::ConfigChanged { .. }
             | Self::HostVouched { .. }
             | Self::IsolationDeclared { .. }
             | Self::IsolationEnded { .. }
@@ -345,6 +363,8 @@ impl EventKind {
             | Self::ElectionStarted { host }
             | Self::PrimaryElected { host }
             | Self::PrimaryAbdicated { host }
+            | Self::HostLeaving { host }
+            | Self::ConfigChanged { host, .. }
             | Self::HostVouched { host, .. }
             | Self::IsolationDeclared { host }
             | Self::IsolationEnded { host }

@@ -37,6 +37,8 @@ pub(crate) struct Peer {
     pub(crate) role: Option<RoleTag>,
     /// It follows this agent.
     pub(crate) follows: bool,
+    /// Its admin shuts it down.
+    pub(crate) leaving: bool,
     pub(crate) state: HostState,
     pub(crate) why: String,
     pinging: bool,
@@ -55,6 +57,7 @@ impl Peer {
             instance: None,
             role: None,
             follows: false,
+            leaving: false,
             state: HostState::Live,
             why: String::from("nothing was heard of it yet"),
             pinging: false,
@@ -70,8 +73,13 @@ impl Peer {
         self.follows && self.state == HostState::Live && self.heard.is_some()
     }
 
+    /// The last ping that ended was answered, or none has ended.
+    pub(crate) fn answers_pings(&self) -> bool {
+        self.last_ping != Some(PingOutcome::NoAnswer)
+    }
+
     /// The moment at which the first missing heartbeat was due.
-    fn silent_from(&self, interval: Duration) -> Instant {
+    pub(crate) fn silent_from(&self, interval: Duration) -> Instant {
         self.heard
             .map_or(self.listened_since, |h| h.max(self.listened_since))
             + interval
@@ -104,6 +112,7 @@ impl Agent {
         };
         if peer.instance != Some(instance) {
             peer.instance = Some(instance);
+            peer.leaving = false;
             // A new agent counts its reports from the beginning.
             peer.report = None;
         }
@@ -114,6 +123,16 @@ impl Agent {
         if let Some(peer) = self.peers.get_mut(from) {
             peer.role = Some(role);
             peer.follows = primary.as_ref() == Some(&me);
+        }
+    }
+
+    /// A host says that its admin shuts it down.
+    pub(crate) fn on_leaving(&mut self, from: &HostId) {
+        if let Some(peer) = self.peers.get_mut(from) {
+            peer.leaving = true;
+        }
+        if self.role.followed() == Some(from) {
+            self.begin_election(&format!("the primary {from} is being shut down"));
         }
     }
 

@@ -180,6 +180,7 @@ mod tests {
             desired: Desired::On,
             freeze: Duration::from_secs(3),
             r#break: Duration::from_secs(5),
+            given_back: None,
         }
     }
 

@@ -449,6 +449,12 @@ impl Agent {
         }
     }
 
+    /// No owner lock of this host is out or on its way back.
+    pub(crate) fn gives_nothing_back(&self) -> bool {
+        let busy = |o: &Own| matches!(o, Own::Acting(_) | Own::Swapping { .. } | Own::Releasing);
+        !self.owned.values().any(busy)
+    }
+
     fn acting_mut(&mut self, datastore: &DatastoreId) -> Option<&mut Acting> {
         match self.owned.get_mut(datastore) {
             Some(Own::Acting(acting)) => Some(acting),
@@ -780,7 +786,7 @@ impl Agent {
     }
 
     /// The datastore is owned no more; nothing is written.
-    fn lose(&mut self, datastore: &DatastoreId, why: &str) {
+    pub(crate) fn lose(&mut self, datastore: &DatastoreId, why: &str) {
         let next = self.now + self.timing().datastore_heartbeat;
         let was = self
             .owned

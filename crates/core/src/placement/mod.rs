@@ -23,12 +23,18 @@ pub(crate) struct Room {
     pub(crate) datastores: BTreeSet<DatastoreId>,
     /// VMs on it, those that are being started included.
     pub(crate) vms: BTreeSet<VmId>,
+    /// Starts under way there.
+    pub(crate) starting: u32,
+    /// Starts that may be under way there.
+    pub(crate) starts_at_once: u32,
 }
 
 /// The cluster as placement sees it: hosts that are connected and fit for starts.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct View {
     pub(crate) hosts: BTreeMap<HostId, Room>,
+    /// VMs that wait for one host.
+    pub(crate) only: BTreeMap<VmId, HostId>,
 }
 
 /// What became of one VM.
@@ -70,6 +76,7 @@ pub(crate) fn plan(view: &View, rules: &[Rule], vms: &[VmSpec]) -> Vec<(VmId, Ch
                     room.cpu_mhz.1 += vm.cpu_mhz;
                     room.memory_mb.1 += vm.memory_mb;
                     room.vms.insert(vm.id.clone());
+                    room.starting += 1;
                 }
                 choices.push((vm.id.clone(), Choice::Host(host, refusals)));
             }
@@ -86,6 +93,15 @@ fn fits(
     rules: &[Rule],
     vm: &VmSpec,
 ) -> Result<bool, String> {
+    if let Some(only) = view.only.get(&vm.id).filter(|only| *only != host) {
+        return Err(format!("it waits for {only}"));
+    }
+    if room.starting >= room.starts_at_once {
+        return Err(format!(
+            "{} starts are under way there, as many as concurrent_restarts_per_host allows",
+            room.starting
+        ));
+    }
     if !room.datastores.contains(&vm.datastore) {
         return Err(format!("it cannot use {} now", vm.datastore));
     }
@@ -159,6 +175,7 @@ fn check(view: &View, rules: &[Rule], vms: &[VmSpec], choices: &[(VmId, Choice)]
         if let Some(room) = view.hosts.get_mut(host) {
             room.cpu_mhz.1 += vm.cpu_mhz;
             room.memory_mb.1 += vm.memory_mb;
+            room.starting += 1;
             room.vms.insert(id.clone());
         }
     }
@@ -201,12 +218,15 @@ mod tests {
             memory_mb: (memory_mb, used),
             datastores: [ds(1)].into(),
             vms: BTreeSet::new(),
+            starting: 0,
+            starts_at_once: 32,
         }
     }
 
     fn view(rooms: &[(u8, Room)]) -> View {
         View {
             hosts: rooms.iter().map(|(n, r)| (host(*n), r.clone())).collect(),
+            only: BTreeMap::new(),
         }
     }
 

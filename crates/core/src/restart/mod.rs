@@ -12,9 +12,9 @@
 //! VM; a lock that is still held, or a host that was not ready, costs none.
 
 use crate::agent::{Agent, planted};
-use crate::config::{FenceClass, RestartPriority, VmSpec};
+use crate::config::{FenceClass, HostShutdown, RestartPriority, VmSpec};
 use crate::election::Role;
-use crate::event::{EventKind, HostState};
+use crate::event::{EventKind, HostState, StopReason};
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::io::Channel;
 use crate::lock::LockName;
@@ -45,6 +45,8 @@ pub(crate) struct Restart {
     /// The last request that was said: a start that is tried again for free is not said again.
     requested: Option<(u32, HostId)>,
     order: u64,
+    /// When it was first seen that the VM does not run.
+    since: Instant,
 }
 
 /// Where a restart stands.
@@ -66,6 +68,20 @@ pub(crate) enum Step {
     Runs { since: Instant },
     /// No more attempts.
     Abandoned,
+}
+
+impl Restart {
+    /// Why a host's lock stands between this VM and its restart, if one does.
+    pub(crate) fn held_by(&self, host: &HostId) -> Option<String> {
+        match &self.step {
+            Step::Waiting { record, .. }
+                if record.holder.as_ref().is_some_and(|h| h.host == *host) =>
+            {
+                Some(self.why.clone())
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Why a restart cannot be asked for yet.
@@ -198,6 +214,7 @@ impl Agent {
                         said: String::new(),
                         requested: None,
                         order: 0,
+                        since: now,
                     };
                     self.restarts.insert(vm.clone(), restart);
                 }
@@ -371,6 +388,9 @@ impl Agent {
             depends_on: Vec::new(),
             guest_agent: true,
         });
+        if let Some(why) = self.waits_for_others(vm, &spec) {
+            return Err(why);
+        }
         if !self.config.settings.host_monitoring {
             return worth("host_monitoring is off");
         }
@@ -378,6 +398,9 @@ impl Agent {
             return worth("its restart priority is disabled");
         }
         let Some(holder) = &record.holder else {
+            if let Some(why) = self.waits_for_its_host(record) {
+                return Err(Wait::Worth(why));
+            }
             return Ok((spec, None));
         };
         let host = &holder.host;
@@ -404,6 +427,8 @@ impl Agent {
                     "the agent of {host} is unreachable but the host answers pings, and {datastore} does not refuse late writes"
                 )));
             }
+            // A host in maintenance is down for its admin's reasons; the window proves the rest.
+            HostState::Maintenance if self.silent_for_dead(peer) => {}
             HostState::Live | HostState::Maintenance => {
                 return Err(Wait::Passing(format!(
                     "{host} holds its lock and is live; it is asked to give it back"
@@ -449,6 +474,53 @@ impl Agent {
         Ok((spec, Some(host.clone())))
     }
 
+    /// The host that gave a free lock back when its admin shut it down, when VMs wait for such a host.
+    fn waits_for(&self, record: &LockRecord) -> Option<HostId> {
+        let back = record.given_back.as_ref()?;
+        let waits = self.config.settings.host_shutdown == HostShutdown::Wait
+            && back.reason == StopReason::HostShutdown
+            && self.config.hosts.contains_key(&back.host);
+        waits.then(|| back.host.clone())
+    }
+
+    fn waits_for_its_host(&self, record: &LockRecord) -> Option<String> {
+        let host = self.waits_for(record)?;
+        let back = if host == self.me.host {
+            self.leaving.is_none()
+        } else {
+            self.peers
+                .get(&host)
+                .is_some_and(|p| p.connected() && !p.leaving)
+        };
+        (!back).then(|| {
+            format!("its host {host} was shut down by its admin, and VMs wait for their host (host_shutdown = wait)")
+        })
+    }
+
+    /// A VM whose dependencies should run and do not yet, waits for them, but not for ever.
+    fn waits_for_others(&self, vm: &VmId, spec: &VmSpec) -> Option<Wait> {
+        let since = self.restarts.get(vm)?.since;
+        if spec.depends_on.is_empty()
+            || self.now.since(since) >= self.config.settings.dependency_timeout
+        {
+            return None;
+        }
+        let missing = spec.depends_on.iter().find(|on| {
+            self.restarts
+                .get(*on)
+                .is_some_and(|r| !matches!(r.step, Step::Abandoned | Step::Runs { .. }))
+        })?;
+        Some(Wait::Worth(format!(
+            "it depends on {missing}, which does not run yet"
+        )))
+    }
+
+    /// Nothing has been heard of a host, and no ping answered, for as long as a dead host takes.
+    fn silent_for_dead(&self, peer: &crate::liveness::Peer) -> bool {
+        let t = self.timing();
+        self.now >= peer.silent_from(t.network_heartbeat) + t.dead && !peer.answers_pings()
+    }
+
     /// Says once for what a restart waits.
     fn say_waiting(&mut self, vm: &VmId, why: &str) {
         let Some(restart) = self.restarts.get_mut(vm) else {
@@ -474,7 +546,12 @@ impl Agent {
     fn view(&self) -> View {
         let mut view = View::default();
         for (host, report) in self.reports() {
-            if self.config.hosts.get(&host).is_none_or(|h| h.maintenance) {
+            let going = if host == self.me.host {
+                self.leaving.is_some()
+            } else {
+                self.peers.get(&host).is_some_and(|p| p.leaving)
+            };
+            if going || self.config.hosts.get(&host).is_none_or(|h| h.maintenance) {
                 continue;
             }
             let room = Room {
@@ -488,6 +565,8 @@ impl Agent {
                 ),
                 datastores: report.datastores.into_iter().collect(),
                 vms: report.vms.iter().map(|v| v.spec.id.clone()).collect(),
+                starting: 0,
+                starts_at_once: self.config.settings.concurrent_restarts_per_host,
             };
             view.hosts.insert(host, room);
         }
@@ -499,6 +578,7 @@ impl Agent {
             else {
                 continue;
             };
+            room.starting += 1;
             if room.vms.insert(vm.clone()) {
                 room.cpu_mhz.1 += spec.cpu_mhz;
                 room.memory_mb.1 += spec.memory_mb;
@@ -516,7 +596,13 @@ impl Agent {
             ))
         });
         let specs: Vec<VmSpec> = ready.iter().map(|(s, ..)| s.clone()).collect();
-        let choices = plan(&self.view(), &self.config.rules, &specs);
+        let mut view = self.view();
+        for (spec, record, _) in &ready {
+            if let Some(host) = self.waits_for(record) {
+                view.only.insert(spec.id.clone(), host);
+            }
+        }
+        let choices = plan(&view, &self.config.rules, &specs);
         for ((spec, record, broken), (vm, choice)) in ready.into_iter().zip(choices) {
             match choice {
                 Choice::Nowhere(refusals) => {

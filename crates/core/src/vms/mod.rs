@@ -12,6 +12,7 @@
 //! runs again; a swap that expects a generation makes it spent the moment it is issued.
 
 mod freeze;
+mod leave;
 mod start;
 mod stop;
 
@@ -268,6 +269,7 @@ impl Agent {
             desired: Desired::On,
             freeze: self.timing().freeze,
             r#break: self.timing().r#break,
+            given_back: None,
         };
         self.drop_tasks(&TaskFor::Vm(id.clone()));
         self.register(id, record, token);

@@ -34,6 +34,11 @@ impl Agent {
             }
             return;
         }
+        if self.leaving.is_some() {
+            let why = String::from("this host is being shut down");
+            self.answer(from, &order, StartOutcome::NotReady(why));
+            return;
+        }
         let ready = self
             .stores
             .get(&order.spec.datastore)

@@ -7,7 +7,7 @@ use crate::id::{Generation, Nonce, VmId};
 use crate::io::{ExitCause, GuardRequest, HypervisorRequest};
 use crate::lock::{LockName, SwapOutcome};
 use crate::tasks::TaskFor;
-use crate::wire::{Desired, LockRecord, StartOutcome};
+use crate::wire::{Desired, GivenBack, LockRecord, StartOutcome};
 use alloc::format;
 use alloc::string::String;
 
@@ -135,13 +135,15 @@ impl Agent {
         if matches!(reason, StopReason::Crash | StopReason::FrozenLimit) {
             self.say_stopped(id, reason);
         }
-        self.swap_lock(
+        let host = self.me.host.clone();
+        self.swap_lock_noting(
             &datastore,
             LockName::Vm(id.clone()),
             TaskFor::Vm(id.clone()),
             from,
             None,
             desired,
+            Some(GivenBack { host, reason }),
         );
     }
 
@@ -160,13 +162,14 @@ impl Agent {
                 let Some(vm) = self.vms.get(id) else { return };
                 let datastore = vm.spec.datastore.clone();
                 let desired = record.desired;
-                self.swap_lock(
+                self.swap_lock_noting(
                     &datastore,
                     LockName::Vm(id.clone()),
                     TaskFor::Vm(id.clone()),
                     from,
                     None,
                     desired,
+                    record.given_back,
                 );
                 return;
             }
@@ -230,6 +233,7 @@ impl Agent {
             StopReason::Isolation => "isolation response",
             StopReason::Vmcp => "component protection",
             StopReason::Host => "the host stopped",
+            StopReason::HostShutdown => "its host is being shut down by its admin",
         };
         self.emit(EventKind::VmStopped { vm, host, reason }, String::from(why));
     }

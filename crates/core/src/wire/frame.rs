@@ -32,6 +32,8 @@ pub enum FrameKind {
     Message = 5,
     /// The marker of a datastore.
     Marker = 6,
+    /// The cluster's configuration.
+    Config = 7,
 }
 
 /// Who wrote a record, and which of its writes it is.

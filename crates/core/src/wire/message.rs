@@ -2,8 +2,9 @@
 //! a primary and its secondaries. Every message is safe to lose, to repeat and to deliver late.
 
 use super::frame::{DecodeError, FrameKind, Stamp, decode, encode};
-use crate::config::VmSpec;
+use crate::config::{Change, ClusterConfig, VmSpec};
 use crate::id::{DatastoreId, Generation, HostId, InstanceId, Nonce, VmId};
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -168,6 +169,29 @@ pub enum Message {
         /// The owner's generation.
         generation: Generation,
     },
+    /// The sender's host is being shut down by its admin.
+    Leaving,
+    /// Change the configuration (to a primary).
+    Propose {
+        /// Tells this request from every other of the sender.
+        ticket: u64,
+        /// The changes.
+        changes: Vec<Change>,
+    },
+    /// What became of it: the version that is on disk, or why not.
+    Proposed {
+        /// The request's.
+        ticket: u64,
+        /// The outcome.
+        outcome: Result<u64, String>,
+    },
+    /// The sender has this version of the configuration.
+    ConfigVersion {
+        /// The version.
+        version: u64,
+    },
+    /// The cluster's configuration.
+    Config(Box<ClusterConfig>),
 }
 
 impl Message {

@@ -11,6 +11,6 @@ pub use message::{
     VmReportState,
 };
 pub use record::{
-    Desired, HeartbeatRecord, LockRecord, MarkerRecord, PoweronRecord, ProtectedRecord,
-    ProtectedVm, RecordKey,
+    ConfigRecord, Desired, GivenBack, HeartbeatRecord, LockRecord, MarkerRecord, PoweronRecord,
+    ProtectedRecord, ProtectedVm, RecordKey,
 };

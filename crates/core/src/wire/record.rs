@@ -1,9 +1,11 @@
 //! The records on a datastore, and the keys under which they lie.
 
 use super::frame::{DecodeError, FrameKind, Stamp, decode, encode};
-use crate::config::RestartPriority;
+use crate::config::{ClusterConfig, RestartPriority};
+use crate::event::StopReason;
 use crate::id::{DatastoreId, Generation, Holder, HostId, Nonce, VmId};
 use crate::time::Duration;
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -22,6 +24,8 @@ pub enum RecordKey {
     OwnerLock(Generation),
     /// One of the two copies of the protected list of an owner generation (safety rule H19).
     Protected(Generation, u8),
+    /// One of the two copies of the configuration of an owner generation, on its home datastore.
+    Config(Generation, u8),
 }
 
 impl RecordKey {
@@ -36,6 +40,9 @@ impl RecordKey {
             Self::Protected(generation, copy) => {
                 format!("protectedlist.{:016}.{copy}", generation.0)
             }
+            Self::Config(generation, copy) => {
+                format!("protectedlist.config.{:016}.{copy}", generation.0)
+            }
         }
     }
 
@@ -44,6 +51,13 @@ impl RecordKey {
     pub fn from_file_name(name: &str) -> Option<Self> {
         if let Some(rest) = name.strip_prefix("protectedlist.lock.") {
             return Some(Self::OwnerLock(Generation(rest.parse().ok()?)));
+        }
+        if let Some(rest) = name.strip_prefix("protectedlist.config.") {
+            let (generation, copy) = rest.split_once('.')?;
+            return Some(Self::Config(
+                Generation(generation.parse().ok()?),
+                copy.parse().ok()?,
+            ));
         }
         if let Some(rest) = name.strip_prefix("protectedlist.") {
             let (generation, copy) = rest.split_once('.')?;
@@ -102,6 +116,17 @@ pub struct LockRecord {
     pub freeze: Duration,
     /// Time after which this generation may be broken.
     pub r#break: Duration,
+    /// In a free generation: who gave it back, and why the VM had stopped there.
+    pub given_back: Option<GivenBack>,
+}
+
+/// The mark that a host leaves when it gives a VM's lock back.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GivenBack {
+    /// The host.
+    pub host: HostId,
+    /// Why the VM had stopped there.
+    pub reason: StopReason,
 }
 
 /// The VMs that a host runs on one datastore, and whether it is isolated.
@@ -109,6 +134,8 @@ pub struct LockRecord {
 pub struct PoweronRecord {
     /// The host says of itself that it is isolated.
     pub isolated: bool,
+    /// The host is being shut down by its admin.
+    pub leaving: bool,
     /// Its powered-on VMs, with the generation that each runs under.
     pub vms: Vec<(VmId, Generation)>,
 }
@@ -162,6 +189,15 @@ record!(LockRecord, FrameKind::Lock);
 record!(PoweronRecord, FrameKind::Poweron);
 record!(ProtectedRecord, FrameKind::Protected);
 
+/// The cluster's configuration on its home datastore.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct ConfigRecord {
+    /// The configuration.
+    pub config: Box<ClusterConfig>,
+}
+
+record!(ConfigRecord, FrameKind::Config);
+
 /// A datastore's own identity, written once when it is added to the cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MarkerRecord {
@@ -199,6 +235,7 @@ mod tests {
             desired: Desired::On,
             freeze: Duration::from_secs(3),
             r#break: Duration::from_millis(4500),
+            given_back: None,
         }
     }
 
@@ -251,6 +288,7 @@ mod tests {
             RecordKey::VmLock(vm, Generation(77)),
             RecordKey::OwnerLock(Generation(0)),
             RecordKey::Protected(Generation(3), 1),
+            RecordKey::Config(Generation(3), 1),
         ] {
             assert_eq!(RecordKey::from_file_name(&key.file_name()), Some(key));
         }

@@ -29,6 +29,7 @@ pub(crate) struct Cluster {
     /// Hosts on which the next starts fail, and how often.
     pub(crate) failing_starts: u32,
     pub(crate) events: Vec<(Instant, HostId, EventKind)>,
+    pub(crate) proposed: Vec<(HostId, u64, Result<u64, String>)>,
 }
 
 pub(crate) fn host(n: u32) -> HostId {
@@ -100,6 +101,7 @@ impl Cluster {
             running: BTreeMap::new(),
             failing_starts: 0,
             events: Vec::new(),
+            proposed: Vec::new(),
         };
         for n in 1..=hosts {
             cluster.boot(n);
@@ -238,7 +240,12 @@ impl Cluster {
                 Output::Storage(op, on, request) => self.perform(of, op, &on, request),
                 Output::Guard(op, _) => self.push(of, Input::Guard(op, GuardOutcome::Done)),
                 Output::Hypervisor(op, request) => self.hypervise(of, op, request),
-                Output::Persist(op, _) => self.push(of, Input::Persisted(op, true)),
+                Output::Persist(op, _) | Output::PersistConfig(op, _) => {
+                    self.push(of, Input::Persisted(op, true));
+                }
+                Output::Proposed(ticket, outcome) => {
+                    self.proposed.push((of.clone(), ticket, outcome))
+                }
                 Output::Event(Event { at, kind, .. }) => self.events.push((at, of.clone(), kind)),
             }
         }
@@ -278,6 +285,7 @@ impl Cluster {
             }
             StorageRequest::ListAllVmLocks => keys(disk, |k| matches!(k, RecordKey::VmLock(..))),
             StorageRequest::ListOwnerLock => keys(disk, |k| matches!(k, RecordKey::OwnerLock(_))),
+            StorageRequest::ListConfig => keys(disk, |k| matches!(k, RecordKey::Config(..))),
             StorageRequest::ListProtected => keys(disk, |k| matches!(k, RecordKey::Protected(..))),
         };
         self.push(of, Input::Storage(op, StorageOutcome::Ok(value)));

@@ -45,6 +45,8 @@ pub(crate) struct KillCause {
     pub(crate) frozen_limit: bool,
     /// It was being shut down by its own guest.
     pub(crate) guest: bool,
+    /// Its host was being shut down by its admin.
+    pub(crate) host_leaves: bool,
 }
 
 /// Something that is the case, seen by the world.
@@ -99,6 +101,10 @@ pub(crate) enum Fact<'a> {
         datastore: usize,
         vms: &'a BTreeSet<usize>,
     },
+    /// The newest version of the configuration that is on its home datastore.
+    ConfigOnDisk { version: u64 },
+    /// A change of the configuration was acknowledged: it is in this version.
+    ConfigAcknowledged { version: u64 },
     /// A VM was reported protected, or no longer.
     Protected {
         vm: usize,

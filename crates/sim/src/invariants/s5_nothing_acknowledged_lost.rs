@@ -13,9 +13,21 @@ pub(super) struct NothingLost {
     /// VMs whose lock says that they should run.
     wanted: BTreeSet<usize>,
     lists: BTreeMap<usize, BTreeSet<usize>>,
+    /// The newest version of the configuration that was acknowledged, and the one on disk.
+    acknowledged: u64,
+    on_disk: u64,
 }
 
 impl NothingLost {
+    fn config_lost(&self) -> Option<String> {
+        (self.on_disk < self.acknowledged).then(|| {
+            format!(
+                "version {} of the configuration was acknowledged, but its datastore has {}",
+                self.acknowledged, self.on_disk
+            )
+        })
+    }
+
     fn missing(&self, datastore: usize, labels: &Labels) -> Option<String> {
         let list = self.lists.get(&datastore)?;
         let lost = self.protected.iter().find(|(vm, ds)| {
@@ -65,6 +77,14 @@ impl Invariant for NothingLost {
                 self.lists.insert(*datastore, (*vms).clone());
                 self.missing(*datastore, labels)
             }
+            Fact::ConfigOnDisk { version } => {
+                self.on_disk = *version;
+                self.config_lost()
+            }
+            Fact::ConfigAcknowledged { version } => {
+                self.acknowledged = self.acknowledged.max(*version);
+                self.config_lost()
+            }
             _ => None,
         }
     }
@@ -74,6 +94,18 @@ impl Invariant for NothingLost {
 mod tests {
     use super::super::testing::feed;
     use super::*;
+
+    #[test]
+    fn an_acknowledged_configuration_that_is_not_on_disk_is_a_violation() {
+        let (disk, said) = (
+            |version| Fact::ConfigOnDisk { version },
+            |version| Fact::ConfigAcknowledged { version },
+        );
+        let good = [disk(1), said(1), disk(2), disk(3)];
+        assert_eq!(feed(&mut NothingLost::default(), &good), None);
+        assert!(feed(&mut NothingLost::default(), &[disk(1), said(2)]).is_some());
+        assert!(feed(&mut NothingLost::default(), &[disk(2), said(2), disk(1)]).is_some());
+    }
 
     #[test]
     fn a_list_without_a_protected_vm_is_a_violation() {

@@ -54,7 +54,8 @@ impl Invariant for StatedCause {
                     || cause.lock_moved
                     || cause.isolated
                     || cause.frozen_limit
-                    || cause.guest;
+                    || cause.guest
+                    || cause.host_leaves;
                 let (vm, host) = (labels.vm(*vm), labels.host(*host));
                 (!some).then(|| {
                     format!("{vm} was killed on {host} without a cause that the world knows")
@@ -121,6 +122,7 @@ mod tests {
             isolated: false,
             frozen_limit: false,
             guest: false,
+            host_leaves: false,
         };
         assert!(
             feed(

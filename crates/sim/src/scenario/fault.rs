@@ -1,6 +1,7 @@
 //! What can happen to a cluster: every event that a scenario can name.
 
 use crate::clock::{MS, Nanos};
+use mainstay_core::config::Change;
 use serde_json::{Value, json};
 
 /// What a datastore does to I/O.
@@ -117,6 +118,20 @@ pub enum Fault {
         vm: Option<usize>,
         times: u64,
     },
+    /// Changes of the configuration, asked for at the named host or at any.
+    Config {
+        name: &'static str,
+        changes: Vec<Change>,
+        host: Option<usize>,
+    },
+    VmCreate {
+        vm: usize,
+        host: Option<usize>,
+        on: bool,
+    },
+    VmDelete {
+        vm: usize,
+    },
     ManagerDown,
     ManagerUp,
     /// A known event without behaviour behind it yet.
@@ -210,18 +225,34 @@ pub const EVENTS: &[EventDoc] = &[
     doc("vm.power_off", &["vm"], &["host"]),
     doc("clock.drift", &["host", "ppm"], &[]),
     doc("start.fail", &["times"], &["host", "vm"]),
+    doc(
+        "vm.create",
+        &["vm"],
+        &[
+            "host",
+            "datastore",
+            "cpu_mhz",
+            "memory_mb",
+            "power",
+            "restart_priority",
+            "isolation_response",
+            "start_time",
+            "shutdown_time",
+            "guest_agent",
+            "depends_on",
+        ],
+    ),
+    doc("vm.delete", &["vm"], &[]),
+    doc("maintenance.enter", &["host"], &[]),
+    doc("maintenance.exit", &["host"], &[]),
+    doc("config.set", &["key", "value"], &["host"]),
     doc("manager.down", &[], &[]),
     doc("manager.up", &[], &[]),
     later("guest.hang"),
     later("guest.panic"),
     later("app.hang"),
-    later("vm.create"),
-    later("vm.delete"),
-    later("maintenance.enter"),
-    later("maintenance.exit"),
     later("host.degraded"),
     later("host.healthy"),
-    later("config.set"),
 ];
 
 /// The names behind the indices of a scenario.
@@ -284,6 +315,9 @@ impl Fault {
             Self::VmPowerOff { .. } => "vm.power_off",
             Self::ClockDrift { .. } => "clock.drift",
             Self::StartFail { .. } => "start.fail",
+            Self::Config { name, .. } => name,
+            Self::VmCreate { .. } => "vm.create",
+            Self::VmDelete { .. } => "vm.delete",
             Self::ManagerDown => "manager.down",
             Self::ManagerUp => "manager.up",
             Self::NotPlayable(name) => name,
@@ -363,6 +397,27 @@ impl Fault {
                 );
                 out.extend(h.iter().map(host));
             }
+            Self::Config {
+                changes, host: h, ..
+            } => {
+                out.extend(h.iter().map(host));
+                for change in changes {
+                    match change {
+                        Change::Set { key, value } => {
+                            out.push(("key", json!(key)));
+                            out.push(("value", json!(value)));
+                        }
+                        Change::Maintenance { host, .. } => out.push(("host", json!(host))),
+                        _ => {}
+                    }
+                }
+            }
+            Self::VmCreate { vm, host: h, on } => {
+                out.push(("vm", name(&names.vms, *vm)));
+                out.extend(h.iter().map(host));
+                out.push(("power", json!(if *on { "on" } else { "off" })));
+            }
+            Self::VmDelete { vm } => out.push(("vm", name(&names.vms, *vm))),
             Self::VmCrash { vm } | Self::GuestShutdown { vm } | Self::VmPowerOff { vm } => {
                 out.push(("vm", name(&names.vms, *vm)));
             }

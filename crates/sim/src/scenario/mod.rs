@@ -14,8 +14,9 @@ pub use write::to_toml;
 
 use crate::clock::Nanos;
 use crate::expect::Expect;
-use mainstay_core::config::ClusterConfig;
+use mainstay_core::config::{ClusterConfig, VmSpec};
 use mainstay_core::id::{DatastoreId, HostId, VmId};
+use std::collections::BTreeMap;
 
 /// What a scenario says of a host beyond its configuration.
 #[derive(Clone, PartialEq, Debug)]
@@ -116,6 +117,8 @@ pub struct Scenario {
     pub hosts: Vec<HostSetup>,
     /// VMs, in the file's order.
     pub vms: Vec<VmSetup>,
+    /// VMs that events make: not in the configuration before.
+    pub created: BTreeMap<VmId, VmSpec>,
     /// Datastores, in the file's order.
     pub datastores: Vec<DatastoreSetup>,
     /// What happens, by time.

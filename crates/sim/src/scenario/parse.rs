@@ -6,13 +6,13 @@ use super::{DatastoreSetup, HostSetup, Planned, Scenario, VmSetup, Weather};
 use crate::clock::{MS, Nanos, SECOND};
 use crate::expect::{Check, Expect, Want};
 use mainstay_core::config::{
-    ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, IsolationResponse,
+    Change, ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, IsolationResponse,
     RestartPriority, Rule, RuleKind, Settings, VmSpec, format_duration,
 };
 use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_core::time::Duration;
 use serde_json::{Map, Value};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use toml::de::{DeTable, DeValue};
 
 /// Why a scenario could not be read.
@@ -95,6 +95,7 @@ const PRIORITIES: &[(&str, RestartPriority)] = &[
     ("lowest", RestartPriority::Lowest),
     ("disabled", RestartPriority::Disabled),
 ];
+const POWER: &[(&str, bool)] = &[("on", true), ("off", false)];
 const RESPONSES: &[(&str, IsolationResponse)] = &[
     ("leave_powered_on", IsolationResponse::LeavePoweredOn),
     ("power_off", IsolationResponse::PowerOff),
@@ -112,6 +113,8 @@ const KINDS: &[&str] = &[
     "primary.elected",
     "primary.abdicated",
     "host.vouched",
+    "host.leaving",
+    "config.changed",
     "isolation.declared",
     "isolation.ended",
     "isolation.response",
@@ -154,6 +157,8 @@ const FIELDS: &[&str] = &[
     "datastore",
     "vm",
     "attempt",
+    "version",
+    "owner",
     "generation",
     "issue",
     "why",
@@ -205,6 +210,7 @@ struct Building<'a> {
     hosts: Vec<(HostSpec, HostSetup)>,
     vms: Vec<(VmSpec, VmSetup)>,
     rules: Vec<Rule>,
+    created: BTreeMap<VmId, VmSpec>,
     events: Vec<Planned>,
     expects: Vec<Expect>,
 }
@@ -227,6 +233,7 @@ impl<'a> Building<'a> {
             hosts: Vec::new(),
             vms: Vec::new(),
             rules: Vec::new(),
+            created: BTreeMap::new(),
             events: Vec::new(),
             expects: Vec::new(),
         };
@@ -344,31 +351,6 @@ impl<'a> Building<'a> {
         let mut dependencies: Vec<(usize, Vec<Text>)> = Vec::new();
         for (table, at) in top.tables("vm")? {
             let section = Section::new(self.source, table, at, "a VM", VM)?;
-            let datastore = match section.text("datastore")? {
-                Some(text) => self.datastores.get(self.datastore(&text)?),
-                None => self.datastores.first(),
-            };
-            let Some(datastore) = datastore.map(|(d, _)| d.id.clone()) else {
-                return section.error("datastore", "a VM needs a datastore; add a [[datastore]]");
-            };
-            let host = section
-                .text("host")?
-                .map(|text| self.host(&text))
-                .transpose()?;
-            if let Some((spec, _)) = host.and_then(|h| self.hosts.get(h))
-                && !spec.datastores.contains(&datastore)
-            {
-                return section.error("host", format!("{} does not mount {datastore}", spec.id));
-            }
-            let never = section
-                .text("shutdown_time")?
-                .is_some_and(|t| t.text == "never");
-            let shutdown_time = if never {
-                None
-            } else {
-                Some(section.time("shutdown_time")?.unwrap_or(5 * SECOND))
-            };
-            let guest_agent = section.truth("guest_agent")?.unwrap_or(true);
             let taken = |id: &str| self.vms.iter().any(|(v, _)| v.id.as_str() == id);
             for id in ids(&section, "vm", taken)? {
                 let id = VmId::new(&id)
@@ -381,28 +363,8 @@ impl<'a> Building<'a> {
                         .texts("depends_on")?
                         .map(|list| (self.vms.len(), list)),
                 );
-                let spec = VmSpec {
-                    id: id.clone(),
-                    datastore: datastore.clone(),
-                    cpu_mhz: section.number("cpu_mhz")?.unwrap_or(500),
-                    memory_mb: section.number("memory_mb")?.unwrap_or(512),
-                    restart_priority: section
-                        .word("restart_priority", PRIORITIES)?
-                        .unwrap_or_default(),
-                    isolation_response: section.word("isolation_response", RESPONSES)?,
-                    depends_on: Vec::new(),
-                    guest_agent,
-                };
-                let setup = VmSetup {
-                    id,
-                    host,
-                    on: section
-                        .word("power", &[("on", true), ("off", false)])?
-                        .unwrap_or(true),
-                    start_time: section.time("start_time")?.unwrap_or(SECOND),
-                    shutdown_time,
-                };
-                self.vms.push((spec, setup));
+                let entry = self.vm_entry(&section, id)?;
+                self.vms.push(entry);
             }
         }
         for (index, list) in dependencies {
@@ -415,6 +377,58 @@ impl<'a> Building<'a> {
             }
         }
         Ok(())
+    }
+
+    /// What a VM's table says, apart from its id and its dependencies.
+    fn vm_entry(&self, section: &Section<'_, '_>, id: VmId) -> Read<(VmSpec, VmSetup)> {
+        let host = section
+            .text("host")?
+            .map(|text| self.host(&text))
+            .transpose()?;
+        let index = section
+            .text("datastore")?
+            .map(|text| self.datastore(&text))
+            .transpose()?;
+        let Some(datastore) = self
+            .datastores
+            .get(index.unwrap_or(0))
+            .map(|(d, _)| d.id.clone())
+        else {
+            return section.error("datastore", "a VM needs a datastore; add a [[datastore]]");
+        };
+        if let Some((spec, _)) = host.and_then(|h| self.hosts.get(h))
+            && !spec.datastores.contains(&datastore)
+        {
+            return section.error("host", format!("{} does not mount {datastore}", spec.id));
+        }
+        let never = section
+            .text("shutdown_time")?
+            .is_some_and(|t| t.text == "never");
+        let shutdown_time = if never {
+            None
+        } else {
+            Some(section.time("shutdown_time")?.unwrap_or(5 * SECOND))
+        };
+        let spec = VmSpec {
+            id: id.clone(),
+            datastore,
+            cpu_mhz: section.number("cpu_mhz")?.unwrap_or(500),
+            memory_mb: section.number("memory_mb")?.unwrap_or(512),
+            restart_priority: section
+                .word("restart_priority", PRIORITIES)?
+                .unwrap_or_default(),
+            isolation_response: section.word("isolation_response", RESPONSES)?,
+            depends_on: Vec::new(),
+            guest_agent: section.truth("guest_agent")?.unwrap_or(true),
+        };
+        let setup = VmSetup {
+            id,
+            host,
+            on: section.word("power", POWER)?.unwrap_or(true),
+            start_time: section.time("start_time")?.unwrap_or(SECOND),
+            shutdown_time,
+        };
+        Ok((spec, setup))
     }
 
     fn rules(&mut self, top: &Section<'a, '_>) -> Read<()> {
@@ -446,6 +460,7 @@ impl<'a> Building<'a> {
     }
 
     fn events(&mut self, top: &Section<'a, '_>) -> Read<()> {
+        self.created_vms(top)?;
         for (table, start) in top.tables("event")? {
             let names = || EVENTS.iter().map(|e| e.name);
             let every: Vec<&str> = EVENTS
@@ -478,6 +493,38 @@ impl<'a> Building<'a> {
             self.events.push(Planned { at, fault });
         }
         self.events.sort_by_key(|e| e.at);
+        Ok(())
+    }
+
+    /// VMs that a `vm.create` makes are known from the beginning, as names.
+    fn created_vms(&mut self, top: &Section<'a, '_>) -> Read<()> {
+        let doc = EVENTS.iter().find(|e| e.name == "vm.create");
+        let keys: Vec<&str> = doc
+            .iter()
+            .flat_map(|d| d.needs.iter().chain(d.may))
+            .copied()
+            .chain(["at", "do"])
+            .collect();
+        for (table, start) in top.tables("event")? {
+            let named = |key: &str| table.get(key).and_then(|v| v.get_ref().as_str());
+            if named("do") != Some("vm.create") {
+                continue;
+            }
+            let section = Section::new(self.source, table, start, "vm.create", &keys)?;
+            section.need("vm")?;
+            let Some(text) = section.text("vm")? else {
+                continue;
+            };
+            let id =
+                VmId::new(&text.text).map_err(|e| self.source.error(text.at, e.to_string()))?;
+            if self.vms.iter().any(|(v, _)| v.id == id) {
+                return section.error("vm", format!("VM \"{id}\" is there already"));
+            }
+            let (spec, mut setup) = self.vm_entry(&section, id.clone())?;
+            setup.on = false;
+            self.created.insert(id, spec.clone());
+            self.vms.push((spec, setup));
+        }
         Ok(())
     }
 
@@ -588,6 +635,15 @@ impl<'a> Building<'a> {
                     times,
                 }
             }
+            "vm.create" => Fault::VmCreate {
+                vm: some_vm,
+                host: maybe_host,
+                on: section.word("power", POWER)?.unwrap_or(true),
+            },
+            "vm.delete" => Fault::VmDelete { vm: some_vm },
+            "maintenance.enter" => self.maintenance("maintenance.enter", host, true),
+            "maintenance.exit" => self.maintenance("maintenance.exit", host, false),
+            "config.set" => self.config_set(section, maybe_host)?,
             "manager.down" => Fault::ManagerDown,
             "manager.up" => Fault::ManagerUp,
             other => {
@@ -753,6 +809,37 @@ impl<'a> Building<'a> {
         Ok(fields)
     }
 
+    fn maintenance(&self, name: &'static str, host: usize, on: bool) -> Fault {
+        let change = self.hosts.get(host).map(|(spec, _)| Change::Maintenance {
+            host: spec.id.clone(),
+            on,
+        });
+        Fault::Config {
+            name,
+            changes: change.into_iter().collect(),
+            host: None,
+        }
+    }
+
+    fn config_set(&self, section: &Section<'_, '_>, host: Option<usize>) -> Read<Fault> {
+        let key = section.text("key")?.map(|t| t.text).unwrap_or_default();
+        let value = section.value("value").and_then(|v| plain(v.get_ref()));
+        let Some(value) = value else {
+            return section.error(
+                "value",
+                format!("{key} takes a text, a number or true and false"),
+            );
+        };
+        if let Err(error) = Settings::default().set(&key, &value) {
+            return section.error("key", error.to_string());
+        }
+        Ok(Fault::Config {
+            name: "config.set",
+            changes: vec![Change::Set { key, value }],
+            host,
+        })
+    }
+
     fn finish(self, top: &Section<'_, '_>) -> Read<Scenario> {
         let seed = top.number("seed")?.unwrap_or(0);
         let split = |hosts: Vec<(HostSpec, HostSetup)>| hosts.into_iter().unzip();
@@ -765,7 +852,10 @@ impl<'a> Building<'a> {
             self.settings,
             host_specs,
             datastore_specs,
-            vm_specs,
+            vm_specs
+                .into_iter()
+                .filter(|v| !self.created.contains_key(&v.id))
+                .collect(),
             self.rules,
         )
         .map_err(|e| self.source.error(top.place("settings"), e.to_string()))?;
@@ -783,6 +873,7 @@ impl<'a> Building<'a> {
             expects: self.expects,
             weather: weather(top)?,
             liveness: top.truth("liveness")?.unwrap_or(false),
+            created: self.created,
         })
     }
 }

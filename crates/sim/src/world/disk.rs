@@ -136,6 +136,10 @@ impl Disk {
                 &RecordKey::OwnerLock(Generation(0)),
                 &RecordKey::OwnerLock(Generation(u64::MAX)),
             ),
+            StorageRequest::ListConfig => self.keys(
+                &RecordKey::Config(Generation(0), 0),
+                &RecordKey::Config(Generation(u64::MAX), u8::MAX),
+            ),
             StorageRequest::ListProtected => self.keys(
                 &RecordKey::Protected(Generation(0), 0),
                 &RecordKey::Protected(Generation(u64::MAX), u8::MAX),

@@ -73,6 +73,7 @@ impl World<'_> {
         {
             self.carry_out(host, output);
         }
+        self.leave_when_ready(host);
         let h = &mut self.hosts[host];
         let Some(wake) = h.agent.as_ref().and_then(|a| a.poll_timeout()) else {
             return;
@@ -114,6 +115,21 @@ impl World<'_> {
                     },
                 );
             }
+            Output::PersistConfig(op, config) => {
+                let wait = self.dice.life.between(300_000, 2_000_000);
+                let (boot, run) = (self.hosts[host].boot, self.hosts[host].agent_run);
+                self.after(
+                    wait,
+                    Happening::PersistConfig {
+                        host,
+                        boot,
+                        run,
+                        op,
+                        config,
+                    },
+                );
+            }
+            Output::Proposed(ticket, outcome) => self.proposed(host, ticket, outcome),
             Output::Event(event) => self.said(host, event),
         }
     }
@@ -165,7 +181,10 @@ impl World<'_> {
         let now = h.clock.local(self.now);
         let made = Agent::new(
             identity,
-            self.scenario.config.clone(),
+            match &h.config {
+                Some(kept) => kept.as_ref().clone(),
+                None => self.scenario.config.clone(),
+            },
             h.durable.clone(),
             found,
             now,
@@ -183,6 +202,7 @@ impl World<'_> {
             agent.set_isolation_addresses(names);
         }
         self.hosts[host].isolated = false;
+        self.hosts[host].wishes.clear();
         self.hosts[host].gateway_pings.clear();
         #[cfg(feature = "planted")]
         if let (Some(bug), Some(agent)) = (self.options.bug, &mut self.hosts[host].agent) {

@@ -8,10 +8,14 @@ use crate::invariants::Fact;
 use crate::scenario::Fault;
 use crate::trace::{Body, Entry};
 use mainstay_core::Command;
+use mainstay_core::config::Change;
 use mainstay_core::event::{EventKind, StopReason};
 use mainstay_core::guard::Guard;
 use mainstay_core::id::BootId;
 use mainstay_core::io::ExitCause;
+
+/// Service managers commonly give a service so long to stop.
+const SERVICE_PATIENCE: u64 = 90 * SECOND;
 
 impl World<'_> {
     pub(super) fn planned(&mut self, index: usize) {
@@ -103,6 +107,14 @@ impl World<'_> {
                     self.vms[*vm].start_fails = *times;
                 }
             }
+            Fault::Config { changes, host, .. } => {
+                self.wish_change(changes.clone(), *host, None);
+            }
+            Fault::VmCreate { vm, host, on } => self.vm_create(*vm, *host, *on),
+            Fault::VmDelete { vm } => {
+                let id = self.vms[*vm].id.clone();
+                self.wish_change(vec![Change::RemoveVm(id)], None, None);
+            }
             Fault::ManagerDown | Fault::ManagerUp | Fault::NotPlayable(_) => {}
         }
     }
@@ -128,6 +140,8 @@ impl World<'_> {
         h.guard_poke = false;
         h.deferred.clear();
         h.isolated = false;
+        h.shutting = None;
+        h.wishes.clear();
         h.role = None;
         let slots = self.vms.len();
         h.words = Words::new(slots);
@@ -255,19 +269,34 @@ impl World<'_> {
         self.release_held();
     }
 
-    /// The operating system stops its services, then the machine is off, or comes back.
+    /// The operating system asks its services to stop; the machine is off, or comes back, when its agent
+    /// lets it go, or when it has waited long enough.
     fn shut_host_down(&mut self, host: usize, reboot: bool) {
         let h = &mut self.hosts[host];
-        if !h.up() {
+        if !h.up() || h.shutting.is_some() {
             return;
         }
+        h.shutting = Some(reboot);
         let boot = h.boot;
-        h.agent = None;
-        h.agent_run += 1;
-        h.inbox.clear();
-        h.timer = None;
-        let wait = self.dice.life.between(2000, 4000) * MS;
-        self.after(wait, Happening::HostStops { host, boot, reboot });
+        self.after(
+            SERVICE_PATIENCE,
+            Happening::HostStops { host, boot, reboot },
+        );
+        self.command(host, Command::Leave);
+        self.leave_when_ready(host);
+    }
+
+    /// The agent of a host that is being shut down has nothing left to do.
+    pub(super) fn leave_when_ready(&mut self, host: usize) {
+        let h = &self.hosts[host];
+        let (Some(reboot), boot) = (h.shutting, h.boot) else {
+            return;
+        };
+        if h.agent.as_ref().is_none_or(|a| a.may_leave()) {
+            self.hosts[host].shutting = None;
+            let wait = self.dice.life.between(500, 2000) * MS;
+            self.after(wait, Happening::HostStops { host, boot, reboot });
+        }
     }
 
     pub(super) fn host_stops(&mut self, host: usize, boot: u64, reboot: bool) {

@@ -478,6 +478,7 @@ impl World<'_> {
             isolated: self.hosts[i.host].isolated,
             frozen_limit: false,
             guest: i.shutting_down,
+            host_leaves: self.hosts[i.host].shutting.is_some(),
         }
     }
 

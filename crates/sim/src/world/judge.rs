@@ -7,7 +7,9 @@ use mainstay_core::event::{Event, EventKind};
 use mainstay_core::id::Generation;
 use mainstay_core::io::{StorageRequest, StorageValue};
 use mainstay_core::time::nanos;
-use mainstay_core::wire::{Desired, LockRecord, ProtectedRecord, RecordKey, StartOrder};
+use mainstay_core::wire::{
+    ConfigRecord, Desired, LockRecord, ProtectedRecord, RecordKey, StartOrder,
+};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl World<'_> {
@@ -88,6 +90,8 @@ impl World<'_> {
             StorageRequest::Put(RecordKey::Protected(..), _)
             | StorageRequest::Link(RecordKey::Protected(..), _)
             | StorageRequest::Remove(RecordKey::Protected(..)) => self.list_changed(disk),
+            StorageRequest::Put(RecordKey::Config(..), _)
+            | StorageRequest::Remove(RecordKey::Config(..)) => self.config_on_disk(disk),
             _ => {}
         }
     }
@@ -124,6 +128,24 @@ impl World<'_> {
         );
     }
 
+    /// The newest configuration that an owner would find.
+    fn config_on_disk(&mut self, disk: usize) {
+        let cluster = self.scenario.config.cluster_id;
+        let mut newest: Option<(Generation, u64)> = None;
+        for (key, bytes) in self.disks[disk].records.iter().rev() {
+            let RecordKey::Config(generation, _) = key else {
+                continue;
+            };
+            let Ok((_, record)) = ConfigRecord::decode(cluster, bytes) else {
+                continue;
+            };
+            newest = newest.max(Some((*generation, record.config.version)));
+        }
+        let newest = newest.map_or(0, |(_, version)| version);
+        self.judge
+            .observe(self.now, &Fact::ConfigOnDisk { version: newest });
+    }
+
     /// A mandatory rule that the start of `vm` on `host` breaks.
     pub(super) fn broken_rule(&self, vm: usize, host: usize) -> Option<String> {
         let id = &self.vms[vm].id;
@@ -133,7 +155,10 @@ impl World<'_> {
             return Some(format!("it does not mount {}", self.disks[disk].id));
         }
         let config = &self.scenario.config;
-        if config.hosts.get(at).is_some_and(|h| h.maintenance) {
+        // As its own agent has it on local disk, for longer than an order may be on its way.
+        let order = nanos(config.settings.order_timeout);
+        let resting = self.hosts[host].resting_since;
+        if resting.is_some_and(|since| self.now > since + order) {
             return Some("it is in maintenance".into());
         }
         for rule in config
@@ -174,6 +199,7 @@ impl World<'_> {
                     RecordKey::VmLock(vm, generation) => (vm.to_string(), generation),
                     RecordKey::OwnerLock(generation) => ("owner".into(), generation),
                     RecordKey::Protected(generation, _) => ("list".into(), generation),
+                    RecordKey::Config(generation, _) => ("config".into(), generation),
                     RecordKey::Heartbeat(_) | RecordKey::Poweron(_) => continue,
                 };
                 let holder = LockRecord::decode(cluster, bytes).map(|(_, r)| {

@@ -1,5 +1,6 @@
 //! The world: hosts, networks, datastores, guests and clocks in virtual time.
 
+mod config;
 mod disk;
 mod driver;
 mod faults;
@@ -17,10 +18,12 @@ use crate::expect::{Verdict, Watch};
 use crate::invariants::{Judge, Labels, Violation};
 use crate::scenario::Scenario;
 use crate::trace::{Body, Entry};
+use config::Wish;
 use disk::{Disk, Op, Write};
 use guard::Words;
 use guest::{Instance, Vm};
 use mainstay_core::Agent;
+use mainstay_core::config::ClusterConfig;
 use mainstay_core::event::EventKind;
 use mainstay_core::guard::Guard;
 use mainstay_core::id::{BootId, DatastoreId, HostId, OpId, VmId};
@@ -170,6 +173,16 @@ enum Happening {
     Recheck {
         vm: usize,
     },
+    PersistConfig {
+        host: usize,
+        boot: u64,
+        run: u64,
+        op: OpId,
+        config: Box<ClusterConfig>,
+    },
+    Propose {
+        wish: Box<Wish>,
+    },
     Settle,
     Fault {
         index: usize,
@@ -234,6 +247,14 @@ struct Host {
     /// Until then the guard has not had its time since it was dead, hung or paused.
     doubt_until: Nanos,
     durable: Durable,
+    /// The configuration on its local disk, if it changed.
+    config: Option<Box<ClusterConfig>>,
+    /// That configuration has it in maintenance since then.
+    resting_since: Option<Nanos>,
+    /// Its operating system is being shut down, and comes back if so.
+    shutting: Option<bool>,
+    /// Changes that were asked for at its agent, by ticket.
+    wishes: BTreeMap<u64, Wish>,
     in_flight: usize,
     deferred: Vec<Happening>,
     start_fails: u64,
@@ -410,6 +431,7 @@ impl<'s> World<'s> {
             Happening::AgentTimer { host }
             | Happening::Input { host, .. }
             | Happening::Persist { host, .. }
+            | Happening::PersistConfig { host, .. }
             | Happening::GuardWake { host }
             | Happening::GuardAct { host, .. }
             | Happening::Boot { host, .. }
@@ -461,6 +483,14 @@ impl<'s> World<'s> {
                     }
                 }
             }
+            Happening::PersistConfig {
+                host,
+                boot,
+                run,
+                op,
+                config,
+            } => self.config_kept(host, boot, run, op, *config),
+            Happening::Propose { wish } => self.propose(*wish),
             Happening::Effect { op, serial } => self.storage_effect(op, serial),
             Happening::Ack { op, serial } => self.storage_ack(op, serial),
             Happening::GuardWake { host } => self.guard_wake(host),

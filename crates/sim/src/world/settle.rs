@@ -52,6 +52,10 @@ impl World<'_> {
                 words: Words::new(scenario.vms.len()),
                 doubt_until: 0,
                 durable: Durable::default(),
+                config: None,
+                resting_since: None,
+                shutting: None,
+                wishes: BTreeMap::new(),
                 in_flight: 0,
                 deferred: Vec::new(),
                 start_fails: 0,
@@ -106,12 +110,15 @@ impl World<'_> {
             self.disks.push(disk);
         }
         for setup in &scenario.vms {
-            let Some(spec) = scenario.config.vms.get(&setup.id) else {
+            let known = scenario.config.vms.get(&setup.id);
+            let Some(spec) = known.or_else(|| scenario.created.get(&setup.id)) else {
                 continue;
             };
             let disk = self.disk_index.get(&spec.datastore).copied().unwrap_or(0);
-            let (key, bytes) = vm_record(cluster, settings, &setup.id, &by);
-            self.disks[disk].records.insert(key, Arc::new(bytes));
+            if known.is_some() {
+                let (key, bytes) = vm_record(cluster, settings, &setup.id, &by);
+                self.disks[disk].records.insert(key, Arc::new(bytes));
+            }
             self.vms.push(Vm {
                 id: setup.id.clone(),
                 disk,

@@ -1,0 +1,382 @@
+//! The cluster's configuration while it runs: one line of versions, changed from any agent, carried to
+//! every host, without a manager.
+//!
+//! ```text
+//!   any agent ── propose ──▶ primary: owner of the home datastore, its copy read and written again
+//!       ▲                       │ checks, writes the next version under its owner generation
+//!       │ outcome               ▼ on disk
+//!       └───────────────── acknowledged ── configuration ──▶ every host, and later those that were down
+//! ```
+//! The configuration's *home* is the first datastore that more than one host mounts. Only its owner
+//! changes the configuration, under the rules that guard the protected list (safety rules H5, H19), so
+//! that there is one line of versions also in a partition, and an acknowledged change is never lost.
+//! Agents compare versions when they meet; the newer configuration goes to whoever has the older.
+
+mod home;
+
+pub(crate) use home::Home;
+
+use crate::agent::{Agent, CommandError};
+use crate::config::{Change, ClusterConfig, summary};
+use crate::event::EventKind;
+use crate::id::{DatastoreId, HostId};
+use crate::io::{Channel, Output};
+use crate::liveness::Peer;
+use crate::store::Store;
+use crate::time::Instant;
+use crate::wire::{Message, VmReportState};
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+/// Changes that wait to be written, over all hosts.
+const PROPOSALS: usize = 64;
+
+/// A change on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Proposal {
+    /// Who asked, and the number that it gave.
+    from: HostId,
+    ticket: u64,
+    changes: Vec<Change>,
+}
+
+/// What this agent knows of changes under way.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Membership {
+    /// At the primary: changes that wait for the one being written.
+    queue: VecDeque<Proposal>,
+    /// At the asking agent: tickets whose outcome is awaited, with the primary that was asked.
+    asked: Vec<(u64, HostId, Instant)>,
+    pub(crate) home: Home,
+}
+
+impl Agent {
+    /// Asks for changes of the configuration. The outcome comes as [`Output::Proposed`] with the ticket
+    /// that is given back; accepted means that it is on disk.
+    ///
+    /// # Errors
+    /// [`CommandError`] when the changes do not fit the configuration that this agent has, or no primary
+    /// is known; then nothing was changed.
+    pub fn propose(&mut self, now: Instant, changes: Vec<Change>) -> Result<u64, CommandError> {
+        self.advance(now);
+        self.check_changes(&changes).map_err(CommandError::Config)?;
+        let ticket = self.number();
+        if self.role.is_primary() {
+            let from = self.me.host.clone();
+            self.take_proposal(Proposal {
+                from,
+                ticket,
+                changes,
+            });
+        } else {
+            let Some(primary) = self.role.followed().cloned() else {
+                return Err(CommandError::NoPrimary);
+            };
+            self.membership
+                .asked
+                .push((ticket, primary.clone(), self.now));
+            self.send(
+                &primary,
+                Channel::Stream,
+                Message::Propose { ticket, changes },
+            );
+        }
+        self.run();
+        Ok(ticket)
+    }
+
+    fn check_changes(&self, changes: &[Change]) -> Result<ClusterConfig, String> {
+        let next = self.config.with(changes).map_err(|e| e.to_string())?;
+        for change in changes {
+            self.check_use(change)?;
+        }
+        Ok(next)
+    }
+
+    /// What is in use is not taken away.
+    fn check_use(&self, change: &Change) -> Result<(), String> {
+        match change {
+            Change::RemoveVm(vm) => {
+                let located = self.located();
+                let held = self.vms.contains_key(vm) || located.contains_key(vm);
+                let should = self.restarts.contains_key(vm);
+                if held || should {
+                    return Err(format!(
+                        "{vm} runs, or should run; power it off before it is deleted"
+                    ));
+                }
+                Ok(())
+            }
+            Change::RemoveHost(host) => {
+                if *host == self.me.host && self.role.is_primary() {
+                    return Err(format!(
+                        "{host} is the primary; let it enter maintenance first"
+                    ));
+                }
+                let runs = self
+                    .located()
+                    .values()
+                    .any(|l| l.host == *host && l.state != VmReportState::Stopping);
+                let held = self.restarts.values().find_map(|r| r.held_by(host));
+                if runs {
+                    return Err(format!(
+                        "VMs run on {host}; power them off, or let them run elsewhere, first"
+                    ));
+                }
+                if let Some(why) = held {
+                    return Err(format!(
+                        "the lock of a VM still names {host} ({why}); wait until it runs elsewhere"
+                    ));
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A change that another agent passes on.
+    pub(crate) fn on_propose(&mut self, from: &HostId, ticket: u64, changes: Vec<Change>) {
+        let proposal = Proposal {
+            from: from.clone(),
+            ticket,
+            changes,
+        };
+        if self.role.is_primary() {
+            self.take_proposal(proposal);
+        } else {
+            let why = String::from("this agent is not the primary any more; ask again");
+            self.answer_proposal(&proposal, Err(why));
+        }
+    }
+
+    fn take_proposal(&mut self, proposal: Proposal) {
+        if self.membership.queue.len() >= PROPOSALS {
+            let why = format!("{PROPOSALS} changes wait already; ask again later");
+            self.answer_proposal(&proposal, Err(why));
+            return;
+        }
+        self.membership.queue.push_back(proposal);
+        self.next_proposal();
+    }
+
+    /// Begins to write the next change when nothing is being written.
+    pub(crate) fn next_proposal(&mut self) {
+        while self.role.is_primary() && !self.membership.home.is_writing() {
+            let Some(proposal) = self.membership.queue.pop_front() else {
+                return;
+            };
+            match self.check_changes(&proposal.changes) {
+                Err(why) => self.answer_proposal(&proposal, Err(why)),
+                Ok(next) => match self.ready_to_write() {
+                    Ok(datastore) => self.write_config(&datastore, next, Some(proposal)),
+                    Err(why) => self.answer_proposal(&proposal, Err(why)),
+                },
+            }
+        }
+    }
+
+    /// The home datastore, when this primary may write the configuration there.
+    fn ready_to_write(&self) -> Result<DatastoreId, String> {
+        let Some(home) = self.config.home() else {
+            return Err(String::from(
+                "no datastore is shared by two hosts, so that a change could not be kept; add one",
+            ));
+        };
+        let owns = self.acting(&home).map(|a| a.generation);
+        if owns.is_some() && self.membership.home.ready_under(owns) {
+            return Ok(home);
+        }
+        Err(format!(
+            "the primary {} does not own {home}, where the configuration is kept; ask again when it does",
+            self.me.host
+        ))
+    }
+
+    pub(crate) fn answer_proposal(&mut self, to: &Proposal, outcome: Result<u64, String>) {
+        if to.from == self.me.host {
+            self.out.push_back(Output::Proposed(to.ticket, outcome));
+        } else {
+            let message = Message::Proposed {
+                ticket: to.ticket,
+                outcome,
+            };
+            self.send(&to.from, Channel::Stream, message);
+        }
+    }
+
+    /// The primary's answer to a change that this agent passed on.
+    pub(crate) fn on_proposed(&mut self, ticket: u64, outcome: Result<u64, String>) {
+        let before = self.membership.asked.len();
+        self.membership.asked.retain(|(t, ..)| *t != ticket);
+        if self.membership.asked.len() < before {
+            self.out.push_back(Output::Proposed(ticket, outcome));
+        }
+    }
+
+    /// Changes whose primary was lost: their outcome is not known.
+    pub(crate) fn run_membership(&mut self) {
+        let followed = self.role.followed().cloned();
+        let limit = self.config.settings.order_timeout;
+        let now = self.now;
+        let (lost, left): (Vec<_>, Vec<_>) = core::mem::take(&mut self.membership.asked)
+            .into_iter()
+            .partition(|(_, of, at)| Some(of) != followed.as_ref() || now.since(*at) >= limit);
+        self.membership.asked = left;
+        for (ticket, of, _) in lost {
+            let why = format!(
+                "{of}, which was asked, is the primary no more or says nothing: whether the change was made is not known; look at the configuration's version, and ask again"
+            );
+            self.out.push_back(Output::Proposed(ticket, Err(why)));
+        }
+        self.run_home();
+        self.next_proposal();
+    }
+
+    /// This primary writes nothing more: whoever asked learns it.
+    pub(crate) fn drop_proposals(&mut self, why: &str) {
+        let waiting: Vec<Proposal> = self.membership.queue.drain(..).collect();
+        for proposal in waiting {
+            self.answer_proposal(&proposal, Err(why.to_string()));
+        }
+        if let Some(proposal) = self.membership.home.abandon() {
+            let why = format!(
+                "{why}: whether the change was made is not known; look at the configuration's version, and ask again"
+            );
+            self.answer_proposal(&proposal, Err(why));
+        }
+    }
+
+    // Carrying it to everybody.
+
+    /// Says which version this agent has.
+    pub(crate) fn tell_version(&mut self, to: &HostId) {
+        let version = self.config.version;
+        self.send(to, Channel::Stream, Message::ConfigVersion { version });
+    }
+
+    pub(crate) fn on_config_version(&mut self, from: &HostId, version: u64) {
+        if version < self.config.version {
+            self.send_config(from);
+        } else if version > self.config.version {
+            // The answer is the configuration itself.
+            self.tell_version(from);
+        }
+    }
+
+    fn send_config(&mut self, to: &HostId) {
+        let config = Box::new(self.config.clone());
+        self.send(to, Channel::Stream, Message::Config(config));
+    }
+
+    pub(crate) fn on_config(&mut self, from: &HostId, config: ClusterConfig) {
+        if config.cluster_id != self.config.cluster_id || config.check().is_err() {
+            self.ignore("unsound configuration");
+            return;
+        }
+        if config.version > self.config.version {
+            self.apply_config(config, &format!("{from} has it"));
+        }
+    }
+
+    /// The configuration is on local disk, or could not be written there.
+    pub(crate) fn config_kept(&mut self, ok: bool) {
+        let issue = String::from(
+            "the cluster's configuration cannot be kept on this host's local disk: after a restart it begins with an older one until it hears from another host; make room, or find out what is wrong with the disk",
+        );
+        if ok {
+            self.withdraw(&issue);
+        } else {
+            self.issue(issue);
+        }
+    }
+
+    /// Puts a newer configuration in force here, and keeps it on local disk.
+    pub(crate) fn apply_config(&mut self, config: ClusterConfig, why: &str) {
+        let now = self.now;
+        let old = core::mem::replace(&mut self.config, config);
+        self.keep_config();
+        let others: Vec<HostId> = self.config.hosts.keys().cloned().collect();
+        self.peers.retain(|h, _| self.config.hosts.contains_key(h));
+        for host in others {
+            if host != self.me.host {
+                self.peers.entry(host).or_insert_with(|| Peer::new(now));
+            }
+        }
+        let mounts: Vec<DatastoreId> = self
+            .own_spec()
+            .map(|s| s.datastores.iter().cloned().collect())
+            .unwrap_or_default();
+        for datastore in mounts {
+            self.stores
+                .entry(datastore)
+                .or_insert_with(|| Store::new(now));
+        }
+        for vm in self.vms.values_mut() {
+            if let Some(spec) = self.config.vms.get(&vm.spec.id) {
+                vm.spec = spec.clone();
+            }
+        }
+        let host = self.me.host.clone();
+        let version = self.config.version;
+        self.emit(
+            EventKind::ConfigChanged { host, version },
+            format!("version {version} replaces {}: {why}", old.version),
+        );
+        self.want_poweron_list();
+        self.report_dirty = true;
+        if self.config.settings.timing.freeze > old.settings.timing.freeze {
+            // A longer right belongs to a new generation of the owner locks (safety rule H18).
+            self.give_up_ownership("the timers have changed", true);
+        }
+        self.after_membership_change();
+    }
+
+    fn after_membership_change(&mut self) {
+        let resting = |config: &ClusterConfig, host: &HostId| {
+            config.hosts.get(host).is_none_or(|h| h.maintenance)
+        };
+        if self.role.is_primary() && resting(&self.config, &self.me.host) {
+            let host = self.me.host.clone();
+            let why = String::from("this host is in maintenance, or left the cluster");
+            self.emit(EventKind::PrimaryAbdicated { host }, why.clone());
+            self.give_up_ownership(&why, true);
+            self.drop_proposals(&why);
+            self.restarts.clear();
+            self.begin_election(&why);
+        }
+        let primary = self.role.followed().cloned();
+        if let Some(primary) = primary.filter(|p| resting(&self.config, p)) {
+            let why = format!("the primary {primary} is in maintenance, or left the cluster");
+            self.begin_election(&why);
+        }
+    }
+
+    /// The change is on disk: in force here and everywhere.
+    pub(crate) fn config_written(&mut self, config: ClusterConfig, proposal: Option<Proposal>) {
+        let version = config.version;
+        let what = proposal.as_ref().map(|p| {
+            let by = &p.from;
+            format!("{} (asked for at {by})", summary(&p.changes))
+        });
+        if let Some(what) = what {
+            // First to the others: this host may be about to step down.
+            let connected: Vec<HostId> = self
+                .peers
+                .iter()
+                .filter(|(_, p)| p.connected())
+                .map(|(h, _)| h.clone())
+                .collect();
+            for to in connected {
+                let message = Message::Config(Box::new(config.clone()));
+                self.send(&to, Channel::Stream, message);
+            }
+            if let Some(proposal) = &proposal {
+                self.answer_proposal(proposal, Ok(version));
+            }
+            self.apply_config(config, &what);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Changes of the cluster's configuration: asked for at an agent, asked for again as a person would, and
+//! kept on the hosts' local disks.
+
+use super::{Happening, World};
+use crate::clock::SECOND;
+use crate::invariants::Fact;
+use mainstay_core::config::{Change, ClusterConfig};
+use mainstay_core::id::OpId;
+use mainstay_core::io::Input;
+use mainstay_core::provision::vm_record;
+use std::sync::Arc;
+
+/// A change is asked for so often, a second apart, before its user gives up.
+const TRIES: u32 = 30;
+
+/// A change that somebody wants.
+#[derive(Clone, Debug)]
+pub(super) struct Wish {
+    changes: Vec<Change>,
+    /// Where it is asked for; none: at any agent.
+    host: Option<usize>,
+    /// A VM to power on when it is made, and where.
+    then_on: Option<(usize, Option<usize>)>,
+    tries: u32,
+}
+
+impl World<'_> {
+    pub(super) fn wish_change(
+        &mut self,
+        changes: Vec<Change>,
+        host: Option<usize>,
+        then_on: Option<(usize, Option<usize>)>,
+    ) {
+        self.propose(Wish {
+            changes,
+            host,
+            then_on,
+            tries: 0,
+        });
+    }
+
+    /// Asks an agent; the first that listens where none is named.
+    pub(super) fn propose(&mut self, mut wish: Wish) {
+        wish.tries += 1;
+        let any = || (0..self.hosts.len()).find(|h| self.hosts[*h].agent_listens());
+        let at = wish.host.or_else(any);
+        let Some(at) = at.filter(|h| self.hosts[*h].agent_listens()) else {
+            return self.propose_again(wish);
+        };
+        let now = self.hosts[at].clock.local(self.now);
+        let asked = match &mut self.hosts[at].agent {
+            Some(agent) => agent.propose(now, wish.changes.clone()).ok(),
+            None => None,
+        };
+        match asked {
+            // The outcome may be among what the agent has to say now.
+            Some(ticket) => {
+                self.hosts[at].wishes.insert(ticket, wish);
+                self.drain(at);
+            }
+            None => {
+                self.drain(at);
+                self.propose_again(wish);
+            }
+        }
+    }
+
+    fn propose_again(&mut self, wish: Wish) {
+        if wish.tries < TRIES {
+            let wish = Box::new(wish);
+            self.after(SECOND, Happening::Propose { wish });
+        }
+    }
+
+    pub(super) fn proposed(&mut self, host: usize, ticket: u64, outcome: Result<u64, String>) {
+        let wish = self.hosts[host].wishes.remove(&ticket);
+        match outcome {
+            Err(_) => {
+                if let Some(wish) = wish {
+                    self.propose_again(wish);
+                }
+            }
+            Ok(version) => {
+                self.judge
+                    .observe(self.now, &Fact::ConfigAcknowledged { version });
+                if let Some((vm, on)) = wish.and_then(|w| w.then_on) {
+                    self.wish_on(vm, on);
+                }
+            }
+        }
+    }
+
+    /// The records of a new VM are made by the admin's tool, then it is made known.
+    pub(super) fn vm_create(&mut self, vm: usize, host: Option<usize>, on: bool) {
+        let scenario = self.scenario;
+        let id = self.vms[vm].id.clone();
+        let (Some(spec), Some(by)) = (scenario.created.get(&id), scenario.hosts.first()) else {
+            return;
+        };
+        let config = &scenario.config;
+        let (key, bytes) = vm_record(config.cluster_id, &config.settings, &id, &by.id);
+        let disk = self.vms[vm].disk;
+        let records = &mut self.disks[disk].records;
+        records.entry(key).or_insert_with(|| Arc::new(bytes));
+        let host = host.or(scenario.vms.get(vm).and_then(|v| v.host));
+        let then_on = on.then_some((vm, host));
+        self.wish_change(vec![Change::PutVm(spec.clone())], None, then_on);
+    }
+
+    pub(super) fn config_kept(
+        &mut self,
+        host: usize,
+        boot: u64,
+        run: u64,
+        op: OpId,
+        config: ClusterConfig,
+    ) {
+        let now = self.now;
+        let h = &mut self.hosts[host];
+        if !h.powered || h.boot != boot {
+            return;
+        }
+        let rests = config.hosts.get(&h.id).is_some_and(|spec| spec.maintenance);
+        h.resting_since = rests.then_some(h.resting_since.unwrap_or(now));
+        h.config = Some(Box::new(config));
+        if h.agent_run == run {
+            self.feed(host, Input::Persisted(op, true));
+        }
+    }
+}
