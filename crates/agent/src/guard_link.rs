@@ -169,6 +169,9 @@ impl GuardLink {
                 }
                 outcome
             }
+            GuardRequest::Lapse { vm, generation } => {
+                change(&shm, vm, |word| word.lapsed(*generation))
+            }
             GuardRequest::Remove { vm } => {
                 if let Some(slot) = shm.slot_of(vm) {
                     shm.release(slot);

@@ -65,6 +65,9 @@ pub enum Command {
     /// The host's admin shuts the operating system down: its VMs are stopped and their locks given back;
     /// [`Agent::may_leave`] says when that is done.
     Leave,
+    /// Agent or guard are about to be restarted on purpose: VMs move to longer rights to run, so that none
+    /// is frozen or taken over meanwhile; [`Agent::may_restart`] says when that is done.
+    PrepareRestart,
 }
 
 /// Why a command was refused. Nothing was changed.
@@ -177,6 +180,8 @@ pub struct Agent {
     pub(crate) alone_since: Option<Instant>,
     pub(crate) isolation: Isolation,
     pub(crate) membership: Membership,
+    /// A restart is being prepared; called off at that time.
+    pub(crate) planned: Option<Instant>,
     /// The host is being shut down since then.
     pub(crate) leaving: Option<Instant>,
     /// Guests that were asked to shut down, not by their own wish.
@@ -240,6 +245,7 @@ impl Agent {
             alone_since: Some(now),
             isolation: Isolation::new(now),
             membership: Membership::default(),
+            planned: None,
             leaving: None,
             asked: BTreeMap::new(),
             journal: VecDeque::new(),
@@ -348,6 +354,7 @@ impl Agent {
         self.send_heartbeats();
         self.ping_silent();
         self.ping_isolation_addresses();
+        self.run_rearm();
         self.reconcile();
         if self.report_dirty || self.beats.is_multiple_of(8) {
             self.send_report();
@@ -394,6 +401,7 @@ impl Agent {
             Command::PowerOn(vm) => self.power_on(&vm)?,
             Command::PowerOff(vm) => self.power_off(&vm)?,
             Command::Leave => self.leave(),
+            Command::PrepareRestart => self.prepare_restart(),
         }
         self.run();
         Ok(())
@@ -640,6 +648,7 @@ impl Agent {
             } => self.on_check_lock(&vm, &datastore, generation),
             Message::Protected { vms } => self.protected_here = vms.into_iter().collect(),
             Message::Leaving => self.on_leaving(from),
+            Message::StepDown => self.on_step_down(from),
             Message::Propose { ticket, changes } => self.on_propose(from, ticket, changes),
             Message::Proposed { ticket, outcome } => self.on_proposed(ticket, outcome),
             Message::ConfigVersion { version } => self.on_config_version(from, version),
@@ -658,6 +667,6 @@ impl Agent {
         others
             .iter()
             .copied()
-            .fold(self.timing().r#break, Duration::max)
+            .fold(self.constants().1, Duration::max)
     }
 }

@@ -95,6 +95,13 @@ impl Word {
         })
     }
 
+    /// The word when the agent itself gives the right up, or none when it is of another generation.
+    #[must_use]
+    pub fn lapsed(self, generation: Generation) -> Option<Self> {
+        let valid = self.state() == SlotState::Running && self.is_of(generation);
+        valid.then(|| Self::new(SlotState::Lapsed, generation, self.deadline()))
+    }
+
     /// The word after a thaw, or none when the slot is of another generation or the new deadline has passed.
     /// The slot may still read *running* with a passed deadline: the guard has not looked yet.
     #[must_use]

@@ -147,6 +147,14 @@ pub enum GuardRequest {
         /// End of its right to run.
         deadline: Instant,
     },
+    /// The agent gives this generation up, so that the VM goes on under another: it is frozen until it is
+    /// thawed under the next one.
+    Lapse {
+        /// The VM.
+        vm: VmId,
+        /// Its lock's generation.
+        generation: Generation,
+    },
     /// The VM is gone.
     Remove {
         /// The VM.

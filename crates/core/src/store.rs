@@ -141,10 +141,8 @@ impl Agent {
         }
         let stamp = self.stamp();
         let seq = stamp.seq;
-        let record = HeartbeatRecord {
-            freeze: self.timing().freeze,
-            r#break: self.timing().r#break,
-        };
+        let (freeze, r#break) = self.constants();
+        let record = HeartbeatRecord { freeze, r#break };
         let bytes = record.encode(self.config.cluster_id, &stamp);
         if let Some(store) = self.stores.get_mut(datastore) {
             store.writing = true;
@@ -174,7 +172,7 @@ impl Agent {
         outcome: &StorageOutcome,
     ) {
         let now = self.now;
-        let freeze = self.timing().freeze;
+        let (freeze, _) = self.constants();
         let counted = if planted!(self, RightFromAcknowledgement) {
             now
         } else {

@@ -103,13 +103,14 @@ impl Agent {
         desired: Desired,
         given_back: Option<GivenBack>,
     ) {
+        let (freeze, r#break) = self.constants();
         let new = LockRecord {
             generation: from.0.next(),
             nonce: Nonce(self.nonces.next_u64()),
             holder,
             desired,
-            freeze: self.timing().freeze,
-            r#break: self.timing().r#break,
+            freeze,
+            r#break,
             given_back,
         };
         let stamp = self.stamp();

@@ -126,6 +126,14 @@ pub struct Settings {
     /// Guests get so long to shut down when their host is shut down; then they are switched off.
     #[serde(default = "host_shutdown_timeout")]
     pub host_shutdown_timeout: Duration,
+    /// Right to run of a host's VMs while its agent or guard are restarted on purpose.
+    #[serde(default = "planned_restart")]
+    pub planned_restart: Duration,
+}
+
+/// Longer than replacing a package and starting two daemons takes.
+fn planned_restart() -> Duration {
+    Duration::from_secs(60)
 }
 
 fn concurrent_restarts() -> u32 {
@@ -338,6 +346,11 @@ pub const SETTINGS: &[SettingDoc] = &[
         "time",
         "guests of a host that is shut down get so long to shut down themselves",
     ),
+    doc(
+        "planned_restart",
+        "time",
+        "right to run while agent or guard are restarted on purpose",
+    ),
 ];
 
 /// Why a setting was refused. Nothing was changed.
@@ -438,6 +451,7 @@ impl Settings {
             concurrent_restarts_per_host: concurrent_restarts(),
             dependency_timeout: dependency_timeout(),
             host_shutdown_timeout: host_shutdown_timeout(),
+            planned_restart: planned_restart(),
         }
     }
 
@@ -515,6 +529,7 @@ impl Settings {
             "isolation_check_interval" => &mut self.isolation_check_interval,
             "dependency_timeout" => &mut self.dependency_timeout,
             "host_shutdown_timeout" => &mut self.host_shutdown_timeout,
+            "planned_restart" => &mut self.planned_restart,
             _ => return None,
         })
     }

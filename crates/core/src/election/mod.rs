@@ -123,7 +123,9 @@ impl Agent {
 
     /// A host in maintenance, or one that is being shut down, is no candidate.
     fn is_fit(&self) -> bool {
-        self.leaving.is_none() && self.own_spec().is_some_and(|s| !s.maintenance)
+        self.leaving.is_none()
+            && self.planned.is_none()
+            && self.own_spec().is_some_and(|s| !s.maintenance)
     }
 
     fn send_candidate(&mut self) {

@@ -87,6 +87,12 @@ pub enum EventKind {
         /// The host.
         host: HostId,
     },
+    /// Agent or guard of a host are restarted on purpose.
+    #[serde(rename = "agent.restart.planned")]
+    RestartPlanned {
+        /// The host.
+        host: HostId,
+    },
     /// A host is being shut down by its admin.
     #[serde(rename = "host.leaving")]
     HostLeaving {
@@ -344,6 +350,7 @@ impl EventKind {
             | Self::ElectionStarted { .. }
             | Self::PrimaryElected { .. }
             | Self::PrimaryAbdicated { .. }
+            | Self::RestartPlanned { .. }
             | Self::HostLeaving { .. }
             | Self::ConfigChanged { .. }
             | Self::HostVouched { .. }
@@ -363,6 +370,7 @@ impl EventKind {
             | Self::ElectionStarted { host }
             | Self::PrimaryElected { host }
             | Self::PrimaryAbdicated { host }
+            | Self::RestartPlanned { host }
             | Self::HostLeaving { host }
             | Self::ConfigChanged { host, .. }
             | Self::HostVouched { host, .. }

@@ -131,9 +131,6 @@ impl Agent {
         if let Some(peer) = self.peers.get_mut(from) {
             peer.leaving = true;
         }
-        if self.role.followed() == Some(from) {
-            self.begin_election(&format!("the primary {from} is being shut down"));
-        }
     }
 
     /// A new primary judges from what was seen before, and of hosts that it did not listen to from now on.

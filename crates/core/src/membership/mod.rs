@@ -339,13 +339,7 @@ impl Agent {
             config.hosts.get(host).is_none_or(|h| h.maintenance)
         };
         if self.role.is_primary() && resting(&self.config, &self.me.host) {
-            let host = self.me.host.clone();
-            let why = String::from("this host is in maintenance, or left the cluster");
-            self.emit(EventKind::PrimaryAbdicated { host }, why.clone());
-            self.give_up_ownership(&why, true);
-            self.drop_proposals(&why);
-            self.restarts.clear();
-            self.begin_election(&why);
+            self.step_down("this host is in maintenance, or left the cluster");
         }
         let primary = self.role.followed().cloned();
         if let Some(primary) = primary.filter(|p| resting(&self.config, p)) {

@@ -44,15 +44,7 @@ impl Agent {
                 Standing::Going => {}
             }
         }
-        if self.role.is_primary() {
-            let host = self.me.host.clone();
-            let why = String::from("this host is being shut down");
-            self.emit(EventKind::PrimaryAbdicated { host }, why.clone());
-            self.give_up_ownership(&why, true);
-            self.drop_proposals(&why);
-            self.restarts.clear();
-            self.begin_election(&why);
-        }
+        self.step_down("this host is being shut down");
         self.want_poweron_list();
     }
 

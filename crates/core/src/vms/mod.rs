@@ -13,6 +13,7 @@
 
 mod freeze;
 mod leave;
+mod rearm;
 mod start;
 mod stop;
 

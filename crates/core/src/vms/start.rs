@@ -522,7 +522,7 @@ impl Agent {
         if !right.is_some_and(|r| r.valid(self.now)) {
             return;
         }
-        let own = self.timing().freeze;
+        let (own, _) = self.constants();
         let here: Vec<(VmId, Generation, Duration)> = self
             .vms
             .values()

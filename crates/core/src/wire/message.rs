@@ -171,6 +171,8 @@ pub enum Message {
     },
     /// The sender's host is being shut down by its admin.
     Leaving,
+    /// The sender was the primary and makes room for another.
+    StepDown,
     /// Change the configuration (to a primary).
     Propose {
         /// Tells this request from every other of the sender.

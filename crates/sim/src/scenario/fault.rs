@@ -47,6 +47,11 @@ pub enum Fault {
     AgentKill {
         host: usize,
     },
+    /// On purpose: announced, and away for a while.
+    AgentRestart {
+        host: usize,
+        time: Nanos,
+    },
     GuardKill {
         host: usize,
     },
@@ -200,6 +205,7 @@ pub const EVENTS: &[EventDoc] = &[
     doc("host.shutdown", &["host"], &[]),
     doc("host.reboot", &["host"], &[]),
     doc("agent.kill", &["host"], &[]),
+    doc("agent.restart", &["host"], &["time"]),
     doc("guard.kill", &["host"], &[]),
     doc("agent.hang", &["host"], &[]),
     doc("agent.resume", &["host"], &[]),
@@ -288,6 +294,7 @@ impl Fault {
             Self::HostShutdown { .. } => "host.shutdown",
             Self::HostReboot { .. } => "host.reboot",
             Self::AgentKill { .. } => "agent.kill",
+            Self::AgentRestart { .. } => "agent.restart",
             Self::GuardKill { .. } => "guard.kill",
             Self::AgentHang { .. } => "agent.hang",
             Self::AgentResume { .. } => "agent.resume",
@@ -396,6 +403,10 @@ impl Fault {
                         .map(|d| ("datastore", name(&names.datastores, *d))),
                 );
                 out.extend(h.iter().map(host));
+            }
+            Self::AgentRestart { host: h, time: t } => {
+                out.push(host(h));
+                out.push(("time", time(*t)));
             }
             Self::Config {
                 changes, host: h, ..

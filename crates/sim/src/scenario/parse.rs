@@ -114,6 +114,7 @@ const KINDS: &[&str] = &[
     "primary.abdicated",
     "host.vouched",
     "host.leaving",
+    "agent.restart.planned",
     "config.changed",
     "isolation.declared",
     "isolation.ended",
@@ -559,6 +560,10 @@ impl<'a> Building<'a> {
             "host.shutdown" => Fault::HostShutdown { host },
             "host.reboot" => Fault::HostReboot { host },
             "agent.kill" => Fault::AgentKill { host },
+            "agent.restart" => Fault::AgentRestart {
+                host,
+                time: section.time("time")?.unwrap_or(20 * SECOND),
+            },
             "guard.kill" => Fault::GuardKill { host },
             "agent.hang" => Fault::AgentHang { host },
             "agent.resume" => Fault::AgentResume { host },

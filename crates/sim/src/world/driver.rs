@@ -203,6 +203,7 @@ impl World<'_> {
         }
         self.hosts[host].isolated = false;
         self.hosts[host].wishes.clear();
+        self.hosts[host].restarting = None;
         self.hosts[host].gateway_pings.clear();
         #[cfg(feature = "planted")]
         if let (Some(bug), Some(agent)) = (self.options.bug, &mut self.hosts[host].agent) {
@@ -308,6 +309,17 @@ impl World<'_> {
         let wait = self.restart_wait(twin);
         self.after(wait, Happening::AgentStart { host, boot });
         self.lose_words_with_both(host);
+    }
+
+    /// Its service manager stops the agent, and starts it again after that time.
+    pub(super) fn agent_stop(&mut self, host: usize, away: Nanos) {
+        let h = &mut self.hosts[host];
+        h.agent = None;
+        h.agent_run += 1;
+        h.inbox.clear();
+        h.timer = None;
+        let boot = h.boot;
+        self.after(away, Happening::AgentStart { host, boot });
     }
 
     pub(super) fn agent_hang(&mut self, host: usize) {

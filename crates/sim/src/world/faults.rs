@@ -46,6 +46,7 @@ impl World<'_> {
             Fault::HostShutdown { host } => self.shut_host_down(*host, false),
             Fault::HostReboot { host } => self.shut_host_down(*host, true),
             Fault::AgentKill { host } => self.agent_kill(*host),
+            Fault::AgentRestart { host, time } => self.restart_on_purpose(*host, *time),
             Fault::GuardKill { host } => self.guard_kill(*host),
             Fault::AgentHang { host } => self.agent_hang(*host),
             Fault::AgentResume { host } => self.agent_resume(*host),
@@ -141,6 +142,7 @@ impl World<'_> {
         h.deferred.clear();
         h.isolated = false;
         h.shutting = None;
+        h.restarting = None;
         h.wishes.clear();
         h.role = None;
         let slots = self.vms.len();
@@ -286,8 +288,24 @@ impl World<'_> {
         self.leave_when_ready(host);
     }
 
+    /// The agent is told that it will be restarted; it is stopped when it says that it may be.
+    fn restart_on_purpose(&mut self, host: usize, away: u64) {
+        if self.hosts[host].shutting.is_none() && self.command(host, Command::PrepareRestart) {
+            self.hosts[host].restarting = Some(away);
+            self.leave_when_ready(host);
+        }
+    }
+
     /// The agent of a host that is being shut down has nothing left to do.
     pub(super) fn leave_when_ready(&mut self, host: usize) {
+        let now = self.hosts[host].clock.local(self.now);
+        let restarts = self.hosts[host].restarting;
+        let agent = self.hosts[host].agent.as_ref();
+        if let Some(away) = restarts.filter(|_| agent.is_some_and(|a| a.may_be_restarted(now))) {
+            self.hosts[host].restarting = None;
+            self.agent_stop(host, away);
+            return;
+        }
         let h = &self.hosts[host];
         let (Some(reboot), boot) = (h.shutting, h.boot) else {
             return;

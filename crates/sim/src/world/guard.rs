@@ -221,8 +221,10 @@ impl World<'_> {
 
     fn freeze(&mut self, host: usize, vm: usize, reason: &str, lapsed: bool) {
         let mut any = false;
+        let mut lapsed = lapsed;
         for instance in self.instances_on(host, vm) {
             any |= self.instances[instance].executes();
+            lapsed |= std::mem::take(&mut self.instances[instance].given_up);
             self.instances[instance].frozen = true;
             if self.hosts[host].words.load(vm).state() == SlotState::Lapsed {
                 self.instances[instance].lapsed = Some(self.instances[instance].generation);
@@ -276,6 +278,7 @@ impl World<'_> {
                 GuardRequest::Register { vm, .. }
                 | GuardRequest::Extend { vm, .. }
                 | GuardRequest::Thaw { vm, .. }
+                | GuardRequest::Lapse { vm, .. }
                 | GuardRequest::Remove { vm } => vm,
             };
             let Some(slot) = self.vm_index.get(id).copied() else {
@@ -296,6 +299,7 @@ impl World<'_> {
                 GuardRequest::Thaw {
                     from, to, deadline, ..
                 } => old.thawed(now, *from, *to, *deadline),
+                GuardRequest::Lapse { generation, .. } => old.lapsed(*generation),
                 GuardRequest::Remove { .. } => Some(Word::FREE),
             };
             (slot, next)
@@ -310,6 +314,12 @@ impl World<'_> {
             None => GuardOutcome::Lapsed,
         };
         if outcome == GuardOutcome::Done {
+            if matches!(request, GuardRequest::Lapse { .. }) {
+                for instance in self.instances_on(host, vm) {
+                    self.instances[instance].given_up = true;
+                }
+                self.hosts[host].guard_poke = true;
+            }
             if let GuardRequest::Thaw { to, .. } = &request {
                 for instance in self.instances_on(host, vm) {
                     self.instances[instance].generation = *to;

@@ -66,6 +66,8 @@ pub(super) struct Instance {
     pub(super) frozen: bool,
     /// The generation whose right had lapsed when it was frozen.
     pub(super) lapsed: Option<Generation>,
+    /// Its agent has given the generation up, to go on under another.
+    pub(super) given_up: bool,
     pub(super) opened: bool,
     /// The generation under which it last began to execute.
     ran_under: Option<Generation>,
@@ -201,6 +203,7 @@ impl World<'_> {
             phase: Phase::Opening,
             frozen: false,
             lapsed: None,
+            given_up: false,
             opened: false,
             ran_under: None,
             op: Some((op, self.hosts[host].agent_run)),

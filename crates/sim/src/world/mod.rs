@@ -253,6 +253,8 @@ struct Host {
     resting_since: Option<Nanos>,
     /// Its operating system is being shut down, and comes back if so.
     shutting: Option<bool>,
+    /// Its agent is being restarted on purpose, and will be away for so long.
+    restarting: Option<Nanos>,
     /// Changes that were asked for at its agent, by ticket.
     wishes: BTreeMap<u64, Wish>,
     in_flight: usize,

@@ -55,6 +55,7 @@ impl World<'_> {
                 config: None,
                 resting_since: None,
                 shutting: None,
+                restarting: None,
                 wishes: BTreeMap::new(),
                 in_flight: 0,
                 deferred: Vec::new(),

@@ -1,0 +1,133 @@
+//! Longer rights to run for a planned restart of agent or guard, and back again (safety rule H18).
+//!
+//! The constants belong to a lock's generation, so that a VM moves to others by a swap to its next
+//! generation: its right is given up, it is frozen for the moment that the swap takes, and thawed under
+//! what it won. Raised: swapped first, then used. Lowered: used first, then swapped.
+
+use crate::agent::Agent;
+use crate::event::EventKind;
+use crate::id::{Generation, VmId};
+use crate::io::{Channel, GuardRequest};
+use crate::time::{Duration, Instant};
+use crate::wire::Message;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::Phase;
+
+/// VMs that are moved at once, so that few are paused at a time.
+const AT_ONCE: usize = 4;
+/// A restart that was announced and did not come within this is called off.
+const CALLED_OFF: Duration = Duration::from_secs(300);
+
+impl Agent {
+    /// `freeze` and `break` for generations that are made now.
+    pub(crate) fn constants(&self) -> (Duration, Duration) {
+        let t = self.timing();
+        if self.planned.is_none() {
+            return (t.freeze, t.r#break);
+        }
+        let freeze = self.config.settings.planned_restart.max(t.freeze);
+        // Three times the drift covers both clocks; a second covers the rounding of milliseconds.
+        let drift = freeze * t.clock_drift_ppm / 1_000_000 * 3;
+        let least = freeze + drift + t.guard_latency + Duration::from_secs(1);
+        (freeze, least.max(t.r#break))
+    }
+
+    pub(crate) fn prepare_restart(&mut self) {
+        if self.planned.is_none() {
+            let host = self.me.host.clone();
+            let why = String::from(
+                "agent or guard are restarted on purpose: the VMs here move to longer rights to run",
+            );
+            self.emit(EventKind::RestartPlanned { host }, why);
+            self.step_down("this agent is restarted on purpose");
+        }
+        self.planned = Some(self.now + CALLED_OFF);
+    }
+
+    /// All VMs here may run for long enough without this agent.
+    #[must_use]
+    pub fn may_be_restarted(&self, now: Instant) -> bool {
+        let (freeze, _) = self.constants();
+        let enough = freeze / 5 * 4;
+        let covered = |v: &super::LocalVm| match &v.phase {
+            Phase::Running { record } => {
+                let right = self
+                    .stores
+                    .get(&v.spec.datastore)
+                    .and_then(|s| s.right.deadline());
+                record.freeze >= freeze && right.is_some_and(|d| now + enough < d)
+            }
+            _ => false,
+        };
+        self.planned.is_some() && self.vms.values().all(covered) && self.gives_nothing_back()
+    }
+
+    /// Moves a few VMs whose generation has other constants than are wanted.
+    pub(crate) fn run_rearm(&mut self) {
+        let now = self.now;
+        if self.planned.is_some_and(|until| now >= until) {
+            self.planned = None;
+        }
+        let (freeze, r#break) = self.constants();
+        let settled = 4 * self.timing().datastore_heartbeat;
+        let moving = self
+            .vms
+            .values()
+            .filter(|v| matches!(v.phase, Phase::Frozen { .. } | Phase::Thawing { .. }))
+            .count();
+        let other: Vec<(VmId, Generation)> = self
+            .vms
+            .values()
+            .filter(|v| v.stop.is_none() && now.since(v.since) >= settled)
+            .filter(|v| {
+                self.stores
+                    .get(&v.spec.datastore)
+                    .is_some_and(|s| s.right.deadline().is_some_and(|d| now + settled < d))
+            })
+            .filter_map(|v| match &v.phase {
+                Phase::Running { record } if record.freeze < freeze || record.r#break > r#break => {
+                    Some((v.spec.id.clone(), record.generation))
+                }
+                _ => None,
+            })
+            .take(AT_ONCE.saturating_sub(moving))
+            .collect();
+        for (vm, generation) in other {
+            let request = GuardRequest::Lapse {
+                vm: vm.clone(),
+                generation,
+            };
+            self.guard(&vm, request);
+        }
+    }
+
+    /// A primary makes room for another before it goes for a while.
+    pub(crate) fn step_down(&mut self, why: &str) {
+        if !self.role.is_primary() {
+            return;
+        }
+        let host = self.me.host.clone();
+        self.emit(
+            EventKind::PrimaryAbdicated { host },
+            format!("{why}: another is elected"),
+        );
+        self.give_up_ownership(why, true);
+        self.drop_proposals(why);
+        self.restarts.clear();
+        let others: Vec<crate::id::HostId> = self.peers.keys().cloned().collect();
+        for to in others {
+            self.send(&to, Channel::Stream, Message::StepDown);
+        }
+        self.begin_election(why);
+    }
+
+    /// The primary makes room: nobody waits for its silence.
+    pub(crate) fn on_step_down(&mut self, from: &crate::id::HostId) {
+        if self.role.followed() == Some(from) {
+            self.begin_election(&format!("the primary {from} has stepped down"));
+        }
+    }
+}
