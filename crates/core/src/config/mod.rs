@@ -4,6 +4,7 @@
 mod change;
 mod cluster;
 mod settings;
+mod text;
 mod timing;
 
 pub use change::{Change, summary};
