@@ -6,6 +6,7 @@ mod cluster;
 mod settings;
 mod text;
 mod timing;
+pub mod vsphere;
 
 pub use change::{Change, summary};
 pub use cluster::{
