@@ -4,6 +4,7 @@
 
 mod arrows;
 mod code;
+mod conformance;
 mod places;
 
 use std::fmt;
@@ -75,6 +76,7 @@ pub(crate) fn main(arguments: &[String]) -> Result<()> {
         places::workplace_paths(&sources),
         places::scenario_sources(&sources),
         places::invariant_tests(&sources),
+        conformance::check(&sources),
         arrows::check(&workspace::metadata()?),
     ]
     .concat();

@@ -4,7 +4,9 @@
 mod change;
 mod cluster;
 mod settings;
+mod text;
 mod timing;
+pub mod vsphere;
 
 pub use change::{Change, summary};
 pub use cluster::{
