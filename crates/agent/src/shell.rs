@@ -10,6 +10,7 @@ use crate::datastores::{Datastores, Opened};
 use crate::events::EventLog;
 use crate::guard_link::{GuardLink, Seen, Starter};
 use crate::net::Rejects;
+use crate::net::isolation;
 use crate::net::ping::{icmp_available, ping};
 use crate::net::stream::{Streams, Tls, TlsError};
 use crate::net::udp::{Link, Received, Udp};
@@ -266,8 +267,10 @@ impl Starting<'_> {
         let datastores = self.datastores(&wake)?;
         let now = clock::now();
         let mut agent = Agent::new(identity.clone(), self.cluster.clone(), durable, found, now)?;
-        let names = self.cluster_file.isolation_addresses.iter();
-        agent.set_isolation_addresses(names.map(ToString::to_string).collect());
+        let named = self.cluster_file.isolation_addresses.clone();
+        let own = addresses.get(&identity.host).cloned().unwrap_or_default();
+        let isolation = isolation::addresses(&named, &self.cluster.settings, &own);
+        agent.set_isolation_addresses(isolation.iter().map(ToString::to_string).collect());
         let watching = Arc::clone(&link);
         let to_loop = wake.clone();
         spawn("guard", move || {
@@ -288,7 +291,9 @@ impl Starting<'_> {
                 seq: 0,
             },
             cluster_id: self.cluster.cluster_id,
-            isolation_addresses: self.cluster_file.isolation_addresses.clone(),
+            named_isolation_addresses: named,
+            own_addresses: own,
+            isolation_addresses: isolation,
             probe: file.probe,
             ping_timeout: ping_timeout(self.cluster),
             pings: Arc::default(),
@@ -473,7 +478,9 @@ struct Shell {
     pending: VecDeque<Input>,
     stamp: Stamp,
     cluster_id: u64,
-    isolation_addresses: Vec<IpAddr>,
+    named_isolation_addresses: Vec<IpAddr>,
+    own_addresses: Vec<SocketAddr>,
+    isolation_addresses: Vec<isolation::Address>,
     probe: Probe,
     ping_timeout: Duration,
     pings: Arc<AtomicUsize>,
@@ -626,6 +633,7 @@ impl Shell {
                 }
             }
             Output::PersistConfig(op, config) => {
+                self.renew_isolation_addresses();
                 if !self.persister.submit(op, Kept::Config(config)) {
                     self.pending.push_back(Input::Persisted(op, false));
                 }
@@ -649,22 +657,19 @@ impl Shell {
     }
 
     fn ping(&mut self, op: OpId, target: &PingTarget) {
-        let addresses: Vec<IpAddr> = match target {
-            PingTarget::Host(host) => self
-                .addresses
-                .get(host)
-                .into_iter()
-                .flatten()
-                .map(SocketAddr::ip)
-                .collect(),
-            PingTarget::Isolation(index) => self
-                .isolation_addresses
-                .get(*index)
-                .copied()
-                .into_iter()
-                .collect(),
-        };
         let (probe, timeout) = (self.probe, self.ping_timeout);
+        let work: Box<dyn FnOnce() -> PingOutcome + Send> = match target {
+            PingTarget::Host(host) => {
+                let of_host = self.addresses.get(host).into_iter().flatten();
+                let addresses: Vec<IpAddr> = of_host.map(SocketAddr::ip).collect();
+                Box::new(move || ping(&addresses, probe, timeout))
+            }
+            PingTarget::Isolation(index) => {
+                let address = self.isolation_addresses.get(*index).copied();
+                let unknown = PingOutcome::CannotProbe;
+                Box::new(move || address.map_or(unknown, |a| a.probe(probe, timeout)))
+            }
+        };
         let (to_loop, running) = (self.wake.clone(), Arc::clone(&self.pings));
         let cannot = Input::Pinged(op, PingOutcome::CannotProbe);
         if running.fetch_add(1, Ordering::AcqRel) >= PINGS {
@@ -673,13 +678,28 @@ impl Shell {
             return;
         }
         let started = spawn("ping", move || {
-            let outcome = ping(&addresses, probe, timeout);
+            let outcome = work();
             running.fetch_sub(1, Ordering::AcqRel);
             drop(to_loop.send(Wake::Input(Input::Pinged(op, outcome))));
         });
         if started.is_err() {
             self.pings.fetch_sub(1, Ordering::AcqRel);
             self.pending.push_back(cannot);
+        }
+    }
+
+    /// The settings may name other isolation addresses than before.
+    fn renew_isolation_addresses(&mut self) {
+        let settings = &self.agent.config().settings;
+        let now = isolation::addresses(
+            &self.named_isolation_addresses,
+            settings,
+            &self.own_addresses,
+        );
+        if now != self.isolation_addresses {
+            let names = now.iter().map(ToString::to_string).collect();
+            self.isolation_addresses = now;
+            self.agent.set_isolation_addresses(names);
         }
     }
 

@@ -55,6 +55,14 @@ pub(crate) enum Command {
     PowerOn(PowerOnArgs),
     /// Power a VM off: it is restarted by nobody until it is powered on again
     PowerOff(PowerOffArgs),
+    /// Show the settings, or change them while the cluster runs
+    Config(crate::config_cmd::ConfigCommandArgs),
+    /// Take a host out of service, or put it back
+    Maintenance(crate::config_cmd::MaintenanceArgs),
+    /// Take a host or a VM out of the cluster
+    Remove(crate::config_cmd::RemoveArgs),
+    /// This host is being shut down: stop its VMs and give their locks back (for the service manager)
+    Leave,
     /// Add datastores, and what is new on them, to the cluster
     Datastore(crate::datastore_cmd::DatastoreArgs),
     /// Play scenarios and campaigns in virtual time

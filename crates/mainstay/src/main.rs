@@ -3,6 +3,7 @@
 //! Decides nothing: it asks agents, starts them, and shows what they say.
 
 mod cli;
+mod config_cmd;
 mod control;
 mod datastore_cmd;
 mod demo;
@@ -47,6 +48,10 @@ fn main() -> ExitCode {
         Command::Explain(args) => finish(common.json, show::explain(&common, &args)),
         Command::PowerOn(args) => finish(common.json, show::power_on(&common, &args)),
         Command::PowerOff(args) => finish(common.json, show::power_off(&common, &args)),
+        Command::Config(args) => finish(common.json, config_cmd::config(&common, &args)),
+        Command::Maintenance(args) => finish(common.json, config_cmd::maintenance(&common, &args)),
+        Command::Remove(args) => finish(common.json, config_cmd::remove(&common, &args)),
+        Command::Leave => finish(common.json, config_cmd::leave(&common)),
         Command::Datastore(args) => finish(common.json, datastore_cmd::run(common.json, &args)),
         Command::Completions(args) => {
             let mut script = Vec::new();

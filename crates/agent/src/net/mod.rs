@@ -1,5 +1,6 @@
 //! The network: authenticated datagrams, TLS streams, pings.
 
+pub(crate) mod isolation;
 pub(crate) mod ping;
 pub(crate) mod stream;
 pub(crate) mod udp;

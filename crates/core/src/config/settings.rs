@@ -126,9 +126,26 @@ pub struct Settings {
     /// Guests get so long to shut down when their host is shut down; then they are switched off.
     #[serde(default = "host_shutdown_timeout")]
     pub host_shutdown_timeout: Duration,
+    /// Addresses outside the cluster that answer as long as a host has a network, beyond the gateways: IP
+    /// addresses, or `tcp://IP:PORT` where pings are dropped. At most ten.
+    #[serde(default)]
+    pub isolation_addresses: Vec<String>,
+    /// The default gateway of each management network is an isolation address too.
+    #[serde(default = "yes")]
+    pub use_default_isolation_address: bool,
+    /// Say nothing of hosts with one management network.
+    #[serde(default)]
+    pub ignore_redundant_network_warning: bool,
+    /// Say nothing of hosts with too few heartbeat datastores.
+    #[serde(default)]
+    pub ignore_insufficient_heartbeat_datastores: bool,
     /// Right to run of a host's VMs while its agent or guard are restarted on purpose.
     #[serde(default = "planned_restart")]
     pub planned_restart: Duration,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// Longer than replacing a package and starting two daemons takes.
@@ -351,6 +368,26 @@ pub const SETTINGS: &[SettingDoc] = &[
         "time",
         "right to run while agent or guard are restarted on purpose",
     ),
+    doc(
+        "isolation_addresses",
+        "none or up to ten of IP and tcp://IP:PORT with commas between",
+        "answer as long as a host has a network, beyond the gateways",
+    ),
+    doc(
+        "use_default_isolation_address",
+        "true, false",
+        "the gateway of each management network is an isolation address",
+    ),
+    doc(
+        "ignore_redundant_network_warning",
+        "true, false",
+        "say nothing of hosts with one management network",
+    ),
+    doc(
+        "ignore_insufficient_heartbeat_datastores",
+        "true, false",
+        "say nothing of hosts with too few heartbeat datastores",
+    ),
 ];
 
 /// Why a setting was refused. Nothing was changed.
@@ -452,6 +489,10 @@ impl Settings {
             dependency_timeout: dependency_timeout(),
             host_shutdown_timeout: host_shutdown_timeout(),
             planned_restart: planned_restart(),
+            isolation_addresses: Vec::new(),
+            use_default_isolation_address: true,
+            ignore_redundant_network_warning: false,
+            ignore_insufficient_heartbeat_datastores: false,
         }
     }
 
@@ -547,6 +588,14 @@ impl Settings {
             "clock_drift_ppm" => self.timing.clock_drift_ppm = in_range(value, 0, 100_000)?,
             "host_monitoring" => self.host_monitoring = truth(value)?,
             "accept_late_writes" => self.accept_late_writes = truth(value)?,
+            "isolation_addresses" => self.isolation_addresses = isolation_addresses(value)?,
+            "use_default_isolation_address" => self.use_default_isolation_address = truth(value)?,
+            "ignore_redundant_network_warning" => {
+                self.ignore_redundant_network_warning = truth(value)?
+            }
+            "ignore_insufficient_heartbeat_datastores" => {
+                self.ignore_insufficient_heartbeat_datastores = truth(value)?
+            }
             "concurrent_restarts_per_host" => {
                 self.concurrent_restarts_per_host = in_range(value, 1, 1000)?
             }
@@ -621,6 +670,28 @@ fn truth(value: &str) -> Option<bool> {
 fn in_range(value: &str, low: u32, high: u32) -> Option<u32> {
     value.parse().ok().filter(|n| (low..=high).contains(n))
 }
+
+/// Addresses separated by commas; a host name is none, because names need a service that may be down.
+fn isolation_addresses(value: &str) -> Option<Vec<String>> {
+    if value == "none" || value.is_empty() {
+        return Some(Vec::new());
+    }
+    let all: Option<Vec<String>> = value
+        .split(',')
+        .map(str::trim)
+        .map(|text| {
+            let sound = match text.strip_prefix("tcp://") {
+                Some(socket) => socket.parse::<core::net::SocketAddr>().is_ok(),
+                None => text.parse::<core::net::IpAddr>().is_ok(),
+            };
+            sound.then(|| text.to_string())
+        })
+        .collect();
+    all.filter(|a| a.len() <= ISOLATION_ADDRESSES_MAX)
+}
+
+/// As many as vSphere takes (`das.isolationaddress0` to `9`).
+const ISOLATION_ADDRESSES_MAX: usize = 10;
 
 /// The candidate nearest to `word` by edit distance, if it is near enough to be a slip of the pen.
 #[must_use]

@@ -20,6 +20,13 @@ impl Settings {
             "host_monitoring" => self.host_monitoring.to_string(),
             "accept_late_writes" => self.accept_late_writes.to_string(),
             "max_restart_attempts" => self.max_restart_attempts.to_string(),
+            "isolation_addresses" if self.isolation_addresses.is_empty() => "none".to_string(),
+            "isolation_addresses" => self.isolation_addresses.join(","),
+            "use_default_isolation_address" => self.use_default_isolation_address.to_string(),
+            "ignore_redundant_network_warning" => self.ignore_redundant_network_warning.to_string(),
+            "ignore_insufficient_heartbeat_datastores" => {
+                self.ignore_insufficient_heartbeat_datastores.to_string()
+            }
             "concurrent_restarts_per_host" => self.concurrent_restarts_per_host.to_string(),
             "heartbeat_datastores_per_host" => self.heartbeat_datastores_per_host.to_string(),
             "restart_retry_delays" => {

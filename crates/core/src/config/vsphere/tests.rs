@@ -6,12 +6,7 @@ use alloc::vec;
 
 /// Settings that the table names and that are still to come. An entry goes when its setting is there;
 /// the tests then demand it.
-const PENDING: &[&str] = &[
-    "ignore_insufficient_heartbeat_datastores",
-    "ignore_redundant_network_warning",
-    "isolation_addresses",
-    "use_default_isolation_address",
-];
+const PENDING: &[&str] = &[];
 
 /// An option, a value in vSphere's unit, and the settings that it must give.
 type Case = (

@@ -1,0 +1,233 @@
+//! Isolation addresses: what they are on this host, and whether one of them answers.
+//!
+//! A network that this host's own kernel calls unreachable is a network that does not answer: a host
+//! without a route is as cut off as one without a cable. Only a probe that may not be sent is unknown.
+
+use super::ping::ping;
+use crate::config::Probe;
+use mainstay_core::config::Settings;
+use mainstay_core::io::PingOutcome;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+/// One isolation address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Address {
+    /// Pinged.
+    Ping(IpAddr),
+    /// A TCP connection is tried; a refusal is an answer too.
+    Tcp(SocketAddr),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ping(address) => write!(f, "{address}"),
+            Self::Tcp(socket) => write!(f, "tcp://{socket}"),
+        }
+    }
+}
+
+impl Address {
+    fn parse(text: &str) -> Option<Self> {
+        match text.strip_prefix("tcp://") {
+            Some(socket) => socket.parse().ok().map(Self::Tcp),
+            None => text.parse().ok().map(Self::Ping),
+        }
+    }
+
+    /// Whether it answers. Blocks for at most `timeout`.
+    pub(crate) fn probe(self, probe: Probe, timeout: Duration) -> PingOutcome {
+        match self {
+            Self::Ping(address) => match ping(&[address], probe, timeout) {
+                PingOutcome::CannotProbe if has_no_route(address) => PingOutcome::NoAnswer,
+                outcome => outcome,
+            },
+            Self::Tcp(socket) => match TcpStream::connect_timeout(&socket, timeout) {
+                Ok(_) => PingOutcome::Answered,
+                Err(error) => outcome_of(&error),
+            },
+        }
+    }
+}
+
+/// What a failed connection says.
+fn outcome_of(error: &io::Error) -> PingOutcome {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset => PingOutcome::Answered,
+        io::ErrorKind::TimedOut
+        | io::ErrorKind::WouldBlock
+        | io::ErrorKind::NetworkUnreachable
+        | io::ErrorKind::HostUnreachable
+        | io::ErrorKind::NetworkDown
+        | io::ErrorKind::AddrNotAvailable => PingOutcome::NoAnswer,
+        _ => PingOutcome::CannotProbe,
+    }
+}
+
+/// The kernel knows no way to that address. Nothing is sent.
+fn has_no_route(address: IpAddr) -> bool {
+    let any: IpAddr = match address {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let way = UdpSocket::bind((any, 0)).and_then(|s| s.connect((address, 9)));
+    way.is_err_and(|e| outcome_of(&e) == PingOutcome::NoAnswer)
+}
+
+/// The isolation addresses of this host: the gateways of its management networks, unless they are
+/// switched off, then what `cluster.toml` and the settings name, each once.
+pub(crate) fn addresses(named: &[IpAddr], settings: &Settings, own: &[SocketAddr]) -> Vec<Address> {
+    let mut all: Vec<Address> = Vec::new();
+    if settings.use_default_isolation_address {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let interfaces = interfaces_of(own);
+        all.extend(gateways_v4(&read("/proc/net/route"), &interfaces).map(Address::Ping));
+        all.extend(gateways_v6(&read("/proc/net/ipv6_route"), &interfaces).map(Address::Ping));
+    }
+    all.extend(named.iter().copied().map(Address::Ping));
+    all.extend(
+        settings
+            .isolation_addresses
+            .iter()
+            .filter_map(|a| Address::parse(a)),
+    );
+    let mut once: Vec<Address> = Vec::new();
+    for address in all {
+        if !once.contains(&address) {
+            once.push(address);
+        }
+    }
+    once
+}
+
+/// The interfaces that carry this host's management addresses.
+fn interfaces_of(own: &[SocketAddr]) -> BTreeSet<String> {
+    let Ok(all) = nix::ifaddrs::getifaddrs() else {
+        return BTreeSet::new();
+    };
+    all.filter_map(|interface| {
+        let address = interface.address?;
+        let ip = address
+            .as_sockaddr_in()
+            .map(|a| IpAddr::V4(a.ip()))
+            .or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))?;
+        own.iter()
+            .any(|o| o.ip() == ip)
+            .then_some(interface.interface_name)
+    })
+    .collect()
+}
+
+/// Default gateways in the kernel's IPv4 table: interface, destination and gateway as hexadecimal words
+/// in the machine's byte order.
+fn gateways_v4<'a>(
+    table: &'a str,
+    interfaces: &'a BTreeSet<String>,
+) -> impl Iterator<Item = IpAddr> + 'a {
+    table.lines().skip(1).filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let (interface, destination, gateway) = (fields.next()?, fields.next()?, fields.next()?);
+        let gateway = u32::from_str_radix(gateway, 16).ok()?;
+        let fits = destination == "00000000" && gateway != 0 && interfaces.contains(interface);
+        fits.then(|| IpAddr::V4(Ipv4Addr::from(gateway.to_ne_bytes())))
+    })
+}
+
+/// Default gateways in the kernel's IPv6 table. A link-local gateway needs an interface beside its
+/// address, which a probe does not have: it is left out.
+fn gateways_v6<'a>(
+    table: &'a str,
+    interfaces: &'a BTreeSet<String>,
+) -> impl Iterator<Item = IpAddr> + 'a {
+    table.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [destination, length, _, _, gateway, .., interface] = fields.as_slice() else {
+            return None;
+        };
+        let gateway = Ipv6Addr::from(u128::from_str_radix(gateway, 16).ok()?);
+        let default = destination.bytes().all(|b| b == b'0') && *length == "00";
+        let local = gateway.is_unicast_link_local() || gateway.is_unspecified();
+        (default && !local && interfaces.contains(*interface)).then_some(IpAddr::V6(gateway))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    const SHORT: Duration = Duration::from_millis(300);
+
+    fn interfaces() -> BTreeSet<String> {
+        BTreeSet::from(["eth0".to_owned()])
+    }
+
+    #[test]
+    fn the_default_gateway_of_a_management_interface_is_found() {
+        let table = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+                     eth0\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+                     eth1\t00000000\t0103A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
+                     eth0\t0002A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
+        let wanted = Ipv4Addr::from(0x0102_A8C0_u32.to_ne_bytes());
+        let found: Vec<IpAddr> = gateways_v4(table, &interfaces()).collect();
+        assert_eq!(found, [IpAddr::V4(wanted)]);
+    }
+
+    #[test]
+    fn an_ipv6_gateway_is_found_and_a_link_local_one_is_not() {
+        let zero = "00000000000000000000000000000000";
+        let line = |gateway: &str, on: &str| {
+            format!("{zero} 00 {zero} 00 {gateway} 00000400 00000001 00000000 00000003 {on}\n")
+        };
+        let table = line("20010db8000000000000000000000001", "eth0")
+            + &line("fe800000000000000000000000000001", "eth0")
+            + &line("20010db8000000000000000000000002", "eth9");
+        let found: Vec<IpAddr> = gateways_v6(&table, &interfaces()).collect();
+        assert_eq!(found, ["2001:db8::1".parse::<IpAddr>().expect("ip")]);
+    }
+
+    #[test]
+    fn a_refused_connection_is_an_answer_like_an_accepted_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let socket = listener.local_addr().expect("bound");
+        assert_eq!(
+            Address::Tcp(socket).probe(Probe::Icmp, SHORT),
+            PingOutcome::Answered
+        );
+        drop(listener);
+        assert_eq!(
+            Address::Tcp(socket).probe(Probe::Icmp, SHORT),
+            PingOutcome::Answered
+        );
+    }
+
+    #[test]
+    fn no_way_to_an_address_is_no_answer() {
+        for (kind, outcome) in [
+            (io::ErrorKind::NetworkUnreachable, PingOutcome::NoAnswer),
+            (io::ErrorKind::TimedOut, PingOutcome::NoAnswer),
+            (io::ErrorKind::PermissionDenied, PingOutcome::CannotProbe),
+        ] {
+            assert_eq!(outcome_of(&io::Error::from(kind)), outcome, "{kind}");
+        }
+    }
+
+    #[test]
+    fn each_address_is_there_once() {
+        let mut settings = Settings::default();
+        settings
+            .set("isolation_addresses", "192.0.2.1, tcp://[2001:db8::1]:22")
+            .expect("sound");
+        settings
+            .set("use_default_isolation_address", "false")
+            .expect("sound");
+        let named = ["192.0.2.1".parse().expect("ip")];
+        let all = addresses(&named, &settings, &[]);
+        let shown: Vec<String> = all.iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["192.0.2.1", "tcp://[2001:db8::1]:22"]);
+    }
+}
