@@ -8,7 +8,7 @@ use crate::config::{ClusterConfig, VmSpec};
 use crate::event::{Event, StopReason};
 use crate::id::{DatastoreId, Generation, HostId, OpId, VmId};
 use crate::time::Instant;
-use crate::wire::{Message, RecordKey};
+use crate::wire::{Message, PageWrite, RecordKey};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -55,6 +55,10 @@ pub enum StorageRequest {
     Renew(RecordKey, Vec<u8>),
     /// Replaces a record as a whole (written beside it, then renamed).
     Put(RecordKey, Vec<u8>),
+    /// Writes pages of an existing record in place, in this order: opened by path, never created, checked
+    /// by path after the write (safety rule H15). Each page has [`crate::wire::PAGE_BYTES`]; one past the end
+    /// makes the record longer. *Unknown* when some pages may be written and others not.
+    PutPages(RecordKey, Vec<PageWrite>),
     /// Makes a record only if there is none under this key, atomically (exclusive link).
     Link(RecordKey, Vec<u8>),
     /// Removes a record.

@@ -35,6 +35,8 @@ pub enum Bug {
     ProtectedTooEarly,
     /// A new owner does not carry the old list over (S5).
     ListNotCopied,
+    /// A page of the protected list is written over its newest copy (H19).
+    ListInPlace,
     /// Retries never end (L3).
     RetriesForEver,
     /// An owner whose own right has lapsed goes on vouching (H7).
@@ -65,6 +67,7 @@ impl Bug {
         Self::IntentIgnored,
         Self::ProtectedTooEarly,
         Self::ListNotCopied,
+        Self::ListInPlace,
         Self::RetriesForEver,
         Self::AnswerAfterLapse,
         Self::VouchFromAnswer,

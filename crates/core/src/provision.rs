@@ -68,8 +68,8 @@ pub fn datastore_records<'a>(
         free_lock(settings).encode(cluster, &stamp(by)),
     ));
     records.push((
-        RecordKey::Protected(Generation(0), 0),
-        ProtectedRecord::default().encode(cluster, &stamp(by)),
+        RecordKey::Protected(Generation(0)),
+        ProtectedRecord::empty(cluster, &stamp(by)),
     ));
     records
 }

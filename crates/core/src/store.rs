@@ -13,7 +13,9 @@ use crate::lock::{LockName, Right};
 use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
 use crate::vouch::Vouched;
-use crate::wire::{Desired, HeartbeatRecord, LockRecord, PoweronRecord, RecordKey};
+use crate::wire::{
+    Desired, HeartbeatRecord, LockRecord, PoweronFlags, PoweronRecord, PoweronTable, RecordKey,
+};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
@@ -42,6 +44,8 @@ pub(crate) struct Store {
     pub(crate) quarantine: Option<String>,
     poweron_wanted: Option<PoweronRecord>,
     poweron_written: Option<PoweronRecord>,
+    /// The file that is on disk; none: the next write begins a new one.
+    poweron_table: Option<PoweronTable>,
     poweron_writing: bool,
     pub(crate) poweron_next_read: Instant,
     scanned: bool,
@@ -65,6 +69,7 @@ impl Store {
             quarantine: None,
             poweron_wanted: None,
             poweron_written: None,
+            poweron_table: None,
             poweron_writing: false,
             poweron_next_read: now,
             scanned: false,
@@ -362,39 +367,52 @@ impl Agent {
         for (datastore, store) in &mut self.stores {
             if chosen.contains(datastore) {
                 store.poweron_wanted = Some(PoweronRecord {
-                    isolated,
-                    leaving,
+                    flags: PoweronFlags { isolated, leaving },
                     vms: vms.clone(),
+                    unreadable: 0,
                 });
             }
         }
     }
 
+    /// Writes the pages that changed. A new file is begun by a new agent, after a write that may not be
+    /// on disk, and for other flags: a rename is atomic, so the flags are never torn.
     fn write_poweron(&mut self, datastore: &DatastoreId) {
+        let cluster = self.config.cluster_id;
+        let due = self.stores.get(datastore).is_some_and(|s| {
+            !s.poweron_writing
+                && s.poweron_wanted.is_some()
+                && s.poweron_wanted != s.poweron_written
+        });
+        if !due {
+            return;
+        }
+        let stamp = self.stamp();
         let Some(store) = self.stores.get_mut(datastore) else {
             return;
         };
-        if store.poweron_writing
-            || store.poweron_wanted.is_none()
-            || store.poweron_wanted == store.poweron_written
-        {
-            return;
-        }
-        store.poweron_writing = true;
         let Some(record) = store.poweron_wanted.clone() else {
             return;
         };
-        store.poweron_written = Some(record.clone());
-        let stamp = self.stamp();
-        let bytes = record.encode(self.config.cluster_id, &stamp);
+        let known = store.poweron_written.replace(record.clone());
+        let same_flags = known.is_some_and(|k| k.flags == record.flags);
+        store.poweron_writing = true;
         let key = RecordKey::Poweron(self.me.host.clone());
-        self.storage(
-            datastore,
-            StorageRequest::Put(key, bytes),
-            Pending::Poweron {
-                datastore: datastore.clone(),
-            },
-        );
+        let request = match store.poweron_table.as_mut().filter(|_| same_flags) {
+            Some(table) => {
+                table.set(&record.by_vm());
+                StorageRequest::PutPages(key, table.changed_pages())
+            }
+            None => {
+                let (table, file) = record.begin(cluster, &stamp);
+                store.poweron_table = Some(table);
+                StorageRequest::Put(key, file)
+            }
+        };
+        let pending = Pending::Poweron {
+            datastore: datastore.clone(),
+        };
+        self.storage(datastore, request, pending);
     }
 
     pub(crate) fn on_poweron_written(&mut self, datastore: &DatastoreId, outcome: &StorageOutcome) {
@@ -406,6 +424,7 @@ impl Agent {
         store.note(now, outcome);
         if !matches!(outcome, StorageOutcome::Ok(StorageValue::Done)) {
             store.poweron_written = None;
+            store.poweron_table = None;
         }
     }
 

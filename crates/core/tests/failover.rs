@@ -107,6 +107,25 @@ fn vms_of_a_lost_primary_run_elsewhere_on_time() {
 }
 
 #[test]
+fn one_vms_change_costs_a_page_of_each_list_however_many_vms_there_are() {
+    let cost = |vms: u32| {
+        let mut c = settled(Profile::Balanced, 3, vms);
+        c.list_writes.clear();
+        c.command(2, Command::PowerOff(vm(1)));
+        c.run_for(Duration::from_secs(5));
+        assert!(!c.running.contains_key(&vm(1)));
+        c.command(2, Command::PowerOn(vm(1)));
+        c.run_for(Duration::from_secs(5));
+        assert!(c.running.contains_key(&vm(1)));
+        c.list_writes.clone()
+    };
+    let few = cost(6);
+    // Off and on: twice the protected list, twice the powered-on list on both heartbeat datastores.
+    assert_eq!(few, [4096; 6]);
+    assert_eq!(cost(200), few);
+}
+
+#[test]
 fn what_its_user_switched_off_stays_off() {
     let mut c = settled(Profile::Balanced, 3, 3);
     c.command(2, Command::PowerOff(vm(1)));

@@ -110,20 +110,25 @@ impl Direct {
         Ok(buffer.get().get(..filled).unwrap_or_default().to_vec())
     }
 
-    /// Opens an existing file for a synchronous write in place.
-    pub(crate) fn open_for_renewal(&self, path: &Path) -> io::Result<File> {
-        self.open(OpenOptions::new().write(true), OFlag::O_DSYNC, path)
+    /// Opens an existing file for a write in place, on stable storage when it returns if `at_once`.
+    pub(crate) fn open_in_place(&self, path: &Path, at_once: bool) -> io::Result<File> {
+        let sync = if at_once {
+            OFlag::O_DSYNC
+        } else {
+            OFlag::empty()
+        };
+        self.open(OpenOptions::new().write(true), sync, path)
     }
 
-    /// Writes `bytes`, padded to whole blocks, at the beginning of the file, in one write.
-    pub(crate) fn write_padded(&self, file: &File, bytes: &[u8]) -> io::Result<()> {
+    /// Writes `bytes`, padded to whole blocks, at `offset` of the file, in one write.
+    pub(crate) fn write_padded(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut buffer = Aligned::zeroed(bytes.len());
         if let Some(head) = buffer.get_mut().get_mut(..bytes.len()) {
             head.copy_from_slice(bytes);
         }
-        let written = file.write_at(buffer.get(), 0).inspect_err(|e| {
+        let written = file.write_at(buffer.get(), offset).inspect_err(|e| {
             if is_invalid(e) {
-                // The next renewal goes without; this one is not known to be performed.
+                // The next write goes without; this one is not known to be performed.
                 self.refused.store(true, Ordering::Relaxed);
             }
         })?;

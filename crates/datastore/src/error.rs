@@ -112,3 +112,12 @@ pub(crate) fn fault(error: &io::Error) -> IoFault {
         _ => IoFault::Other,
     }
 }
+
+/// A write that ended so was refused before anything of it was done: there was no space for it, or the
+/// file system does not take it in this way.
+pub(crate) fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EINVAL | Errno::EFBIG)
+    )
+}

@@ -1,11 +1,11 @@
 //! A `file` datastore: opening it, and the primitives.
 
 use crate::direct::Direct;
-use crate::error::{OpenError, fault};
+use crate::error::{OpenError, fault, is_refusal};
 use mainstay_core::id::{DatastoreId, HostId};
 use mainstay_core::io::{IoFault, StorageOutcome, StorageRequest, StorageValue};
 use mainstay_core::provision::MARKER_FILE;
-use mainstay_core::wire::{DecodeError, MarkerRecord, RecordKey};
+use mainstay_core::wire::{DecodeError, MarkerRecord, PAGE_BYTES, PageWrite, RecordKey};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
@@ -166,6 +166,7 @@ impl FileDatastore {
             StorageRequest::Read(key) => self.read(key),
             StorageRequest::Renew(key, bytes) => self.renew(key, bytes),
             StorageRequest::Put(key, bytes) => self.put(key, bytes),
+            StorageRequest::PutPages(key, pages) => self.put_pages(key, pages),
             StorageRequest::Link(key, bytes) => self.link(key, bytes),
             StorageRequest::Remove(key) => self.remove(key),
             StorageRequest::ListVmLock(vm) => {
@@ -222,26 +223,58 @@ impl FileDatastore {
 
     fn renew(&self, key: &RecordKey, bytes: &[u8]) -> StorageOutcome {
         let path = self.path(key);
-        let opened = self.direct.open_for_renewal(&path).and_then(|f| {
+        let (file, id) = match self.open_existing(&path, true) {
+            Ok(opened) => opened,
+            Err(fault) => return StorageOutcome::NotDone(fault),
+        };
+        if let Err(e) = self.direct.write_padded(&file, bytes, 0) {
+            return StorageOutcome::Unknown(fault(&e));
+        }
+        self.confirm_write(&path, id)
+    }
+
+    fn put_pages(&self, key: &RecordKey, pages: &[PageWrite]) -> StorageOutcome {
+        if pages.iter().any(|(_, bytes)| bytes.len() != PAGE_BYTES) {
+            return StorageOutcome::NotDone(IoFault::Other);
+        }
+        let path = self.path(key);
+        // One page goes through to stable storage by itself, many are flushed together.
+        let (file, id) = match self.open_existing(&path, pages.len() == 1) {
+            Ok(opened) => opened,
+            Err(fault) => return StorageOutcome::NotDone(fault),
+        };
+        for (n, (page, bytes)) in pages.iter().enumerate() {
+            let offset = u64::from(*page) * PAGE_BYTES as u64;
+            match self.direct.write_padded(&file, bytes, offset) {
+                Ok(()) => {}
+                Err(e) if n == 0 && is_refusal(&e) => return StorageOutcome::NotDone(fault(&e)),
+                Err(e) => return StorageOutcome::Unknown(fault(&e)),
+            }
+        }
+        if pages.len() > 1
+            && let Err(e) = file.sync_data()
+        {
+            return StorageOutcome::Unknown(fault(&e));
+        }
+        self.confirm_write(&path, id)
+    }
+
+    /// Opens a record for a write in place. What is not there is never made.
+    fn open_existing(&self, path: &Path, at_once: bool) -> Result<(File, FileId), IoFault> {
+        let opened = self.direct.open_in_place(path, at_once).and_then(|f| {
             let meta = f.metadata()?;
             Ok((f, meta))
         });
-        let (file, meta) = match opened {
-            Ok((file, meta)) if meta.is_file() => (file, meta),
-            Ok(_) => return StorageOutcome::NotDone(IoFault::Foreign),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                return StorageOutcome::NotDone(IoFault::Foreign);
-            }
-            Err(e) => return StorageOutcome::NotDone(fault(&e)),
-        };
-        if let Err(e) = self.direct.write_padded(&file, bytes) {
-            return StorageOutcome::Unknown(fault(&e));
+        match opened {
+            Ok((file, meta)) if meta.is_file() => Ok((file, FileId::of(&meta))),
+            Ok(_) => Err(IoFault::Foreign),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(IoFault::Foreign),
+            Err(e) => Err(fault(&e)),
         }
-        self.confirm_renewal(&path, FileId::of(&meta))
     }
 
-    /// A renewal counts only if the path still leads to the file that was written (safety rule H15).
-    fn confirm_renewal(&self, path: &Path, written: FileId) -> StorageOutcome {
+    /// A write in place counts only if the path still leads to the file that was written (safety rule H15).
+    fn confirm_write(&self, path: &Path, written: FileId) -> StorageOutcome {
         match fs::symlink_metadata(path) {
             Ok(meta) if FileId::of(&meta) == written && meta.nlink() > 0 => {}
             Ok(_) => return StorageOutcome::Unknown(IoFault::Foreign),

@@ -276,7 +276,7 @@ impl Agent {
         }
         match sign {
             DatastoreSign::Alive(datastore) => {
-                let isolated = peer.poweron.as_ref().is_some_and(|p| p.isolated);
+                let isolated = peer.poweron.as_ref().is_some_and(|p| p.flags.isolated);
                 let state = if isolated {
                     HostState::Isolated
                 } else {
@@ -415,6 +415,12 @@ impl Agent {
         };
         match PoweronRecord::decode(self.config.cluster_id, bytes) {
             Ok((_, record)) => {
+                if record.unreadable > 0 {
+                    let unreadable = record.unreadable;
+                    self.issue(format!(
+                        "the powered-on list of {host} is damaged: {unreadable} of its slots cannot be read, and a VM that it does not name may be on; {host} writes it anew when it can reach its datastores"
+                    ));
+                }
                 if let Some(peer) = self.peers.get_mut(host) {
                     peer.poweron = Some(record);
                 }

@@ -4,7 +4,7 @@
 //!   none ─▶ reading the owner lock ─▶ free, mine, or its holder proven lapsed ─▶ swap
 //!    ▲                                                                            │ won
 //!    │ a gap in the right, not primary any more, a list write of unknown outcome  ▼
-//!    └──────────────────── acting ◀── copied to the own slot ◀── reading the list ┘
+//!    └──────────────────── acting ◀── copied to the own file ◀── reading the list ┘
 //! ```
 //! An owner acts only while its own heartbeat there is fresh without a gap since before its swap; after
 //! a gap only under a new owner generation (safety rule H5). A new owner breaks no VM lock for one
@@ -18,7 +18,9 @@ use crate::io::{Channel, StorageOutcome, StorageRequest, StorageValue};
 use crate::lock::{LockName, SwapOutcome, Token};
 use crate::tasks::TaskFor;
 use crate::time::Instant;
-use crate::wire::{Desired, LockRecord, Message, ProtectedRecord, ProtectedVm, RecordKey};
+use crate::wire::{
+    Desired, LockRecord, Message, ProtectedRecord, ProtectedTable, ProtectedVm, RecordKey,
+};
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -29,13 +31,12 @@ use alloc::vec::Vec;
 #[derive(Clone, Debug)]
 enum Loading {
     Listing,
-    /// Reading this slot; the rest, best first, is left.
+    /// Reading the list of this generation; those below it are left, the highest last.
     Reading {
         generation: Generation,
-        left: Vec<(Generation, u8)>,
-        best: Option<ProtectedRecord>,
+        left: Vec<Generation>,
     },
-    /// Writing the copy into the own slot.
+    /// Writing the copy into the own file.
     Copying,
 }
 
@@ -55,9 +56,10 @@ pub(crate) struct Acting {
     why_removed: BTreeMap<VmId, String>,
     writing: Option<BTreeMap<VmId, ProtectedVm>>,
     retry_at: Instant,
-    seq: u64,
-    /// Slots of earlier owners, removed when the own copy is on disk.
-    obsolete: Vec<(Generation, u8)>,
+    /// The own file as it is on disk, or as the write that is out makes it.
+    table: ProtectedTable,
+    /// Lists of earlier owners, removed when the own copy is on disk.
+    obsolete: Vec<Generation>,
     pub(crate) longest_break: crate::time::Duration,
     /// When this owner last vouched for a host.
     answers: BTreeMap<HostId, Instant>,
@@ -378,7 +380,7 @@ impl Agent {
                     why_removed: BTreeMap::new(),
                     writing: None,
                     retry_at: now,
-                    seq: 0,
+                    table: ProtectedTable::default(),
                     obsolete: Vec::new(),
                     longest_break: self.longest_break(&[named]),
                     answers: BTreeMap::new(),
@@ -484,26 +486,19 @@ impl Agent {
         let own = acting.generation;
         match (acting.loading.clone(), outcome) {
             (Some(Loading::Listing), StorageOutcome::Ok(StorageValue::Keys(keys))) => {
-                let mut slots: Vec<(Generation, u8)> = keys
+                let mut lists: Vec<Generation> = keys
                     .iter()
                     .filter_map(|k| match k {
-                        RecordKey::Protected(g, copy) if *g < own => Some((*g, *copy)),
+                        RecordKey::Protected(g) if *g < own => Some(*g),
                         _ => None,
                     })
                     .collect();
-                slots.sort();
-                acting.obsolete = slots.clone();
-                self.read_slots(datastore, slots, None);
+                lists.sort();
+                acting.obsolete = lists.clone();
+                self.read_lists(datastore, lists);
             }
-            (
-                Some(Loading::Reading {
-                    generation,
-                    left,
-                    best,
-                }),
-                StorageOutcome::Ok(value),
-            ) => {
-                self.on_slot(datastore, generation, left, best, value);
+            (Some(Loading::Reading { generation, left }), StorageOutcome::Ok(value)) => {
+                self.on_list_read(datastore, generation, left, value);
             }
             (Some(Loading::Copying), StorageOutcome::Ok(StorageValue::Done)) => {
                 acting.loading = None;
@@ -526,36 +521,18 @@ impl Agent {
         }
     }
 
-    /// Reads the slots from the highest owner generation downwards until one generation has a list.
-    fn read_slots(
-        &mut self,
-        datastore: &DatastoreId,
-        mut left: Vec<(Generation, u8)>,
-        best: Option<ProtectedRecord>,
-    ) {
-        let copied = planted!(self, ListNotCopied);
-        let Some((generation, copy)) = left.pop() else {
-            let list = best.unwrap_or_default();
-            self.copy_list(
-                datastore,
-                if copied {
-                    ProtectedRecord::default()
-                } else {
-                    list
-                },
-            );
+    /// Reads the lists from the highest owner generation downwards until one can be read.
+    fn read_lists(&mut self, datastore: &DatastoreId, mut left: Vec<Generation>) {
+        let Some(generation) = left.pop() else {
+            self.copy_list(datastore, ProtectedRecord::default());
             return;
         };
         let Some(acting) = self.acting_mut(datastore) else {
             return;
         };
         let of = acting.generation;
-        acting.loading = Some(Loading::Reading {
-            generation,
-            left,
-            best,
-        });
-        let request = StorageRequest::Read(RecordKey::Protected(generation, copy));
+        acting.loading = Some(Loading::Reading { generation, left });
+        let request = StorageRequest::Read(RecordKey::Protected(generation));
         self.storage(
             datastore,
             request,
@@ -566,87 +543,107 @@ impl Agent {
         );
     }
 
-    fn on_slot(
+    fn on_list_read(
         &mut self,
         datastore: &DatastoreId,
         generation: Generation,
-        left: Vec<(Generation, u8)>,
-        best: Option<ProtectedRecord>,
+        left: Vec<Generation>,
         value: &StorageValue,
     ) {
-        let mut best = best;
-        if let StorageValue::Bytes(bytes) = value {
-            match ProtectedRecord::decode(self.config.cluster_id, bytes) {
-                Ok((_, record)) => {
-                    if best.as_ref().is_none_or(|b| record.seq > b.seq) {
-                        best = Some(record);
-                    }
-                }
-                Err(error) => {
-                    self.issue(format!("datastore {datastore}: a protected list of owner generation {generation} cannot be read: {error}"));
-                }
-            }
-        }
-        let same_generation = left.last().is_some_and(|(g, _)| *g == generation);
-        if best.is_some() && !same_generation {
-            self.read_slots(datastore, Vec::new(), best);
-        } else {
-            self.read_slots(datastore, left, best);
-        }
-    }
-
-    fn copy_list(&mut self, datastore: &DatastoreId, record: ProtectedRecord) {
-        let Some(acting) = self.acting_mut(datastore) else {
+        let StorageValue::Bytes(bytes) = value else {
+            self.read_lists(datastore, left);
             return;
         };
-        acting.list = record.vms.into_iter().map(|v| (v.vm.clone(), v)).collect();
-        acting.wanted = acting.list.clone();
-        acting.loading = Some(Loading::Copying);
-        acting.seq = 1;
-        self.put_list(datastore);
+        match ProtectedRecord::decode(self.config.cluster_id, bytes) {
+            Ok((_, record)) => {
+                let (lost, older) = (record.lost, record.fallen_back);
+                if lost > 0 {
+                    self.issue(format!("datastore {datastore}: {lost} slots of the protected list of owner generation {generation} cannot be read; VMs that were in them are protected again when their hosts report them"));
+                }
+                if older > 0 {
+                    self.issue(format!("datastore {datastore}: {older} slots of the protected list of owner generation {generation} are damaged; their other copies were taken"));
+                }
+                self.copy_list(datastore, record);
+            }
+            Err(error) => {
+                self.issue(format!("datastore {datastore}: a protected list of owner generation {generation} cannot be read: {error}"));
+                self.read_lists(datastore, left);
+            }
+        }
     }
 
-    fn put_list(&mut self, datastore: &DatastoreId) {
+    /// Begins the own file: whole, under the own generation, so that nothing that an earlier owner still
+    /// has on its way can reach it.
+    fn copy_list(&mut self, datastore: &DatastoreId, record: ProtectedRecord) {
+        let record = if planted!(self, ListNotCopied) {
+            ProtectedRecord::default()
+        } else {
+            record
+        };
         let stamp = self.stamp();
         let cluster = self.config.cluster_id;
         let Some(acting) = self.acting_mut(datastore) else {
             return;
         };
-        let record = ProtectedRecord {
-            seq: acting.seq,
-            vms: acting.wanted.values().cloned().collect(),
-        };
-        let copy = u8::from(acting.seq % 2 == 0);
+        let (mut table, refused) = ProtectedTable::new(record.vms.values().cloned());
+        acting.list = record.vms;
+        acting.list.retain(|vm, _| !refused.contains(vm));
+        acting.wanted = acting.list.clone();
+        acting.loading = Some(Loading::Copying);
+        let file = table.file(cluster, &stamp, 0);
+        acting.table = table;
         let generation = acting.generation;
-        let key = RecordKey::Protected(generation, copy);
-        let bytes = record.encode(cluster, &stamp);
+        let request = StorageRequest::Put(RecordKey::Protected(generation), file);
         let pending = Pending::List {
             datastore: datastore.clone(),
             generation,
         };
-        self.storage(datastore, StorageRequest::Put(key, bytes), pending);
+        self.storage(datastore, request, pending);
     }
 
-    /// The own copy is on disk, so nobody reads the slots of earlier owners again.
+    /// The own copy is on disk, so nobody reads the lists of earlier owners again.
     fn drop_old_lists(&mut self, datastore: &DatastoreId) {
         let Some(acting) = self.acting_mut(datastore) else {
             return;
         };
-        for (generation, copy) in core::mem::take(&mut acting.obsolete) {
-            let request = StorageRequest::Remove(RecordKey::Protected(generation, copy));
+        for generation in core::mem::take(&mut acting.obsolete) {
+            let request = StorageRequest::Remove(RecordKey::Protected(generation));
             self.storage(datastore, request, Pending::Forget);
         }
     }
 
+    /// Writes the pages of what changed, each over its older copy: whatever becomes of this write, what
+    /// was acknowledged before stays (safety rule H19).
     fn write_list(&mut self, datastore: &DatastoreId) {
         let early = planted!(self, ProtectedTooEarly);
+        let in_place = planted!(self, ListInPlace);
         let Some(acting) = self.acting_mut(datastore) else {
             return;
         };
-        acting.seq += 1;
-        acting.writing = Some(acting.wanted.clone());
-        self.put_list(datastore);
-        if early {
+        let refused = acting.table.set(&acting.wanted);
+        for vm in &refused {
+            acting.wanted.remove(vm);
+        }
+        let changed = acting.wanted != acting.list;
+        if changed {
+            if in_place {
+                acting.table.forget_twins();
+            }
+            acting.writing = Some(acting.wanted.clone());
+            let generation = acting.generation;
+            let key = RecordKey::Protected(generation);
+            let request = StorageRequest::PutPages(key, acting.table.changed_pages());
+            let pending = Pending::List {
+                datastore: datastore.clone(),
+                generation,
+            };
+            self.storage(datastore, request, pending);
+        }
+        if let Some(vm) = refused.first() {
+            let more = refused.len();
+            self.issue(format!("datastore {datastore}: its protected list is full; {more} VMs there are not protected, {vm} first; move VMs to another datastore"));
+        }
+        if early && changed {
             self.announce_list(datastore);
         }
     }
@@ -695,7 +692,7 @@ impl Agent {
         let retry = now + self.timing().datastore_heartbeat;
         let acts = self.acting(datastore).is_some();
         match outcome {
-            StorageOutcome::Ok(_) if acts => {
+            StorageOutcome::Ok(StorageValue::Done) if acts => {
                 self.announce_list(datastore);
                 if let Some(acting) = self.acting_mut(datastore) {
                     acting.writing = None;
@@ -705,12 +702,12 @@ impl Agent {
                 let fault = *fault;
                 if let Some(acting) = self.acting_mut(datastore) {
                     acting.writing = None;
-                    acting.seq -= 1;
+                    acting.table.not_written();
                     acting.retry_at = retry;
                 }
                 self.issue(format!("datastore {datastore}: the protected list cannot be written ({fault:?}); new VMs there are not protected until it can"));
             }
-            // It may land late: only another generation has a slot that it cannot touch (H19).
+            // It may land late: only another generation has a file that it cannot touch (H19).
             _ => {
                 self.announce_doubt(datastore);
                 self.lose(

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 /// Version of all formats. One version back is understood; a newer one is refused by name.
 pub const FORMAT_VERSION: u16 = 1;
 
-/// Longest record or message that is decoded (a powered-on list holds at most 140 KB; seed
-/// "vSphere 5.0 High Availability (HA)"; protected lists of 8,000 VMs fit).
-pub const RECORD_MAX_BYTES: usize = 4 << 20;
+/// Longest record or message that is decoded (a powered-on list of 2,048 VMs holds at most 140 KB; seed
+/// "vSphere 5.0 High Availability (HA)"; a protected list of 16,000 VMs fits, with both copies of each page).
+pub const RECORD_MAX_BYTES: usize = 8 << 20;
 
 const MAGIC: [u8; 4] = *b"MNST";
 const HEAD: usize = 4 + 2 + 1 + 1 + 8 + 4;
@@ -95,7 +95,7 @@ pub enum DecodeError {
     #[error("the record's body does not decode")]
     Body,
     /// Longer than [`RECORD_MAX_BYTES`].
-    #[error("the record says that it has {0} bytes; at most 4 MiB are taken")]
+    #[error("the record says that it has {0} bytes; at most 8 MiB are taken")]
     TooLong(usize),
 }
 

@@ -4,6 +4,7 @@
 mod frame;
 mod message;
 mod record;
+mod table;
 
 pub use frame::{DecodeError, FORMAT_VERSION, FrameKind, RECORD_MAX_BYTES, Stamp, decode, encode};
 pub use message::{
@@ -11,6 +12,7 @@ pub use message::{
     VmReportState,
 };
 pub use record::{
-    ConfigRecord, Desired, GivenBack, HeartbeatRecord, LockRecord, MarkerRecord, PoweronRecord,
-    ProtectedRecord, ProtectedVm, RecordKey,
+    ConfigRecord, Desired, GivenBack, HeartbeatRecord, LockRecord, MarkerRecord, PoweronFlags,
+    PoweronRecord, PoweronTable, ProtectedRecord, ProtectedTable, ProtectedVm, RecordKey,
 };
+pub use table::{Contents, Entry, PAGE_BYTES, PageWrite, Table, read as read_table};

@@ -1,11 +1,13 @@
 //! The records on a datastore, and the keys under which they lie.
 
 use super::frame::{DecodeError, FrameKind, Stamp, decode, encode};
+use super::table::{self, Entry, Table};
 use crate::config::{ClusterConfig, RestartPriority};
 use crate::event::StopReason;
 use crate::id::{DatastoreId, Generation, Holder, HostId, Nonce, VmId};
 use crate::time::Duration;
 use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -22,8 +24,8 @@ pub enum RecordKey {
     VmLock(VmId, Generation),
     /// One generation of the lock on the datastore's protected list.
     OwnerLock(Generation),
-    /// One of the two copies of the protected list of an owner generation (safety rule H19).
-    Protected(Generation, u8),
+    /// The protected list of an owner generation (safety rule H19).
+    Protected(Generation),
     /// One of the two copies of the configuration of an owner generation, on its home datastore.
     Config(Generation, u8),
 }
@@ -37,9 +39,7 @@ impl RecordKey {
             Self::Poweron(host) => format!("{host}-poweron"),
             Self::VmLock(vm, generation) => format!("{vm}.lock.{:016}", generation.0),
             Self::OwnerLock(generation) => format!("protectedlist.lock.{:016}", generation.0),
-            Self::Protected(generation, copy) => {
-                format!("protectedlist.{:016}.{copy}", generation.0)
-            }
+            Self::Protected(generation) => format!("protectedlist.{:016}", generation.0),
             Self::Config(generation, copy) => {
                 format!("protectedlist.config.{:016}.{copy}", generation.0)
             }
@@ -60,11 +60,7 @@ impl RecordKey {
             ));
         }
         if let Some(rest) = name.strip_prefix("protectedlist.") {
-            let (generation, copy) = rest.split_once('.')?;
-            return Some(Self::Protected(
-                Generation(generation.parse().ok()?),
-                copy.parse().ok()?,
-            ));
+            return Some(Self::Protected(Generation(rest.parse().ok()?)));
         }
         if let Some((vm, generation)) = name.rsplit_once(".lock.") {
             return Some(Self::VmLock(
@@ -129,15 +125,108 @@ pub struct GivenBack {
     pub reason: StopReason,
 }
 
-/// The VMs that a host runs on one datastore, and whether it is isolated.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct PoweronRecord {
-    /// The host says of itself that it is isolated.
+/// What a host says of itself in the head of its powered-on list. On disk each is one bit, and bits that
+/// this version does not know are ignored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PoweronFlags {
+    /// It is isolated.
     pub isolated: bool,
-    /// The host is being shut down by its admin.
+    /// It is being shut down by its admin.
     pub leaving: bool,
-    /// Its powered-on VMs, with the generation that each runs under.
+}
+
+impl PoweronFlags {
+    const ISOLATED: u32 = 1;
+    const LEAVING: u32 = 2;
+
+    fn bits(self) -> u32 {
+        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        flag(self.isolated, Self::ISOLATED) | flag(self.leaving, Self::LEAVING)
+    }
+
+    fn from_bits(bits: u32) -> Self {
+        Self {
+            isolated: bits & Self::ISOLATED != 0,
+            leaving: bits & Self::LEAVING != 0,
+        }
+    }
+}
+
+/// The VMs that a host runs, and what it says of itself.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PoweronRecord {
+    /// What the host says of itself.
+    pub flags: PoweronFlags,
+    /// Its powered-on VMs, with the generation that each runs under, in the order of their ids.
     pub vms: Vec<(VmId, Generation)>,
+    /// Slots that could not be read. When there are any, a VM that is not in the list may be on.
+    pub unreadable: u32,
+}
+
+impl PoweronRecord {
+    /// The list as a table in memory.
+    pub(crate) fn table(&self) -> PoweronTable {
+        Table::new(self.vms.iter().cloned()).0
+    }
+
+    /// The VMs by id.
+    pub(crate) fn by_vm(&self) -> BTreeMap<VmId, (VmId, Generation)> {
+        self.vms.iter().map(|v| (v.0.clone(), v.clone())).collect()
+    }
+
+    /// The list as a whole file, and the table that goes on writing it.
+    #[must_use]
+    pub fn begin(&self, cluster: u64, stamp: &Stamp) -> (PoweronTable, Vec<u8>) {
+        let mut table = self.table();
+        let file = table.file(cluster, stamp, self.flags.bits());
+        (table, file)
+    }
+
+    /// Reads the list.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when the file is no powered-on list of this cluster; damaged slots are counted.
+    pub fn decode(cluster: u64, bytes: &[u8]) -> Result<(Stamp, Self), DecodeError> {
+        let contents = table::read::<(VmId, Generation)>(cluster, bytes)?;
+        let record = Self {
+            flags: PoweronFlags::from_bits(contents.flags),
+            vms: contents.entries.into_values().collect(),
+            unreadable: contents.lost,
+        };
+        Ok((contents.stamp, record))
+    }
+}
+
+/// A powered-on list as its host keeps it: 2,048 VMs with ids of up to 42 bytes take 34 pages
+/// (139,264 bytes); a longer id takes two slots. One copy of each page: a slot that is damaged when its
+/// host dies in the middle of a write makes the list incomplete, and says so.
+pub type PoweronTable = Table<(VmId, Generation)>;
+
+impl Entry for (VmId, Generation) {
+    const KIND: FrameKind = FrameKind::Poweron;
+    const SLOT_BYTES: usize = 64;
+    const TWINS: bool = false;
+
+    fn vm(&self) -> &VmId {
+        &self.0
+    }
+
+    fn slots(vm: &VmId) -> u32 {
+        // A slot's payload has 50 bytes, the generation 8.
+        if vm.as_str().len() <= 42 { 1 } else { 2 }
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = self.1.0.to_le_bytes().to_vec();
+        bytes.extend_from_slice(self.0.as_str().as_bytes());
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (generation, vm) = bytes.split_first_chunk::<8>()?;
+        let vm = VmId::new(core::str::from_utf8(vm).ok()?).ok()?;
+        Some((vm, Generation(u64::from_le_bytes(*generation))))
+    }
 }
 
 /// A VM on a protected list: all that a new primary needs to restart it.
@@ -155,13 +244,63 @@ pub struct ProtectedVm {
     pub last_host: Option<HostId>,
 }
 
-/// The protected list of a datastore.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+impl Entry for ProtectedVm {
+    const KIND: FrameKind = FrameKind::Protected;
+    const SLOT_BYTES: usize = 256;
+    const TWINS: bool = true;
+
+    fn vm(&self) -> &VmId {
+        &self.vm
+    }
+
+    fn slots(_: &VmId) -> u32 {
+        1
+    }
+
+    fn to_bytes(&self) -> Vec<u8> {
+        // Serialising our own types into memory cannot fail; an empty slot would fail its decoding.
+        postcard::to_allocvec(self).unwrap_or_default()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        postcard::from_bytes(bytes).ok()
+    }
+}
+
+/// A protected list as its owner keeps it (safety rule H19).
+pub type ProtectedTable = Table<ProtectedVm>;
+
+/// The protected list of a datastore, as it was read.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ProtectedRecord {
-    /// Grows with each write under one owner generation.
-    pub seq: u64,
     /// The VMs.
-    pub vms: Vec<ProtectedVm>,
+    pub vms: BTreeMap<VmId, ProtectedVm>,
+    /// Slots of which nothing could be read: VMs may be missing.
+    pub lost: u32,
+    /// Slots whose newest copy could not be read, so that the one before it was taken.
+    pub fallen_back: u32,
+}
+
+impl ProtectedRecord {
+    /// The file of an empty list.
+    #[must_use]
+    pub fn empty(cluster: u64, stamp: &Stamp) -> Vec<u8> {
+        ProtectedTable::new([]).0.file(cluster, stamp, 0)
+    }
+
+    /// Reads the list.
+    ///
+    /// # Errors
+    /// [`DecodeError`] when the file is no protected list of this cluster; damaged slots are counted.
+    pub fn decode(cluster: u64, bytes: &[u8]) -> Result<(Stamp, Self), DecodeError> {
+        let contents = table::read::<ProtectedVm>(cluster, bytes)?;
+        let record = Self {
+            vms: contents.entries,
+            lost: contents.lost,
+            fallen_back: contents.fallen_back,
+        };
+        Ok((contents.stamp, record))
+    }
 }
 
 macro_rules! record {
@@ -186,8 +325,6 @@ macro_rules! record {
 
 record!(HeartbeatRecord, FrameKind::Heartbeat);
 record!(LockRecord, FrameKind::Lock);
-record!(PoweronRecord, FrameKind::Poweron);
-record!(ProtectedRecord, FrameKind::Protected);
 
 /// The cluster's configuration on its home datastore.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -287,7 +424,7 @@ mod tests {
             RecordKey::Poweron(host),
             RecordKey::VmLock(vm, Generation(77)),
             RecordKey::OwnerLock(Generation(0)),
-            RecordKey::Protected(Generation(3), 1),
+            RecordKey::Protected(Generation(3)),
             RecordKey::Config(Generation(3), 1),
         ] {
             assert_eq!(RecordKey::from_file_name(&key.file_name()), Some(key));

@@ -9,7 +9,7 @@ use mainstay_core::io::{
     PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue,
 };
 use mainstay_core::time::{Duration, Instant};
-use mainstay_core::wire::RecordKey;
+use mainstay_core::wire::{PAGE_BYTES, RecordKey};
 use mainstay_core::{Agent, Command, Identity, provision};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +28,8 @@ pub(crate) struct Cluster {
     pub(crate) running: BTreeMap<VmId, HostId>,
     /// Hosts on which the next starts fail, and how often.
     pub(crate) failing_starts: u32,
+    /// Bytes of each write of a protected or powered-on list.
+    pub(crate) list_writes: Vec<usize>,
     pub(crate) events: Vec<(Instant, HostId, EventKind)>,
     pub(crate) proposed: Vec<(HostId, u64, Result<u64, String>)>,
 }
@@ -100,6 +102,7 @@ impl Cluster {
             disks,
             running: BTreeMap::new(),
             failing_starts: 0,
+            list_writes: Vec::new(),
             events: Vec::new(),
             proposed: Vec::new(),
         };
@@ -252,6 +255,16 @@ impl Cluster {
     }
 
     fn perform(&mut self, of: &HostId, op: OpId, on: &DatastoreId, request: StorageRequest) {
+        match &request {
+            StorageRequest::Put(RecordKey::Protected(_) | RecordKey::Poweron(_), bytes) => {
+                self.list_writes.push(bytes.len());
+            }
+            StorageRequest::PutPages(_, pages) => {
+                self.list_writes
+                    .push(pages.iter().map(|(_, bytes)| bytes.len()).sum());
+            }
+            _ => {}
+        }
         let disk = self.disks.get_mut(on).expect("datastore");
         let value = match request {
             StorageRequest::Read(key) => disk
@@ -268,6 +281,17 @@ impl Cluster {
                 disk.insert(key, bytes);
                 StorageValue::Done
             }
+            StorageRequest::PutPages(key, pages) => match disk.get_mut(&key) {
+                Some(record) => {
+                    for (page, bytes) in pages {
+                        let at = page as usize * PAGE_BYTES;
+                        record.resize(record.len().max(at + PAGE_BYTES), 0);
+                        record.splice(at..at + PAGE_BYTES, bytes);
+                    }
+                    StorageValue::Done
+                }
+                None => StorageValue::NotFound,
+            },
             StorageRequest::Link(key, bytes) => {
                 if let std::collections::btree_map::Entry::Vacant(slot) = disk.entry(key) {
                     slot.insert(bytes);

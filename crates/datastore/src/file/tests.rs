@@ -220,17 +220,17 @@ fn a_renewal_of_a_file_that_was_replaced_or_unlinked_is_not_acknowledged() {
     let (_dir, datastore) = made();
     let path = datastore.path(&heartbeat());
     let written = FileId::of(&std::fs::metadata(&path).expect("there"));
-    assert_eq!(datastore.confirm_renewal(&path, written), done());
+    assert_eq!(datastore.confirm_write(&path, written), done());
     let beside = datastore.dir().join("beside");
     std::fs::write(&beside, "x").expect("write");
     std::fs::rename(&beside, &path).expect("replaced");
     assert_eq!(
-        datastore.confirm_renewal(&path, written),
+        datastore.confirm_write(&path, written),
         StorageOutcome::Unknown(IoFault::Foreign)
     );
     std::fs::remove_file(&path).expect("unlinked");
     assert_eq!(
-        datastore.confirm_renewal(&path, written),
+        datastore.confirm_write(&path, written),
         StorageOutcome::Unknown(IoFault::Foreign)
     );
 }
@@ -319,7 +319,7 @@ fn lists_name_the_records_of_their_kind_and_nothing_else() {
     );
     assert_eq!(
         keys(StorageRequest::ListProtected),
-        [RecordKey::Protected(Generation(0), 0)]
+        [RecordKey::Protected(Generation(0))]
     );
 }
 
@@ -347,6 +347,106 @@ fn put_replaces_and_remove_removes() {
         datastore.perform(&StorageRequest::Remove(key)),
         StorageOutcome::Ok(StorageValue::NotFound)
     );
+}
+
+fn list() -> RecordKey {
+    RecordKey::Protected(Generation(0))
+}
+
+fn pages(pages: &[(u32, u8)]) -> StorageRequest {
+    let page = |(page, byte): &(u32, u8)| (*page, vec![*byte; PAGE_BYTES]);
+    StorageRequest::PutPages(list(), pages.iter().map(page).collect())
+}
+
+#[test]
+fn pages_are_written_in_place_and_past_the_end() {
+    let (_dir, datastore) = made();
+    let head = read(&datastore, list());
+    assert_eq!(head.len(), 2 * PAGE_BYTES);
+    let inode = |d: &FileDatastore| std::fs::metadata(d.path(&list())).expect("there").ino();
+    let before = inode(&datastore);
+    assert_eq!(datastore.perform(&pages(&[(2, 2), (5, 5)])), done());
+    assert_eq!(datastore.perform(&pages(&[(3, 3)])), done());
+    let bytes = read(&datastore, list());
+    let expected: Vec<u8> = [2, 3, 0, 5].map(|byte| [byte; PAGE_BYTES]).concat();
+    assert_eq!(bytes.get(..head.len()), Some(head.as_slice()));
+    assert_eq!(bytes.get(head.len()..), Some(expected.as_slice()));
+    assert_eq!(inode(&datastore), before, "no other file took its place");
+}
+
+#[test]
+fn a_protected_list_is_followed_through_its_file() {
+    use mainstay_core::id::{BootId, InstanceId};
+    use mainstay_core::wire::{ProtectedRecord, ProtectedTable, ProtectedVm, Stamp};
+    use std::collections::BTreeMap;
+    let (_dir, datastore) = made();
+    let vm = |n: u64| ProtectedVm {
+        vm: VmId::new(&format!("vm-{n}")).expect("id"),
+        cpu_mhz: n,
+        memory_mb: n,
+        restart_priority: Default::default(),
+        last_host: Some(host()),
+    };
+    let stamp = Stamp {
+        writer: host(),
+        boot: BootId(1),
+        instance: InstanceId(2),
+        seq: 3,
+    };
+    let key = RecordKey::Protected(Generation(1));
+    let (mut table, refused) = ProtectedTable::new((0..20).map(vm));
+    assert_eq!(refused, []);
+    let file = table.file(CLUSTER, &stamp, 0);
+    assert_eq!(
+        datastore.perform(&StorageRequest::Put(key.clone(), file)),
+        done()
+    );
+    let mut wanted: BTreeMap<VmId, ProtectedVm> = (0..20).map(|n| (vm(n).vm, vm(n))).collect();
+    for n in 20..60 {
+        wanted.remove(&vm(n - 20).vm);
+        wanted.insert(vm(n).vm, vm(n));
+        assert_eq!(table.set(&wanted), []);
+        let request = StorageRequest::PutPages(key.clone(), table.changed_pages());
+        assert_eq!(datastore.perform(&request), done());
+        let (_, found) =
+            ProtectedRecord::decode(CLUSTER, &read(&datastore, key.clone())).expect("sound");
+        assert_eq!((&found.vms, found.lost, found.fallen_back), (&wanted, 0, 0));
+    }
+}
+
+#[test]
+fn pages_of_a_missing_file_are_refused_and_make_none() {
+    let (_dir, datastore) = made();
+    let path = datastore.path(&list());
+    std::fs::remove_file(&path).expect("removed");
+    let foreign = StorageOutcome::NotDone(IoFault::Foreign);
+    assert_eq!(datastore.perform(&pages(&[(1, 1)])), foreign);
+    assert!(!path.exists());
+    std::fs::create_dir(&path).expect("directory");
+    let outcome = datastore.perform(&pages(&[(1, 1)]));
+    assert!(matches!(outcome, StorageOutcome::NotDone(_)), "{outcome:?}");
+}
+
+#[test]
+fn a_page_of_another_length_is_refused_before_anything_is_written() {
+    let (_dir, datastore) = made();
+    let before = read(&datastore, list());
+    let request =
+        StorageRequest::PutPages(list(), vec![(1, vec![1; PAGE_BYTES]), (2, vec![2; 512])]);
+    assert_eq!(
+        datastore.perform(&request),
+        StorageOutcome::NotDone(IoFault::Other)
+    );
+    assert_eq!(read(&datastore, list()), before);
+}
+
+#[test]
+fn pages_are_not_written_on_another_datastore_at_the_same_path() {
+    let (dir, datastore) = made();
+    std::fs::rename(dir.path().join(".mainstay"), dir.path().join("old")).expect("moved");
+    FileDatastore::create(dir.path(), &config(CLUSTER), &ds(), &host()).expect("added");
+    let foreign = StorageOutcome::NotDone(IoFault::Foreign);
+    assert_eq!(datastore.perform(&pages(&[(1, 1)])), foreign);
 }
 
 #[test]

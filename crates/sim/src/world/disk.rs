@@ -7,7 +7,7 @@ use crate::scenario::StorageFault;
 use mainstay_core::config::FenceClass;
 use mainstay_core::id::{DatastoreId, Generation, OpId, VmId};
 use mainstay_core::io::{Input, IoFault, StorageOutcome, StorageRequest, StorageValue};
-use mainstay_core::wire::{LockRecord, RecordKey};
+use mainstay_core::wire::{LockRecord, PAGE_BYTES, PageWrite, RecordKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -111,6 +111,16 @@ impl Disk {
                 self.records.insert(key.clone(), Arc::new(bytes.clone()));
                 StorageValue::Done
             }
+            StorageRequest::PutPages(key, pages) => {
+                let Some(record) = self.records.get_mut(key) else {
+                    return StorageValue::NotFound;
+                };
+                let file = Arc::make_mut(record);
+                for (page, bytes) in pages {
+                    write_at(file, size(*page) * PAGE_BYTES, bytes);
+                }
+                StorageValue::Done
+            }
             StorageRequest::Link(key, bytes) => {
                 if self.records.contains_key(key) {
                     return StorageValue::Exists;
@@ -141,10 +151,46 @@ impl Disk {
                 &RecordKey::Config(Generation(u64::MAX), u8::MAX),
             ),
             StorageRequest::ListProtected => self.keys(
-                &RecordKey::Protected(Generation(0), 0),
-                &RecordKey::Protected(Generation(u64::MAX), u8::MAX),
+                &RecordKey::Protected(Generation(0)),
+                &RecordKey::Protected(Generation(u64::MAX)),
             ),
         }
+    }
+
+    /// Of a write of pages on a device with sectors of that size, the first `whole` land, and of the one
+    /// behind them, noise.
+    fn break_off(
+        &mut self,
+        key: &RecordKey,
+        pages: &[PageWrite],
+        sector: usize,
+        whole: usize,
+        noise: u8,
+    ) {
+        let Some(record) = self.records.get_mut(key) else {
+            return;
+        };
+        let file = Arc::make_mut(record);
+        let all = pages.iter().flat_map(|(page, bytes)| {
+            let start = size(*page) * PAGE_BYTES;
+            let parts = bytes.chunks(sector).enumerate();
+            parts.map(move |(n, part)| (start + n * sector, part))
+        });
+        for (n, (at, part)) in all.take(whole + 1).enumerate() {
+            if n < whole {
+                write_at(file, at, part);
+            } else {
+                write_at(file, at, &vec![noise; part.len()]);
+            }
+        }
+    }
+
+    /// Does the write need space that the record does not have yet?
+    fn lengthens(&self, key: &RecordKey, pages: &[PageWrite]) -> bool {
+        let len = self.records.get(key).map_or(0, |r| r.len());
+        pages
+            .iter()
+            .any(|(page, _)| size(*page) * PAGE_BYTES >= len)
     }
 
     fn lock(vm: &VmId, generation: u64) -> RecordKey {
@@ -197,13 +243,29 @@ pub(super) struct Op {
     unknown_at: Option<Nanos>,
     outcome: Option<StorageOutcome>,
     effect_over: bool,
+    /// A write of pages that ends in the middle.
+    breaks_off: bool,
     answered: bool,
     parked: bool,
 }
 
 fn writes(request: &StorageRequest) -> bool {
-    use StorageRequest::{Link, Put, Remove, Renew};
-    matches!(request, Renew(..) | Put(..) | Link(..) | Remove(..))
+    use StorageRequest::{Link, Put, PutPages, Remove, Renew};
+    matches!(
+        request,
+        Renew(..) | Put(..) | PutPages(..) | Link(..) | Remove(..)
+    )
+}
+
+fn size(page: u32) -> usize {
+    usize::try_from(page).unwrap_or(usize::MAX / PAGE_BYTES)
+}
+
+fn write_at(file: &mut Vec<u8>, at: usize, bytes: &[u8]) {
+    file.resize(file.len().max(at + bytes.len()), 0);
+    for (old, new) in file.iter_mut().skip(at).zip(bytes) {
+        *old = *new;
+    }
 }
 
 impl World<'_> {
@@ -241,6 +303,11 @@ impl World<'_> {
             StorageRequest::Put(..) | StorageRequest::Link(..) if faults.full => {
                 Some(IoFault::Full)
             }
+            StorageRequest::PutPages(key, pages)
+                if faults.full && self.disks[disk].lengthens(key, pages) =>
+            {
+                Some(IoFault::Full)
+            }
             _ if storm && self.dice.disk.below(1000) < weather.not_done => Some(IoFault::Other),
             _ => None,
         };
@@ -269,6 +336,7 @@ impl World<'_> {
         }
         let mut unknown_at = None;
         let mut never = false;
+        let mut breaks_off = false;
         if storm && writes(&request) && self.dice.disk.below(1000) < weather.lost_ack {
             unknown_at = Some(self.now + self.dice.disk.between(5, 3000) * MS);
             if self.dice.disk.percent(weather.late_effect) {
@@ -276,6 +344,8 @@ impl World<'_> {
             } else {
                 never = self.dice.disk.percent(40);
             }
+            breaks_off =
+                matches!(request, StorageRequest::PutPages(..)) && self.dice.tear.percent(50);
         }
         let patience = weather.patience_ms * MS;
         if patience > 0 && to_disk + back > patience {
@@ -298,6 +368,7 @@ impl World<'_> {
             unknown_at,
             outcome: None,
             effect_over: never,
+            breaks_off,
             answered: false,
             parked: false,
         };
@@ -377,15 +448,43 @@ impl World<'_> {
         op.outcome = Some(if faults.gone && same_boot {
             StorageOutcome::Unknown(IoFault::Gone)
         } else {
-            let value = self.disks[op.disk].perform(&op.request);
-            self.record_landed(op.disk, &op.request, &value);
-            StorageOutcome::Ok(value)
+            self.land(op.disk, &op.request, op.breaks_off)
         });
         if op.unknown_at.is_none() && !op.answered {
             let at = op.ack_at;
             self.at(at, Happening::Ack { op: index, serial });
         }
         self.keep_or_free(index, op);
+    }
+
+    /// A request takes effect. Pages land one by one, and each state between is judged.
+    fn land(&mut self, disk: usize, request: &StorageRequest, breaks_off: bool) -> StorageOutcome {
+        let StorageRequest::PutPages(key, pages) = request else {
+            let value = self.disks[disk].perform(request);
+            self.record_landed(disk, request, &value);
+            return StorageOutcome::Ok(value);
+        };
+        if breaks_off {
+            let dice = &mut self.dice.tear;
+            let sector = if dice.percent(50) { 512 } else { PAGE_BYTES };
+            let sectors = pages.len() * (PAGE_BYTES / sector);
+            let whole = usize::try_from(dice.below(sectors as u64 + 1)).unwrap_or(0);
+            // Zeroes are the damage that is most easily taken for absence.
+            let noise = if dice.percent(50) { 0 } else { 0xa5 };
+            self.disks[disk].break_off(key, pages, sector, whole, noise);
+            self.record_landed(disk, request, &StorageValue::Done);
+            return StorageOutcome::Unknown(IoFault::Other);
+        }
+        let mut value = StorageValue::Done;
+        for page in pages {
+            let one = StorageRequest::PutPages(key.clone(), vec![page.clone()]);
+            value = self.disks[disk].perform(&one);
+            self.record_landed(disk, &one, &value);
+        }
+        match value {
+            StorageValue::NotFound => StorageOutcome::NotDone(IoFault::Foreign),
+            value => StorageOutcome::Ok(value),
+        }
     }
 
     fn park(&mut self, index: usize, mut op: Op) {
@@ -627,6 +726,8 @@ impl World<'_> {
             if op.parked || self.dice.disk.percent(50) {
                 op.effect_over = true;
             } else if !op.effect_over {
+                let pages = matches!(op.request, StorageRequest::PutPages(..));
+                op.breaks_off |= pages && self.dice.tear.percent(50);
                 // Its effect may have been planned for much later: the bound is a few seconds.
                 let (wait, serial) = (self.dice.disk.below(3000) * MS, op.serial);
                 self.after(wait, Happening::Effect { op: index, serial });
@@ -634,5 +735,39 @@ impl World<'_> {
             self.keep_or_free(index, op);
         }
         self.hosts[host].in_flight = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_of_pages_that_breaks_off_leaves_a_beginning_noise_and_what_was_there() {
+        let key = RecordKey::Protected(Generation(1));
+        let id = DatastoreId::new("ds-1").expect("id");
+        let pages = [(1, vec![1; PAGE_BYTES]), (3, vec![3; PAGE_BYTES])];
+        let torn = |sector: usize, whole: usize| {
+            let mut disk = Disk::new(id.clone(), FenceClass::Open, true, 0, 1);
+            assert!(!disk.lengthens(&key, &[]) && disk.lengthens(&key, &pages));
+            let before = Arc::new(vec![9; 2 * PAGE_BYTES]);
+            disk.records.insert(key.clone(), before);
+            disk.break_off(&key, &pages, sector, whole, 7);
+            let file = disk.records.get(&key).expect("there").to_vec();
+            // Which values, and how many sectors of each.
+            let mut runs: Vec<(u8, usize)> = Vec::new();
+            for part in file.chunks(512) {
+                match runs.last_mut() {
+                    Some((value, n)) if Some(&*value) == part.first() => *n += 1,
+                    _ => runs.push((*part.first().expect("bytes"), 1)),
+                }
+            }
+            runs
+        };
+        assert_eq!(torn(512, 0), [(9, 8), (7, 1), (9, 7)]);
+        assert_eq!(torn(512, 5), [(9, 8), (1, 5), (7, 1), (9, 2)]);
+        assert_eq!(torn(512, 9), [(9, 8), (1, 8), (0, 8), (3, 1), (7, 1)]);
+        assert_eq!(torn(PAGE_BYTES, 1), [(9, 8), (1, 8), (0, 8), (7, 8)]);
+        assert_eq!(torn(512, 16), [(9, 8), (1, 8), (0, 8), (3, 8)]);
     }
 }

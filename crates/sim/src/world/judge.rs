@@ -43,8 +43,9 @@ impl World<'_> {
         disk: usize,
         request: &StorageRequest,
     ) {
-        let (StorageRequest::Put(RecordKey::Protected(generation, _), _)
-        | StorageRequest::Link(RecordKey::Protected(generation, _), _)) = request
+        let (StorageRequest::Put(RecordKey::Protected(generation), _)
+        | StorageRequest::PutPages(RecordKey::Protected(generation), _)
+        | StorageRequest::Link(RecordKey::Protected(generation), _)) = request
         else {
             return;
         };
@@ -88,6 +89,7 @@ impl World<'_> {
                 }
             }
             StorageRequest::Put(RecordKey::Protected(..), _)
+            | StorageRequest::PutPages(RecordKey::Protected(..), _)
             | StorageRequest::Link(RecordKey::Protected(..), _)
             | StorageRequest::Remove(RecordKey::Protected(..)) => self.list_changed(disk),
             StorageRequest::Put(RecordKey::Config(..), _)
@@ -98,26 +100,20 @@ impl World<'_> {
 
     fn list_changed(&mut self, disk: usize) {
         let cluster = self.scenario.config.cluster_id;
-        let mut newest: Option<(Generation, u64, ProtectedRecord)> = None;
-        for (key, bytes) in self.disks[disk].records.iter().rev() {
-            let RecordKey::Protected(generation, _) = key else {
-                continue;
-            };
-            let Ok((_, record)) = ProtectedRecord::decode(cluster, bytes) else {
-                continue;
-            };
-            let better = newest
-                .as_ref()
-                .is_none_or(|(g, seq, _)| (*generation, record.seq) > (*g, *seq));
-            if better {
-                newest = Some((*generation, record.seq, record));
-            }
-        }
-        let Some((_, _, record)) = newest else { return };
+        // What a new owner would go by: the list of the highest generation that can be read.
+        let newest = self.disks[disk]
+            .records
+            .iter()
+            .rev()
+            .find_map(|(key, bytes)| {
+                matches!(key, RecordKey::Protected(_))
+                    .then(|| ProtectedRecord::decode(cluster, bytes).ok())?
+            });
+        let Some((_, record)) = newest else { return };
         let vms: BTreeSet<usize> = record
             .vms
-            .iter()
-            .filter_map(|p| self.vm_index.get(&p.vm).copied())
+            .keys()
+            .filter_map(|vm| self.vm_index.get(vm).copied())
             .collect();
         self.judge.observe(
             self.now,
@@ -198,7 +194,7 @@ impl World<'_> {
                 let (name, generation) = match key {
                     RecordKey::VmLock(vm, generation) => (vm.to_string(), generation),
                     RecordKey::OwnerLock(generation) => ("owner".into(), generation),
-                    RecordKey::Protected(generation, _) => ("list".into(), generation),
+                    RecordKey::Protected(generation) => ("list".into(), generation),
                     RecordKey::Config(generation, _) => ("config".into(), generation),
                     RecordKey::Heartbeat(_) | RecordKey::Poweron(_) => continue,
                 };

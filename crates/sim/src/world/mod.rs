@@ -288,6 +288,7 @@ impl Host {
 struct Dice {
     net: Rng,
     disk: Rng,
+    tear: Rng,
     guard: Rng,
     guest: Rng,
     life: Rng,
@@ -338,6 +339,7 @@ impl<'s> World<'s> {
         let dice = Dice {
             net: root.fork("network"),
             disk: root.fork("storage"),
+            tear: root.fork("tear"),
             guard: root.fork("guard"),
             guest: root.fork("guest"),
             life: root.fork("life"),
