@@ -416,6 +416,8 @@ impl Drawing<'_> {
     }
 
     fn push(&mut self, at: Nanos, fault: Fault) {
+        // Scenarios are written in whole milliseconds.
+        let at = at / MS * MS;
         self.events.push(Planned { at, fault });
     }
 

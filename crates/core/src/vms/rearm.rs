@@ -36,7 +36,10 @@ impl Agent {
     }
 
     pub(crate) fn prepare_restart(&mut self) {
-        if self.planned.is_none() {
+        let first = self.planned.is_none();
+        // From here on this host is no candidate.
+        self.planned = Some(self.now + CALLED_OFF);
+        if first {
             let host = self.me.host.clone();
             let why = String::from(
                 "agent or guard are restarted on purpose: the VMs here move to longer rights to run",
@@ -44,7 +47,6 @@ impl Agent {
             self.emit(EventKind::RestartPlanned { host }, why);
             self.step_down("this agent is restarted on purpose");
         }
-        self.planned = Some(self.now + CALLED_OFF);
     }
 
     /// All VMs here may run for long enough without this agent.

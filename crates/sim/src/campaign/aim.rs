@@ -81,7 +81,7 @@ impl<'a> Drawing<'a> {
         self.push(
             at,
             Fault::Datastore {
-                fault: StorageFault::Slow(delay),
+                fault: StorageFault::Slow(delay / MS * MS),
                 datastore: disk,
                 host: Some(host),
             },
@@ -369,7 +369,7 @@ impl<'a> Drawing<'a> {
             self.push(
                 hangs,
                 Fault::NetworkDelay {
-                    time,
+                    time: time / MS * MS,
                     host: Some(near.start),
                 },
             );

@@ -133,10 +133,10 @@ fn timers_that_contradict_each_other_are_refused_with_the_inequality() {
 
 #[test]
 fn events_without_behaviour_are_named() {
-    let text = SMALL.replacen("do = \"host.power_off\"", "do = \"maintenance.enter\"", 1);
+    let text = SMALL.replacen("do = \"host.power_off\"", "do = \"guest.hang\"", 1);
     assert_eq!(
         parse("x.toml", &text).expect("known").unplayable(),
-        ["maintenance.enter"]
+        ["guest.hang"]
     );
 }
 
