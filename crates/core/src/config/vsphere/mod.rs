@@ -185,17 +185,11 @@ pub fn translate_for(
     for (key, value) in &mut changes {
         if *key == ISOLATION_ADDRESSES {
             let known = settings.get(key).unwrap_or_default();
-            let known: Vec<&str> = addresses(&known).collect();
-            if !known.contains(&value.as_str()) {
-                *value = known
-                    .iter()
-                    .copied()
-                    .chain([value.as_str()])
-                    .collect::<Vec<_>>()
-                    .join(",");
-            } else {
-                *value = known.join(",");
+            let mut list: Vec<&str> = entries(&known).collect();
+            if !list.contains(&value.as_str()) {
+                list.push(value);
             }
+            *value = list.join(",");
         }
         tried
             .set(key, value)
@@ -207,12 +201,10 @@ pub fn translate_for(
     Ok(changes)
 }
 
-/// The addresses in the value of the list setting; a word such as `none` is no address.
-fn addresses(value: &str) -> impl Iterator<Item = &str> {
-    value
-        .split(',')
-        .map(str::trim)
-        .filter(|a| a.parse::<core::net::IpAddr>().is_ok())
+/// The entries of the list setting; `none` says that it is empty.
+fn entries(value: &str) -> impl Iterator<Item = &str> {
+    let all = value.split(',').map(str::trim);
+    all.filter(|entry| !entry.is_empty() && *entry != "none")
 }
 
 fn nearest_name(name: &str, names: impl Iterator<Item = &'static str>) -> Option<String> {
@@ -257,7 +249,9 @@ pub fn show(settings: &Settings) -> Vec<Shown> {
         let note = option.note;
         if let Some((stem, _)) = option.family() {
             let list = values.first().map(String::as_str).unwrap_or_default();
-            shown.extend(addresses(list).enumerate().map(|(n, address)| Shown {
+            // vSphere only pings: it has no word for an address that is tried by TCP.
+            let pinged = entries(list).filter(|e| e.parse::<core::net::IpAddr>().is_ok());
+            shown.extend(pinged.enumerate().map(|(n, address)| Shown {
                 option: format!("{stem}{n}"),
                 value: address.to_owned(),
                 note,

@@ -15,6 +15,7 @@ const MANAGER: &str =
     "no manager takes part in a failover, an election or a change of what is protected";
 const LOGS: &str = "an agent writes a log file each day and keeps a week of them; MAINSTAY_LOG sets what is logged";
 const COMPONENT: &str = "the reactions of component protection are not part of this release";
+const KEPT: &str = "of the cluster; kept and checked, without effect as long as component protection is not part of a release";
 
 const fn equal(name: &'static str, conversion: Conversion, note: &'static str) -> VsphereOption {
     let conversion = Some(conversion);
@@ -239,7 +240,7 @@ pub const OPTIONS: &[VsphereOption] = &[
             ("warning", &[("pdl_response", "warn")]),
             ("restartAggressive", &[("pdl_response", "restart")]),
         ]),
-        "of the cluster",
+        KEPT,
     ),
     equal(
         "vmStorageProtectionForAPD",
@@ -255,20 +256,16 @@ pub const OPTIONS: &[VsphereOption] = &[
                 &[("apd_response", "restart_aggressive")],
             ),
         ]),
-        "of the cluster",
+        KEPT,
     ),
-    equal(
-        "vmTerminateDelayForAPDSec",
-        seconds("apd_delay", 0),
-        "of the cluster",
-    ),
+    equal("vmTerminateDelayForAPDSec", seconds("apd_delay", 0), KEPT),
     equal(
         "vmReactionOnAPDCleared",
         Words(&[
             ("none", &[("apd_cleared_response", "none")]),
             ("reset", &[("apd_cleared_response", "reset")]),
         ]),
-        "of the cluster",
+        KEPT,
     ),
     equal(
         "vmComponentProtecting",
@@ -276,20 +273,16 @@ pub const OPTIONS: &[VsphereOption] = &[
             "disabled",
             &[("apd_response", "disabled"), ("pdl_response", "disabled")],
         )]),
-        "to enable it, name the reactions: vmStorageProtectionForPDL, vmStorageProtectionForAPD",
+        "enabled is not taken: name the reactions, vmStorageProtectionForPDL and vmStorageProtectionForAPD",
     ),
-    equal(
-        "Misc.APDTimeout",
-        seconds("apd_timeout", 1),
-        "of the cluster here, of a host in vSphere",
-    ),
+    equal("Misc.APDTimeout", seconds("apd_timeout", 1), KEPT),
     equal(
         "disk.terminateVMOnPDLDefault",
         Words(&[
             ("true", &[("pdl_response", "restart")]),
             ("false", &[("pdl_response", "warn")]),
         ]),
-        "vSphere 5; of the cluster here, of a host there",
+        KEPT,
     ),
     refused(
         "enableAPDTimeoutForHosts",

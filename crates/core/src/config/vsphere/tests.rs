@@ -4,10 +4,6 @@ use super::*;
 use crate::config::{Profile, SETTINGS};
 use alloc::vec;
 
-/// Settings that the table names and that are still to come. An entry goes when its setting is there;
-/// the tests then demand it.
-const PENDING: &[&str] = &[];
-
 /// An option, a value in vSphere's unit, and the settings that it must give.
 type Case = (
     &'static str,
@@ -139,15 +135,9 @@ fn what_is_translated_can_be_set_and_is_shown_again() {
     for (name, value, wanted) in CASES {
         let mut settings = Settings::default();
         for (key, value) in *wanted {
-            if PENDING.contains(key) {
-                continue;
-            }
             settings
                 .set(key, value)
                 .unwrap_or_else(|error| panic!("{name}: {error}"));
-        }
-        if wanted.iter().any(|(key, _)| PENDING.contains(key)) {
-            continue;
         }
         let shown = show(&settings);
         let found = shown.iter().find(|s| s.option.eq_ignore_ascii_case(name));
@@ -156,19 +146,12 @@ fn what_is_translated_can_be_set_and_is_shown_again() {
 }
 
 #[test]
-fn every_key_is_a_setting_or_still_to_come() {
+fn every_key_is_a_setting() {
     for key in OPTIONS.iter().flat_map(VsphereOption::keys) {
-        let exists = SETTINGS.iter().any(|s| s.key == key);
-        let pending = PENDING.contains(&key);
-        assert!(exists || pending, "there is no setting {key}");
         assert!(
-            !(exists && pending),
-            "{key} is there: take it out of PENDING"
+            SETTINGS.iter().any(|s| s.key == key),
+            "there is no setting {key}"
         );
-    }
-    for key in PENDING {
-        let named = OPTIONS.iter().any(|o| o.keys().contains(key));
-        assert!(named, "no option sets {key}");
     }
 }
 
@@ -286,28 +269,26 @@ fn an_unknown_name_gets_the_nearest_one() {
     assert_eq!(error, "there is no vSphere option \"zzz\"");
 }
 
+/// Sets an option as a user would.
+fn set(settings: &mut Settings, name: &str, value: &str) {
+    for (key, value) in translate_for(settings, name, value).expect("a value") {
+        settings.set(key, &value).expect("it was tried");
+    }
+}
+
 #[test]
-fn the_settings_that_are_there_decide_about_the_value() {
-    let settings = Settings::default();
-    assert_eq!(
-        translate_for(&settings, "das.isolationShutdownTimeout", "0").as_deref(),
-        Ok(&[("isolation_shutdown_timeout", String::from("0s"))][..])
-    );
-    if PENDING.contains(&ISOLATION_ADDRESSES) {
-        let error = translate_for(&settings, "das.isolationaddress0", "10.0.0.1");
-        assert!(
-            matches!(error, Err(VsphereError::Setting { .. })),
-            "{error:?}"
-        );
-        return;
-    }
-    let mut settings = settings;
+fn isolation_addresses_are_added_to_those_that_are_set() {
+    let mut settings = Settings::default();
+    settings
+        .set("isolation_addresses", "tcp://10.0.0.9:22")
+        .expect("an address");
     for (n, address) in ["10.0.0.1", "fd00::1", "10.0.0.1"].iter().enumerate() {
-        let name = format!("das.isolationaddress{n}");
-        for (key, value) in translate_for(&settings, &name, address).expect("an address") {
-            settings.set(key, &value).expect("it was tried");
-        }
+        set(&mut settings, &format!("das.isolationaddress{n}"), address);
     }
+    assert_eq!(
+        settings.get("isolation_addresses").as_deref(),
+        Some("tcp://10.0.0.9:22,10.0.0.1,fd00::1")
+    );
     let shown: Vec<(String, String)> = show(&settings)
         .into_iter()
         .filter(|s| s.option.starts_with("das.isolationAddress"))
@@ -317,10 +298,23 @@ fn the_settings_that_are_there_decide_about_the_value() {
         ("das.isolationAddress0", "10.0.0.1"),
         ("das.isolationAddress1", "fd00::1"),
     ];
-    assert_eq!(
-        shown,
-        wanted.map(|(n, a)| (String::from(n), String::from(a)))
+    assert_eq!(shown, wanted.map(|(n, a)| (n.into(), a.into())));
+}
+
+#[test]
+fn an_eleventh_isolation_address_is_refused_by_the_setting() {
+    let mut settings = Settings::default();
+    for n in 0..10 {
+        let name = format!("das.isolationaddress{n}");
+        set(&mut settings, &name, &format!("10.0.0.{n}"));
+    }
+    let error = translate_for(&settings, "das.isolationaddress10", "10.0.0.10");
+    assert!(
+        matches!(error, Err(VsphereError::Setting { .. })),
+        "{error:?}"
     );
+    let error = error.expect_err("refused").to_string();
+    assert!(error.contains("up to ten"), "{error}");
 }
 
 #[test]
