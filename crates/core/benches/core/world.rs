@@ -10,8 +10,8 @@ use mainstay_core::io::{
 };
 use mainstay_core::time::{Duration, Instant};
 use mainstay_core::wire::{
-    Desired, HeartbeatRecord, HostReport, LockRecord, Message, Rank, RecordKey, RoleTag, Stamp,
-    StartOutcome, StartResult, VmReport, VmReportState,
+    Desired, HeartbeatRecord, HostReport, LockRecord, Message, Rank, RecordKey, ReportChanges,
+    RoleTag, Stamp, StartOutcome, StartResult, VmReport, VmReportState,
 };
 use mainstay_core::{Agent, Identity, provision};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -51,6 +51,8 @@ struct Neighbour {
     next_beat: Instant,
     beats: u64,
     report_seq: u64,
+    /// The next report is whole.
+    whole: bool,
     lost: bool,
 }
 
@@ -171,6 +173,7 @@ impl<'a> World<'a> {
                     // Their reports are spread as their starts were.
                     beats: u64::try_from(n).expect("few hosts"),
                     report_seq: 0,
+                    whole: true,
                     lost: false,
                 };
                 (spec.id.clone(), neighbour)
@@ -401,7 +404,7 @@ impl<'a> World<'a> {
                 if !leads
                     && (neighbour.report_seq == 0 || neighbour.beats.is_multiple_of(BEATS_A_REPORT))
                 {
-                    said.push((at, id.clone(), report(neighbour)));
+                    said.push((at, id.clone(), report(neighbour, &[])));
                 }
             }
         }
@@ -452,8 +455,18 @@ impl<'a> World<'a> {
 
     /// A neighbour starts what it is asked to start, and says so after its report.
     fn on_message(&mut self, at: Instant, to: &HostId, message: Message) {
-        let Message::Start(order) = message else {
-            return;
+        let order = match message {
+            Message::Start(order) => order,
+            Message::ReportWanted => {
+                if let Some(neighbour) = self.neighbours.get_mut(to).filter(|n| !n.lost) {
+                    neighbour.whole = true;
+                    let message = report(neighbour, &[]);
+                    let bytes = message.encode(CLUSTER, &stamp(to, 1));
+                    self.push(at, Incoming::Bytes(to.clone(), bytes));
+                }
+                return;
+            }
+            _ => return,
         };
         let generation = order.expected.next();
         self.write_lock(&order.spec, generation, to);
@@ -463,7 +476,7 @@ impl<'a> World<'a> {
         self.missing.remove(&order.spec.id);
         let vm = order.spec.id.clone();
         neighbour.vms.insert(vm.clone(), (order.spec, generation));
-        let news = report(neighbour);
+        let news = report(neighbour, std::slice::from_ref(&vm));
         let result = Message::Started(StartResult {
             order: order.order,
             vm,
@@ -550,22 +563,33 @@ fn heartbeat(neighbour: &Neighbour, leads: bool, primary: &HostId) -> Message {
     }
 }
 
-/// What a secondary says to its primary about itself.
-fn report(neighbour: &mut Neighbour) -> Message {
+/// What a secondary says to its primary about itself: all at first, then what changed.
+fn report(neighbour: &mut Neighbour, changed: &[VmId]) -> Message {
     neighbour.report_seq += 1;
-    Message::Report(HostReport {
-        seq: neighbour.report_seq,
-        cpu_mhz: neighbour.spec.cpu_mhz,
-        memory_mb: neighbour.spec.memory_mb,
-        datastores: neighbour.spec.datastores.iter().cloned().collect(),
-        vms: neighbour
-            .vms
-            .values()
-            .map(|(spec, generation)| VmReport {
-                spec: spec.clone(),
-                generation: *generation,
-                state: VmReportState::Running,
-            })
-            .collect(),
+    let entry = |(spec, generation): &(VmSpec, Generation)| VmReport {
+        spec: spec.clone(),
+        generation: *generation,
+        state: VmReportState::Running,
+    };
+    let whole = std::mem::take(&mut neighbour.whole);
+    let (seq, spec) = (neighbour.report_seq, &neighbour.spec);
+    let (cpu_mhz, memory_mb) = (spec.cpu_mhz, spec.memory_mb);
+    if whole {
+        return Message::Report(HostReport {
+            seq,
+            cpu_mhz,
+            memory_mb,
+            datastores: spec.datastores.iter().cloned().collect(),
+            vms: neighbour.vms.values().map(entry).collect(),
+        });
+    }
+    let changed = changed.iter().filter_map(|vm| neighbour.vms.get(vm));
+    Message::Changes(ReportChanges {
+        seq,
+        cpu_mhz,
+        memory_mb,
+        datastores: None,
+        vms: changed.map(entry).collect(),
+        gone: Vec::new(),
     })
 }

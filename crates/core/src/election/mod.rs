@@ -306,6 +306,7 @@ impl Agent {
             self.durable.last_primary = Some(primary.clone());
             self.durable_dirty = true;
             self.send_heartbeat(primary);
+            self.reporting.begin_again();
             self.send_report();
             self.tell_version(&primary.clone());
             self.free_leftover_ownership();

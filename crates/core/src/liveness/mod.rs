@@ -20,9 +20,10 @@ pub(crate) use window::{Seen, Window};
 use crate::agent::{Agent, Pending};
 use crate::event::{EventKind, HostState};
 use crate::id::{DatastoreId, HostId, InstanceId};
-use crate::io::{Channel, PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue};
+use crate::inventory::Reported;
+use crate::io::{PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue};
 use crate::time::{Duration, Instant};
-use crate::wire::{HostReport, Message, PoweronRecord, RecordKey, RoleTag, VmReport};
+use crate::wire::{PoweronRecord, RecordKey, RoleTag};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -45,7 +46,13 @@ pub(crate) struct Peer {
     ping_answered: Option<Instant>,
     /// The last ping that ended: when it was sent is not needed, only what it found.
     last_ping: Option<PingOutcome>,
-    pub(crate) report: Option<HostReport>,
+    pub(crate) report: Option<Reported>,
+    /// Its report counts: it is connected.
+    pub(crate) counted: bool,
+    /// A report of it was lost: what came since says nothing.
+    pub(crate) report_missing: bool,
+    /// When a whole report was last asked for.
+    pub(crate) report_asked: Option<Instant>,
     pub(crate) poweron: Option<PoweronRecord>,
 }
 
@@ -64,6 +71,9 @@ impl Peer {
             ping_answered: None,
             last_ping: None,
             report: None,
+            counted: false,
+            report_missing: false,
+            report_asked: None,
             poweron: None,
         }
     }
@@ -114,7 +124,7 @@ impl Agent {
             peer.instance = Some(instance);
             peer.leaving = false;
             // A new agent counts its reports from the beginning.
-            peer.report = None;
+            self.drop_report(from);
         }
     }
 
@@ -124,6 +134,7 @@ impl Agent {
             peer.role = Some(role);
             peer.follows = primary.as_ref() == Some(&me);
         }
+        self.note_connection(from);
     }
 
     /// A host says that its admin shuts it down.
@@ -138,8 +149,11 @@ impl Agent {
         for peer in self.peers.values_mut() {
             peer.state = HostState::Live;
             peer.follows = false;
-            peer.report = None;
             peer.why = String::from("this primary has just been elected");
+        }
+        let hosts: Vec<HostId> = self.peers.keys().cloned().collect();
+        for host in hosts {
+            self.drop_report(&host);
         }
     }
 
@@ -226,6 +240,7 @@ impl Agent {
                 } else {
                     peer.follows = false;
                 }
+                self.note_connection(&host);
                 let observer = self.me.host.clone();
                 self.emit(
                     EventKind::HostState {
@@ -428,60 +443,6 @@ impl Agent {
             Err(error) => self.issue(format!(
                 "the powered-on list of {host} cannot be read: {error}"
             )),
-        }
-    }
-
-    // Reports of secondaries.
-
-    pub(crate) fn on_report(&mut self, from: &HostId, report: HostReport) {
-        self.note_heard(from);
-        let Some(peer) = self.peers.get_mut(from) else {
-            return;
-        };
-        if peer
-            .report
-            .as_ref()
-            .is_some_and(|known| known.seq >= report.seq)
-        {
-            self.ignore("old report");
-            return;
-        }
-        peer.report = Some(report);
-        peer.follows = true;
-        self.reconcile();
-    }
-
-    pub(crate) fn own_report(&self, seq: u64) -> HostReport {
-        let usable = |s: &crate::store::Store| s.usable(self.now, self.timing().r#break);
-        let spec = self.own_spec();
-        HostReport {
-            seq,
-            cpu_mhz: spec.map_or(0, |s| s.cpu_mhz),
-            memory_mb: spec.map_or(0, |s| s.memory_mb),
-            datastores: self
-                .stores
-                .iter()
-                .filter(|(_, s)| usable(s))
-                .map(|(d, _)| d.clone())
-                .collect(),
-            vms: self
-                .vms
-                .values()
-                .map(|v| VmReport {
-                    spec: v.spec.clone(),
-                    generation: v.generation(),
-                    state: v.report_state(),
-                })
-                .collect(),
-        }
-    }
-
-    pub(crate) fn send_report(&mut self) {
-        self.report_dirty = false;
-        if let Some(primary) = self.role.followed().cloned() {
-            self.report_seq += 1;
-            let report = self.own_report(self.report_seq);
-            self.send(&primary, Channel::Stream, Message::Report(report));
         }
     }
 

@@ -100,8 +100,7 @@ impl Agent {
     fn check_use(&self, change: &Change) -> Result<(), String> {
         match change {
             Change::RemoveVm(vm) => {
-                let located = self.located();
-                let held = self.vms.contains_key(vm) || located.contains_key(vm);
+                let held = self.locate(vm).is_some();
                 let should = self.restarts.contains_key(vm);
                 if held || should {
                     return Err(format!(
@@ -119,7 +118,7 @@ impl Agent {
                 let runs = self
                     .located()
                     .values()
-                    .any(|l| l.host == *host && l.state != VmReportState::Stopping);
+                    .any(|l| l.host == host && l.state != VmReportState::Stopping);
                 let held = self.restarts.values().find_map(|r| r.held_by(host));
                 if runs {
                     return Err(format!(
