@@ -1,6 +1,6 @@
 //! The agent's state machine: routes inputs to the rooms that decide and orders their outputs.
 
-use crate::config::{ClusterConfig, ConfigError, HostSpec, Timing};
+use crate::config::{ClusterConfig, ConfigError, HostSpec, Timing, Topology};
 use crate::election::Role;
 use crate::event::{Event, EventKind};
 use crate::id::{BootId, DatastoreId, Generation, Holder, HostId, InstanceId, OpId, VmId};
@@ -10,7 +10,7 @@ use crate::io::{
     StorageOutcome, StorageRequest,
 };
 use crate::isolation::{Asked, Isolation};
-use crate::liveness::Peer;
+use crate::liveness::{Judging, Peer};
 use crate::membership::Membership;
 use crate::ownership::Own;
 use crate::restart::Restart;
@@ -158,6 +158,7 @@ pub(crate) enum Ask {
 pub struct Agent {
     pub(crate) me: Identity,
     pub(crate) config: ClusterConfig,
+    pub(crate) topology: Topology,
     pub(crate) now: Instant,
     pub(crate) started: Instant,
     pub(crate) out: VecDeque<Output>,
@@ -172,6 +173,7 @@ pub struct Agent {
     pub(crate) vms: Watched<VmId, LocalVm>,
     pub(crate) restarts: Watched<VmId, Restart>,
     pub(crate) inventory: Inventory,
+    pub(crate) judging: Judging,
     pub(crate) reporting: Reporting,
     pub(crate) protected_here: BTreeSet<VmId>,
     pub(crate) durable: Durable,
@@ -223,6 +225,7 @@ impl Agent {
         let peers = others.map(|h| (h.clone(), Peer::new(now))).collect();
         let nonces = Rng::new(identity.seed ^ identity.instance.0).fork("nonce");
         let mut agent = Self {
+            topology: Topology::of(&config),
             config,
             now,
             started: now,
@@ -238,6 +241,7 @@ impl Agent {
             vms: Watched::new(),
             restarts: Watched::new(),
             inventory: Inventory::default(),
+            judging: Judging::default(),
             reporting: Reporting::default(),
             protected_here: BTreeSet::new(),
             durable,
@@ -330,6 +334,7 @@ impl Agent {
 
     /// Does everything that is due.
     pub(crate) fn run(&mut self) {
+        self.settle_vms();
         self.run_tasks();
         self.run_stores();
         self.run_election();
@@ -341,6 +346,7 @@ impl Agent {
                 self.next_heartbeat = self.now + interval;
             }
             self.beat();
+            self.judging.begin_again();
         }
         self.judge_hosts();
         self.run_isolation();

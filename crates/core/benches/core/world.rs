@@ -246,6 +246,7 @@ impl<'a> World<'a> {
                 boot: BootId(7),
             }),
             desired: Desired::On,
+            given_back: None,
             freeze: self.settings.timing.freeze,
             r#break: self.settings.timing.r#break,
         };
@@ -309,8 +310,14 @@ impl<'a> World<'a> {
         self.neighbours_speak(end);
         let later = self.queue.split_off(&(end, 0));
         let due = std::mem::replace(&mut self.queue, later);
+        let wake = self.agent.as_ref().and_then(Agent::poll_timeout);
+        if due.is_empty() && wake.is_none_or(|at| at >= end) {
+            self.now = end;
+            return;
+        }
         self.spent.inputs += u64::try_from(due.len()).expect("few inputs");
-        let (inputs, cost) = self.meter.measure(|| {
+        let bytes = due.values().any(|i| matches!(i, Incoming::Bytes(..)));
+        let decode = || {
             let decoded = due.into_iter().map(|((at, _), incoming)| match incoming {
                 Incoming::Other(input) => (at, input),
                 Incoming::Bytes(from, bytes) => {
@@ -319,8 +326,14 @@ impl<'a> World<'a> {
                 }
             });
             decoded.collect::<VecDeque<_>>()
-        });
-        self.spent.codec.add(cost);
+        };
+        let inputs = if bytes {
+            let (inputs, cost) = self.meter.measure(decode);
+            self.spent.codec.add(cost);
+            inputs
+        } else {
+            decode()
+        };
         let outputs = self.drive(inputs, end);
         self.now = end;
         self.encode(&outputs);
@@ -370,6 +383,10 @@ impl<'a> World<'a> {
 
     /// What the driver does with messages before they leave.
     fn encode(&mut self, outputs: &[(Instant, Output)]) {
+        let is_message = |(_, o): &(Instant, Output)| matches!(o, Output::Send { .. });
+        if !outputs.iter().any(is_message) {
+            return;
+        }
         let stamp = stamp(&self.me, 1);
         let (_, cost) = self.meter.measure(|| {
             for (_, output) in outputs {
@@ -425,7 +442,8 @@ impl<'a> World<'a> {
                 }
                 Output::Guard(op, _) => Input::Guard(op, GuardOutcome::Done),
                 Output::Hypervisor(op, _) => Input::Hypervisor(op, HypervisorOutcome::Done),
-                Output::Persist(op, _) => Input::Persisted(op, true),
+                Output::Persist(op, _) | Output::PersistConfig(op, _) => Input::Persisted(op, true),
+                Output::Proposed(..) => continue,
                 Output::Ping(op, PingTarget::Host(host)) => {
                     let lost = self.neighbours.get(&host).is_some_and(|n| n.lost);
                     let outcome = if lost {
@@ -533,6 +551,7 @@ impl<'a> World<'a> {
             }
             StorageRequest::ListAllVmLocks => keys(disk, &|k| matches!(k, RecordKey::VmLock(..))),
             StorageRequest::ListOwnerLock => keys(disk, &|k| matches!(k, RecordKey::OwnerLock(_))),
+            StorageRequest::ListConfig => keys(disk, &|k| matches!(k, RecordKey::Config(..))),
             StorageRequest::ListProtected => keys(disk, &|k| matches!(k, RecordKey::Protected(..))),
         }
     }

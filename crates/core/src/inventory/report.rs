@@ -57,6 +57,8 @@ pub(crate) struct Reporting {
     datastores: Vec<DatastoreId>,
     /// This host's VMs as they were when they were last looked at.
     known: BTreeMap<VmId, VmReport>,
+    /// How many of them each datastore is the home of.
+    homes: BTreeMap<DatastoreId, usize>,
     /// VMs that changed since the last report.
     unreported: BTreeSet<VmId>,
     /// VMs that wait for something that no completion announces.
@@ -64,6 +66,29 @@ pub(crate) struct Reporting {
 }
 
 impl Reporting {
+    /// A VM of this host lives on the datastore.
+    pub(crate) fn has_vms_on(&self, datastore: &DatastoreId) -> bool {
+        self.homes.contains_key(datastore)
+    }
+
+    fn note(&mut self, id: &VmId, report: Option<VmReport>) {
+        let before = match report {
+            Some(report) => {
+                let home = report.spec.datastore.clone();
+                *self.homes.entry(home).or_default() += 1;
+                self.known.insert(id.clone(), report)
+            }
+            None => self.known.remove(id),
+        };
+        let Some(before) = before else { return };
+        if let Some(count) = self.homes.get_mut(&before.spec.datastore) {
+            *count -= 1;
+            if *count == 0 {
+                self.homes.remove(&before.spec.datastore);
+            }
+        }
+    }
+
     /// The next report is whole, whoever gets it.
     pub(crate) fn begin_again(&mut self) {
         self.told = None;
@@ -96,10 +121,8 @@ impl Agent {
             if same {
                 continue;
             }
-            match local.map(crate::vms::LocalVm::report) {
-                Some(report) => self.reporting.known.insert(id.clone(), report),
-                None => self.reporting.known.remove(&id),
-            };
+            let report = local.map(crate::vms::LocalVm::report);
+            self.reporting.note(&id, report);
             self.inventory.mark(&id);
             self.inventory.revision += 1;
             self.reporting.unreported.insert(id);

@@ -24,6 +24,7 @@ use crate::inventory::Reported;
 use crate::io::{PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue};
 use crate::time::{Duration, Instant};
 use crate::wire::{PoweronRecord, RecordKey, RoleTag};
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -96,6 +97,23 @@ impl Peer {
     }
 }
 
+/// Which hosts are to be judged with each input: all whose heartbeats do not come, or have not been
+/// judged to. The others are judged once in each heartbeat interval, and when their silence could have
+/// lasted for long enough.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Judging {
+    unsettled: BTreeSet<HostId>,
+    /// Nothing changes before then about the hosts that are settled; none: all are to be judged.
+    until: Option<Instant>,
+}
+
+impl Judging {
+    /// All hosts are judged with the next input.
+    pub(crate) fn begin_again(&mut self) {
+        self.until = None;
+    }
+}
+
 /// What the datastores say of a silent host.
 enum DatastoreSign {
     /// It has no heartbeat datastores.
@@ -151,6 +169,7 @@ impl Agent {
             peer.follows = false;
             peer.why = String::from("this primary has just been elected");
         }
+        self.judging.begin_again();
         let hosts: Vec<HostId> = self.peers.keys().cloned().collect();
         for host in hosts {
             self.drop_report(&host);
@@ -213,9 +232,11 @@ impl Agent {
         }
         let t = self.timing();
         let thresholds = [t.unreachable, t.dead_without_datastores, t.dead];
-        self.peers
-            .values()
+        let unsettled = self.judging.unsettled.iter();
+        unsettled
+            .filter_map(|host| self.peers.get(host))
             .flat_map(|p| thresholds.map(|d| p.silent_from(t.network_heartbeat) + d))
+            .chain(self.judging.until)
             .filter(|at| *at > self.now)
             .min()
     }
@@ -224,11 +245,20 @@ impl Agent {
         if !self.role.is_primary() {
             return;
         }
-        let hosts: Vec<HostId> = self.peers.keys().cloned().collect();
+        let (now, t) = (self.now, self.timing());
+        let quiet = t.network_heartbeat + t.unreachable;
+        if self.judging.until.is_none_or(|until| now >= until) {
+            self.judging.unsettled = self.peers.keys().cloned().collect();
+            self.judging.until = Some(now + quiet);
+        }
+        let hosts: Vec<HostId> = self.judging.unsettled.iter().cloned().collect();
         for host in hosts {
             let Some((state, why)) = self.verdict(&host) else {
                 continue;
             };
+            if state == HostState::Live {
+                self.settle(&host);
+            }
             let Some(peer) = self.peers.get_mut(&host) else {
                 continue;
             };
@@ -253,6 +283,18 @@ impl Agent {
                 );
             }
         }
+    }
+
+    /// The host's heartbeats come: nothing changes about it until they could be missed for long enough.
+    fn settle(&mut self, host: &HostId) {
+        let t = self.timing();
+        let (interval, unreachable) = (t.network_heartbeat, t.unreachable);
+        let Some(peer) = self.peers.get(host) else {
+            return;
+        };
+        let at = peer.silent_from(interval) + unreachable;
+        self.judging.until = Some(self.judging.until.map_or(at, |until| until.min(at)));
+        self.judging.unsettled.remove(host);
     }
 
     /// The verdict about a host now; none: as before.
@@ -352,7 +394,7 @@ impl Agent {
 
     fn datastore_sign(&self, host: &HostId, silent_from: Instant) -> DatastoreSign {
         let t = self.timing();
-        if self.config.heartbeat_datastores(host).is_empty() {
+        if self.topology.heartbeat_datastores(host).is_empty() {
             return DatastoreSign::None;
         }
         let look = silent_from + t.look_datastore;
@@ -387,9 +429,9 @@ impl Agent {
         }
         let now = self.now;
         let every = self.timing().poweron_poll;
-        let cut_off: Vec<HostId> = self
-            .peers
-            .iter()
+        let unsettled = self.judging.unsettled.iter();
+        let cut_off: Vec<HostId> = unsettled
+            .filter_map(|h| Some((h, self.peers.get(h)?)))
             .filter(|(_, p)| {
                 matches!(
                     p.state,
@@ -412,8 +454,9 @@ impl Agent {
             }
         }
         for host in cut_off {
-            let chosen = self.config.heartbeat_datastores(&host);
-            for datastore in due.iter().filter(|d| chosen.contains(d)) {
+            let chosen = self.topology.heartbeat_datastores(&host);
+            let there: Vec<&DatastoreId> = due.iter().filter(|d| chosen.contains(d)).collect();
+            for datastore in there {
                 let request = StorageRequest::Read(RecordKey::Poweron(host.clone()));
                 self.storage(
                     datastore,

@@ -199,12 +199,37 @@ impl Agent {
                 self.give_up_ownership(&why, true);
             }
         }
-        let datastores: Vec<DatastoreId> = self.stores.keys().cloned().collect();
-        for datastore in datastores {
+        for datastore in self.ownership_work() {
             if allowed.is_ok() || matches!(self.owned.get(&datastore), Some(Own::Acting(_))) {
                 self.run_owned(&datastore);
             }
         }
+    }
+
+    /// The datastores about whose ownership something may be done now. Both maps are gone through side
+    /// by side, for this is asked with each input.
+    fn ownership_work(&self) -> Vec<DatastoreId> {
+        let now = self.now;
+        let mut owned = self.owned.iter().peekable();
+        let mut work = Vec::new();
+        for (datastore, store) in &self.stores {
+            while owned.next_if(|(d, _)| *d < datastore).is_some() {}
+            let own = owned.next_if(|(d, _)| *d == datastore).map(|(_, own)| own);
+            let idle = match own {
+                None | Some(Own::Waiting { .. }) => false,
+                Some(Own::None { next, .. }) => now < *next,
+                Some(Own::Reading | Own::Swapping { .. } | Own::Releasing) => true,
+                Some(Own::Acting(acting)) => {
+                    let lasts =
+                        store.quarantine.is_none() && store.right.unbroken(acting.token, now);
+                    lasts && !(acting.differs && acting.writing.is_none())
+                }
+            };
+            if !idle {
+                work.push(datastore.clone());
+            }
+        }
+        work
     }
 
     fn run_owned(&mut self, datastore: &DatastoreId) {
