@@ -60,6 +60,8 @@ pub(crate) enum Step {
         record: LockRecord,
         read_done: Instant,
         reread: Instant,
+        /// What it was last found to wait for; asked again when that can have changed.
+        checked: Option<Checked>,
     },
     /// A host was asked.
     Ordered { host: HostId, since: Instant },
@@ -81,6 +83,16 @@ impl Restart {
             _ => None,
         }
     }
+}
+
+/// What is certain to keep a restart waiting. Numbers and reasons are brought up to date with each
+/// heartbeat.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Checked {
+    /// The verdict about the lock's holder, in that heartbeat.
+    Holder(HostState, u64),
+    /// No host had room when what is where was at that revision, in that heartbeat.
+    NoRoom(u64, u64),
 }
 
 /// Why a restart cannot be asked for yet.
@@ -293,7 +305,12 @@ impl Agent {
         };
         let now = self.now;
         let mut ready: Vec<(VmSpec, LockRecord, Option<HostId>)> = Vec::new();
-        let ids: Vec<VmId> = self.restarts.keys().cloned().collect();
+        let ids: Vec<VmId> = self
+            .restarts
+            .iter()
+            .filter(|(_, r)| !self.rests(r))
+            .map(|(vm, _)| vm.clone())
+            .collect();
         for vm in ids {
             let Some(restart) = self.restarts.get(&vm) else {
                 continue;
@@ -307,22 +324,69 @@ impl Agent {
                 Step::Waiting { reread, .. } if now >= reread => self.look(&vm, &datastore),
                 Step::Waiting {
                     record, read_done, ..
-                } => match self.may_restart(&vm, &datastore, &record, read_done) {
-                    Ok((spec, broken)) if now >= from => ready.push((spec, record, broken)),
-                    Ok(_) => {}
-                    Err(Wait::Worth(why)) => self.say_waiting(&vm, &why),
-                    Err(Wait::Passing(why)) => {
-                        if let Some(restart) = self.restarts.get_mut(&vm) {
-                            restart.why = why;
+                } => {
+                    let may = self.may_restart(&vm, &datastore, &record, read_done);
+                    if may.is_err() {
+                        self.note_checked(&vm, self.held_back(&record));
+                    }
+                    match may {
+                        Ok((spec, broken)) if now >= from => ready.push((spec, record, broken)),
+                        Ok(_) => {}
+                        Err(Wait::Worth(why)) => self.say_waiting(&vm, &why),
+                        Err(Wait::Passing(why)) => {
+                            if let Some(restart) = self.restarts.get_mut(&vm) {
+                                restart.why = why;
+                            }
                         }
                     }
-                },
+                }
                 Step::Ordered { host, since } => self.check_order(&vm, &host, since),
                 Step::Look(_) | Step::Looking | Step::Runs { .. } | Step::Abandoned => {}
             }
         }
         if !ready.is_empty() {
             self.order_starts(ready);
+        }
+    }
+
+    /// Nothing is to be done about it now: neither has its time come, nor can what it waits for have
+    /// changed.
+    fn rests(&self, restart: &Restart) -> bool {
+        match &restart.step {
+            Step::Look(at) => self.now < *at,
+            Step::Looking | Step::Runs { .. } | Step::Abandoned => true,
+            Step::Ordered { .. } => false,
+            Step::Waiting { reread, .. } if self.now >= *reread => false,
+            Step::Waiting {
+                record, checked, ..
+            } => match checked {
+                None => false,
+                Some(Checked::Holder(..)) => *checked == self.held_back(record),
+                Some(Checked::NoRoom(..)) => *checked == Some(self.no_room()),
+            },
+        }
+    }
+
+    /// The verdict about the holder of its lock, when no lock is broken under that verdict.
+    fn held_back(&self, record: &LockRecord) -> Option<Checked> {
+        let holder = record.holder.as_ref()?;
+        let state = self.peers.get(&holder.host)?.state;
+        let certain = matches!(
+            state,
+            HostState::Live | HostState::Unreachable | HostState::Partitioned | HostState::Isolated
+        );
+        certain.then_some(Checked::Holder(state, self.beats))
+    }
+
+    fn no_room(&self) -> Checked {
+        Checked::NoRoom(self.inventory.revision, self.beats)
+    }
+
+    fn note_checked(&mut self, vm: &VmId, found: Option<Checked>) {
+        if let Some(restart) = self.restarts.get_mut(vm)
+            && let Step::Waiting { checked, .. } = &mut restart.step
+        {
+            *checked = found;
         }
     }
 
@@ -381,6 +445,7 @@ impl Agent {
                 record,
                 read_done: now,
                 reread,
+                checked: None,
             };
         }
     }
@@ -642,6 +707,7 @@ impl Agent {
                         format!("no host has room for it ({})", refusals.join("; "))
                     };
                     self.say_waiting(&vm, &why);
+                    self.note_checked(&vm, Some(self.no_room()));
                 }
                 Choice::Host(host, refusals) => self.order(spec, &record, broken, host, &refusals),
             }
@@ -725,6 +791,7 @@ impl Agent {
             );
             restart.attempt = restart.attempt.saturating_sub(1);
             restart.step = Step::Look(now);
+            self.inventory.revision += 1;
         }
     }
 
@@ -737,6 +804,8 @@ impl Agent {
         if restart.order != result.order || !matches!(restart.step, Step::Ordered { .. }) {
             return;
         }
+        // Whatever became of it, there may be room for another.
+        self.inventory.revision += 1;
         match result.outcome {
             StartOutcome::Started(generation) => {
                 restart.why = format!("it was started on {from} under generation {generation}");
