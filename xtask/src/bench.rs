@@ -1,4 +1,5 @@
-//! The figures that the README and the changelog quote: failover of real processes.
+//! The figures that the README, the changelog and docs/benchmarks.md quote: failover of real processes,
+//! and what the core costs.
 
 use anyhow::{Context, Result, bail};
 
@@ -6,6 +7,9 @@ use crate::cmd::Cmd;
 use crate::{value_of, workspace};
 
 pub(crate) fn main(arguments: &[String]) -> Result<()> {
+    if let Some(("core", rest)) = arguments.split_first().map(|(a, rest)| (a.as_str(), rest)) {
+        return core(rest);
+    }
     let mut runs = 10_u32;
     let mut profiles = Vec::new();
     let mut rest = arguments.iter();
@@ -35,4 +39,11 @@ pub(crate) fn main(arguments: &[String]) -> Result<()> {
             .run()?;
     }
     Ok(())
+}
+
+/// What one agent costs; the options are the benchmark's own, which names them when one is wrong.
+fn core(options: &[String]) -> Result<()> {
+    Cmd::cargo("bench --package mainstay-core --bench core --")
+        .args(options.iter().cloned())
+        .run()
 }

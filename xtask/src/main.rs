@@ -32,6 +32,8 @@ Commands:
   planted [--seeds N]     show that the simulator finds each planted bug within N seeds (500)
   bench [--runs N] [--profile NAME]...
                           failover times of the demo, real processes, embedded guests
+  bench core [--only CASE] [--rounds N] [--settle SECONDS] [--calm]
+                          what one agent costs: processor time, allocations, memory (docs/benchmarks.md)
   help                    this text
 ";
 

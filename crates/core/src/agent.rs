@@ -1,23 +1,25 @@
 //! The agent's state machine: routes inputs to the rooms that decide and orders their outputs.
 
-use crate::config::{ClusterConfig, ConfigError, HostSpec, Timing};
+use crate::config::{ClusterConfig, ConfigError, HostSpec, Timing, Topology};
 use crate::election::Role;
 use crate::event::{Event, EventKind};
 use crate::id::{BootId, DatastoreId, Generation, Holder, HostId, InstanceId, OpId, VmId};
+use crate::inventory::{Inventory, Reporting};
 use crate::io::{
     Channel, Durable, FoundVm, GuardRequest, HypervisorRequest, Input, Output, PingTarget,
     StorageOutcome, StorageRequest,
 };
 use crate::isolation::{Asked, Isolation};
-use crate::liveness::Peer;
+use crate::liveness::{Judging, Peer};
 use crate::membership::Membership;
 use crate::ownership::Own;
 use crate::restart::Restart;
 use crate::rng::Rng;
 use crate::store::Store;
-use crate::tasks::Task;
+use crate::tasks::Tasks;
 use crate::time::{Duration, Instant};
 use crate::vms::LocalVm;
+use crate::watched::Watched;
 use crate::wire::{Message, Rank, Stamp};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
@@ -156,26 +158,29 @@ pub(crate) enum Ask {
 pub struct Agent {
     pub(crate) me: Identity,
     pub(crate) config: ClusterConfig,
+    pub(crate) topology: Topology,
     pub(crate) now: Instant,
     pub(crate) started: Instant,
     pub(crate) out: VecDeque<Output>,
     pub(crate) nonces: Rng,
     next_number: u64,
     pub(crate) pending: BTreeMap<OpId, Pending>,
-    pub(crate) tasks: BTreeMap<u64, Task>,
+    pub(crate) tasks: Tasks,
     pub(crate) stores: BTreeMap<DatastoreId, Store>,
     pub(crate) role: Role,
     pub(crate) peers: BTreeMap<HostId, Peer>,
     pub(crate) owned: BTreeMap<DatastoreId, Own>,
-    pub(crate) vms: BTreeMap<VmId, LocalVm>,
-    pub(crate) restarts: BTreeMap<VmId, Restart>,
+    pub(crate) vms: Watched<VmId, LocalVm>,
+    pub(crate) restarts: Watched<VmId, Restart>,
+    pub(crate) inventory: Inventory,
+    pub(crate) judging: Judging,
+    pub(crate) reporting: Reporting,
     pub(crate) protected_here: BTreeSet<VmId>,
     pub(crate) durable: Durable,
     pub(crate) durable_dirty: bool,
     persisting: bool,
     pub(crate) next_heartbeat: Instant,
     pub(crate) report_dirty: bool,
-    pub(crate) report_seq: u64,
     pub(crate) beats: u64,
     pub(crate) alone_since: Option<Instant>,
     pub(crate) isolation: Isolation,
@@ -220,6 +225,7 @@ impl Agent {
         let peers = others.map(|h| (h.clone(), Peer::new(now))).collect();
         let nonces = Rng::new(identity.seed ^ identity.instance.0).fork("nonce");
         let mut agent = Self {
+            topology: Topology::of(&config),
             config,
             now,
             started: now,
@@ -227,20 +233,22 @@ impl Agent {
             nonces,
             next_number: 1,
             pending: BTreeMap::new(),
-            tasks: BTreeMap::new(),
+            tasks: Tasks::default(),
             stores,
             role: Role::starting(now),
             peers,
             owned: BTreeMap::new(),
-            vms: BTreeMap::new(),
-            restarts: BTreeMap::new(),
+            vms: Watched::new(),
+            restarts: Watched::new(),
+            inventory: Inventory::default(),
+            judging: Judging::default(),
+            reporting: Reporting::default(),
             protected_here: BTreeSet::new(),
             durable,
             durable_dirty: false,
             persisting: false,
             next_heartbeat: now,
             report_dirty: true,
-            report_seq: 0,
             beats: 0,
             alone_since: Some(now),
             isolation: Isolation::new(now),
@@ -326,6 +334,7 @@ impl Agent {
 
     /// Does everything that is due.
     pub(crate) fn run(&mut self) {
+        self.settle_vms();
         self.run_tasks();
         self.run_stores();
         self.run_election();
@@ -337,6 +346,7 @@ impl Agent {
                 self.next_heartbeat = self.now + interval;
             }
             self.beat();
+            self.judging.begin_again();
         }
         self.judge_hosts();
         self.run_isolation();
@@ -355,7 +365,9 @@ impl Agent {
         self.ping_silent();
         self.ping_isolation_addresses();
         self.run_rearm();
+        self.audit_inventory();
         self.reconcile();
+        self.tell_protected();
         if self.report_dirty || self.beats.is_multiple_of(8) {
             self.send_report();
         }
@@ -379,7 +391,7 @@ impl Agent {
         let mut due = |at: Option<Instant>| {
             next = at.filter(|a| *a > self.now).map_or(next, |a| next.min(a));
         };
-        due(self.tasks.values().filter_map(|t| t.retry_at).min());
+        due(self.tasks.next_retry());
         due(self.stores_due());
         due(self.role.due());
         due(self.verdict_due());
@@ -639,6 +651,8 @@ impl Agent {
             }
             Message::Candidate { rank } => self.on_candidate(from, rank),
             Message::Report(report) => self.on_report(from, report),
+            Message::Changes(changes) => self.on_changes(from, changes),
+            Message::ReportWanted => self.on_report_wanted(from),
             Message::Start(order) => self.on_start_order(from, order),
             Message::Started(result) => self.on_start_result(from, result),
             Message::CheckLock {

@@ -2,6 +2,7 @@
 
 use crate::agent::Agent;
 use crate::config::FenceClass;
+use crate::config::VmSpec;
 use crate::election::Role;
 use crate::event::{Event, HostState};
 use crate::id::{HostId, VmId};
@@ -9,7 +10,7 @@ use crate::ownership::Own;
 use crate::restart::Step;
 use crate::status::{DatastoreStatus, Explanation, HostStatus, Status, VmStatus};
 use crate::time::{Instant, millis};
-use crate::wire::{HostReport, RoleTag, VmReportState};
+use crate::wire::{RoleTag, VmReportState};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -46,7 +47,12 @@ impl Agent {
                 .map(|h| self.host_status(h, now))
                 .collect(),
             datastores: self.datastore_statuses(now),
-            vms: self.vm_statuses(),
+            vms: self
+                .config
+                .vms
+                .values()
+                .map(|spec| self.vm_status(spec))
+                .collect(),
             issues,
             ignored: self
                 .ignored
@@ -59,17 +65,13 @@ impl Agent {
     fn host_status(&self, host: &HostId, now: Instant) -> HostStatus {
         let own = host == self.host();
         let peer = self.peers.get(host);
-        let report: Option<HostReport> = if own {
-            Some(self.own_report(0))
-        } else {
-            // The last report of a dead host says what it had, not what it has.
-            peer.filter(|p| p.state != HostState::Dead)
-                .and_then(|p| p.report.clone())
-        };
+        let here = own.then(|| self.own_reported());
+        // The last report of a dead host says what it had, not what it has.
+        let there = peer.filter(|p| p.state != HostState::Dead);
+        let report = here
+            .as_ref()
+            .or_else(|| there.and_then(|p| p.report.as_ref()));
         let spec = self.config.hosts.get(host);
-        let sum = |f: fn(&crate::wire::VmReport) -> u64| {
-            report.as_ref().map_or(0, |r| r.vms.iter().map(f).sum())
-        };
         let role = if own {
             Some(self.role.tag())
         } else {
@@ -93,11 +95,15 @@ impl Agent {
             },
             state,
             heartbeat_age_ms: peer.and_then(|p| p.heard).map(|h| millis(now.since(h))),
-            vms: report
-                .as_ref()
-                .map_or(0, |r| u32::try_from(r.vms.len()).unwrap_or(u32::MAX)),
-            cpu_mhz: (sum(|v| v.spec.cpu_mhz), spec.map_or(0, |s| s.cpu_mhz)),
-            memory_mb: (sum(|v| v.spec.memory_mb), spec.map_or(0, |s| s.memory_mb)),
+            vms: report.map_or(0, |r| u32::try_from(r.vms.len()).unwrap_or(u32::MAX)),
+            cpu_mhz: (
+                report.map_or(0, |r| r.cpu_mhz.1),
+                spec.map_or(0, |s| s.cpu_mhz),
+            ),
+            memory_mb: (
+                report.map_or(0, |r| r.memory_mb.1),
+                spec.map_or(0, |s| s.memory_mb),
+            ),
             why,
         }
     }
@@ -144,69 +150,62 @@ impl Agent {
             .collect()
     }
 
-    fn vm_statuses(&self) -> Vec<VmStatus> {
-        let located = self.located();
-        self.config
-            .vms
-            .values()
-            .map(|spec| {
-                let vm = &spec.id;
-                let restart = self.restarts.get(vm);
-                let (state, host, why) = match (located.get(vm), restart) {
-                    (Some(l), _) => {
-                        let state = match l.state {
-                            VmReportState::Starting => "starting",
-                            VmReportState::Running => "running",
-                            VmReportState::Frozen => "frozen",
-                            VmReportState::Stopping => "stopping",
-                        };
-                        (
-                            state,
-                            Some(l.host.clone()),
-                            format!("{} reports it", l.host),
-                        )
-                    }
-                    (None, Some(r)) => {
-                        let state = match r.step {
-                            Step::Abandoned => "abandoned",
-                            Step::Ordered { .. } => "restarting",
-                            _ => "waiting",
-                        };
-                        (state, None, r.why.clone())
-                    }
-                    (None, None) if self.role.is_primary() => (
-                        "powered_off",
-                        None,
-                        String::from("no host reports it and it is not protected"),
-                    ),
-                    (None, None) => (
-                        "unknown",
-                        None,
-                        String::from("not on this host; ask the primary"),
-                    ),
+    fn vm_status(&self, spec: &VmSpec) -> VmStatus {
+        let vm = &spec.id;
+        let located = self.locate(vm);
+        let (state, host, why) = match (located, self.restarts.get(vm)) {
+            (Some(l), _) => {
+                let state = match l.state {
+                    VmReportState::Starting => "starting",
+                    VmReportState::Running => "running",
+                    VmReportState::Frozen => "frozen",
+                    VmReportState::Stopping => "stopping",
                 };
-                VmStatus {
-                    vm: vm.clone(),
-                    datastore: spec.datastore.clone(),
-                    host,
-                    state: state.to_string(),
-                    // A start that has not taken the lock yet has no generation.
-                    generation: located.get(vm).map(|l| l.generation).filter(|g| g.0 > 0),
-                    protected: self.protected_here.contains(vm)
-                        || self
-                            .acting(&spec.datastore)
-                            .is_some_and(|a| a.list.contains_key(vm)),
-                    why,
-                }
-            })
-            .collect()
+                (
+                    state,
+                    Some(l.host.clone()),
+                    format!("{} reports it", l.host),
+                )
+            }
+            (None, Some(r)) => {
+                let state = match r.step {
+                    Step::Abandoned => "abandoned",
+                    Step::Ordered { .. } => "restarting",
+                    _ => "waiting",
+                };
+                (state, None, r.why.clone())
+            }
+            (None, None) if self.role.is_primary() => (
+                "powered_off",
+                None,
+                String::from("no host reports it and it is not protected"),
+            ),
+            (None, None) => (
+                "unknown",
+                None,
+                String::from("not on this host; ask the primary"),
+            ),
+        };
+        VmStatus {
+            vm: vm.clone(),
+            datastore: spec.datastore.clone(),
+            host,
+            state: state.to_string(),
+            // A start that has not taken the lock yet has no generation.
+            generation: located.map(|l| l.generation).filter(|g| g.0 > 0),
+            protected: self.protected_here.contains(vm)
+                || self
+                    .acting(&spec.datastore)
+                    .is_some_and(|a| a.list.contains_key(vm)),
+            why,
+        }
     }
 
     /// Why a VM is as it is.
     #[must_use]
     pub fn explain_vm(&self, now: Instant, vm: &VmId) -> Option<Explanation> {
         let _ = now;
-        let status = self.vm_statuses().into_iter().find(|s| s.vm == *vm)?;
+        let status = self.vm_status(self.config.vms.get(vm)?);
         let mut sentences = Vec::new();
         let at = status
             .host

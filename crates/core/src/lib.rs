@@ -26,6 +26,7 @@ pub mod event;
 mod explain;
 pub mod guard;
 pub mod id;
+mod inventory;
 pub mod io;
 mod isolation;
 mod liveness;
@@ -44,6 +45,7 @@ mod tasks;
 pub mod time;
 mod vms;
 mod vouch;
+mod watched;
 pub mod wire;
 
 pub use agent::{Agent, Command, CommandError, Identity};

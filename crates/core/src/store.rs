@@ -47,6 +47,8 @@ pub(crate) struct Store {
     /// The file that is on disk; none: the next write begins a new one.
     poweron_table: Option<PoweronTable>,
     poweron_writing: bool,
+    /// What is wanted may differ from what was written.
+    poweron_due: bool,
     pub(crate) poweron_next_read: Instant,
     scanned: bool,
     next_scan: Instant,
@@ -71,6 +73,7 @@ impl Store {
             poweron_written: None,
             poweron_table: None,
             poweron_writing: false,
+            poweron_due: false,
             poweron_next_read: now,
             scanned: false,
             next_scan: now,
@@ -117,16 +120,27 @@ impl Agent {
     /// become an owner.
     fn writes_heartbeat(&self, datastore: &DatastoreId) -> bool {
         !self.role.is_secondary()
-            || self.vms.values().any(|v| v.spec.datastore == *datastore)
+            || self.reporting.has_vms_on(datastore)
             || self
-                .config
+                .topology
                 .heartbeat_datastores(&self.me.host)
                 .contains(datastore)
     }
 
     pub(crate) fn run_stores(&mut self) {
         let interval = self.timing().datastore_heartbeat;
-        let names: Vec<DatastoreId> = self.stores.keys().cloned().collect();
+        let now = self.now;
+        let due = |(d, s): &(&DatastoreId, &Store)| {
+            now >= s.next_poll
+                || s.poweron_due
+                || !s.writing && now >= s.next_write && self.writes_heartbeat(d)
+        };
+        let names: Vec<DatastoreId> = self
+            .stores
+            .iter()
+            .filter(due)
+            .map(|(d, _)| d.clone())
+            .collect();
         for datastore in names {
             if self.writes_heartbeat(&datastore) {
                 self.renew(&datastore, interval);
@@ -223,15 +237,13 @@ impl Agent {
         if store.next_poll <= now {
             store.next_poll = now + interval;
         }
-        let mounted = self
-            .config
-            .hosts
-            .values()
-            .filter(|h| h.datastores.contains(datastore));
-        let wanted: Vec<HostId> = mounted
-            .filter(|h| watch_all || h.id == self.me.host || Some(&h.id) == primary.as_ref())
-            .map(|h| h.id.clone())
-            .filter(|h| store.reading.insert(h.clone()))
+        let wanted: Vec<HostId> = self
+            .topology
+            .mounted_by(datastore)
+            .iter()
+            .filter(|h| watch_all || **h == self.me.host || Some(*h) == primary.as_ref())
+            .filter(|h| store.reading.insert((*h).clone()))
+            .cloned()
             .collect();
         for host in wanted {
             let key = RecordKey::Heartbeat(host.clone());
@@ -361,11 +373,12 @@ impl Agent {
             .filter(|v| v.has_process())
             .map(|v| (v.spec.id.clone(), v.generation()))
             .collect();
-        let chosen = self.config.heartbeat_datastores(&self.me.host);
+        let chosen = self.topology.heartbeat_datastores(&self.me.host);
         let isolated = self.isolation.is_declared();
         let leaving = self.leaving.is_some();
         for (datastore, store) in &mut self.stores {
             if chosen.contains(datastore) {
+                store.poweron_due = true;
                 store.poweron_wanted = Some(PoweronRecord {
                     flags: PoweronFlags { isolated, leaving },
                     vms: vms.clone(),
@@ -379,12 +392,14 @@ impl Agent {
     /// on disk, and for other flags: a rename is atomic, so the flags are never torn.
     fn write_poweron(&mut self, datastore: &DatastoreId) {
         let cluster = self.config.cluster_id;
-        let due = self.stores.get(datastore).is_some_and(|s| {
-            !s.poweron_writing
-                && s.poweron_wanted.is_some()
-                && s.poweron_wanted != s.poweron_written
-        });
-        if !due {
+        let Some(store) = self.stores.get_mut(datastore) else {
+            return;
+        };
+        if !store.poweron_due || store.poweron_writing {
+            return;
+        }
+        store.poweron_due = false;
+        if store.poweron_wanted.is_none() || store.poweron_wanted == store.poweron_written {
             return;
         }
         let stamp = self.stamp();
@@ -425,6 +440,7 @@ impl Agent {
         if !matches!(outcome, StorageOutcome::Ok(StorageValue::Done)) {
             store.poweron_written = None;
             store.poweron_table = None;
+            store.poweron_due = true;
         }
     }
 

@@ -8,11 +8,11 @@ use crate::io::{StorageOutcome, StorageRequest};
 use crate::lock::{Cleanup, HeadRead, LockName, Step, Swap, SwapOutcome};
 use crate::time::Instant;
 use crate::wire::{Desired, GivenBack, LockRecord};
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
-use alloc::vec::Vec;
 
 /// For whom a lock task works.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum TaskFor {
     /// A local VM; what follows depends on its phase.
     Vm(VmId),
@@ -42,9 +42,71 @@ pub(crate) struct Task {
     work_for: TaskFor,
     machine: Machine,
     /// Waits until then before it tries again.
-    pub(crate) retry_at: Option<Instant>,
+    retry_at: Option<Instant>,
     /// The highest generation that was known when the reading began.
     known: Generation,
+}
+
+/// The tasks under way, found by their number, by their purpose and by the time of their next try.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Tasks {
+    all: BTreeMap<u64, Task>,
+    /// Clean-ups are not in here: nobody asks for them.
+    by_purpose: BTreeMap<TaskFor, BTreeSet<u64>>,
+    retries: BTreeSet<(Instant, u64)>,
+}
+
+impl Tasks {
+    fn insert(&mut self, number: u64, task: Task) {
+        if task.work_for != TaskFor::Tidy {
+            let numbers = self.by_purpose.entry(task.work_for.clone()).or_default();
+            numbers.insert(number);
+        }
+        self.all.insert(number, task);
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Task> {
+        let task = self.all.remove(&number)?;
+        if let Some(at) = task.retry_at {
+            self.retries.remove(&(at, number));
+        }
+        if let Some(numbers) = self.by_purpose.get_mut(&task.work_for) {
+            numbers.remove(&number);
+            if numbers.is_empty() {
+                self.by_purpose.remove(&task.work_for);
+            }
+        }
+        Some(task)
+    }
+
+    /// The task tries again then.
+    fn wait(&mut self, number: u64, until: Instant) {
+        if let Some(task) = self.all.get_mut(&number) {
+            if let Some(before) = task.retry_at.replace(until) {
+                self.retries.remove(&(before, number));
+            }
+            self.retries.insert((until, number));
+        }
+    }
+
+    /// The tasks that are to be tried again, in the order of their numbers; they wait no longer.
+    fn take_due(&mut self, now: Instant) -> BTreeSet<u64> {
+        let later = self.retries.split_off(&(now, u64::MAX));
+        let due = core::mem::replace(&mut self.retries, later);
+        due.into_iter()
+            .map(|(_, number)| {
+                if let Some(task) = self.all.get_mut(&number) {
+                    task.retry_at = None;
+                }
+                number
+            })
+            .collect()
+    }
+
+    /// When the next one is tried again.
+    pub(crate) fn next_retry(&self) -> Option<Instant> {
+        self.retries.first().map(|(at, _)| *at)
+    }
 }
 
 /// What a generation that was read says of the datastore.
@@ -147,28 +209,26 @@ impl Agent {
 
     /// True while a task works for that purpose.
     pub(crate) fn has_task(&self, work_for: &TaskFor) -> bool {
-        self.tasks.values().any(|t| t.work_for == *work_for)
+        self.tasks.by_purpose.contains_key(work_for)
     }
 
     /// Ends the tasks of that purpose: their completions are ignored. Only for readings, or when the
     /// caller never relies on the swapped generation again.
     pub(crate) fn drop_tasks(&mut self, work_for: &TaskFor) {
-        self.tasks.retain(|_, t| t.work_for != *work_for);
+        let numbers = self.tasks.by_purpose.get(work_for).cloned();
+        for number in numbers.unwrap_or_default() {
+            self.tasks.remove(number);
+        }
     }
 
     pub(crate) fn run_tasks(&mut self) {
-        let now = self.now;
-        let due: Vec<u64> = self
-            .tasks
-            .iter()
-            .filter(|(_, t)| t.retry_at.is_some_and(|at| at <= now))
-            .map(|(n, _)| *n)
-            .collect();
-        for number in due {
-            let Some(task) = self.tasks.get_mut(&number) else {
+        if self.tasks.next_retry().is_none_or(|at| at > self.now) {
+            return;
+        }
+        for number in self.tasks.take_due(self.now) {
+            let Some(task) = self.tasks.all.get(&number) else {
                 continue;
             };
-            task.retry_at = None;
             let datastore = task.datastore.clone();
             let request = match &task.machine {
                 Machine::Head(head) => head.retry(),
@@ -181,7 +241,7 @@ impl Agent {
 
     pub(crate) fn step_task(&mut self, number: u64, outcome: &StorageOutcome) {
         let retry_at = self.now + self.timing().datastore_heartbeat;
-        let Some(task) = self.tasks.get_mut(&number) else {
+        let Some(task) = self.tasks.all.get_mut(&number) else {
             return;
         };
         if let Some(store) = self.stores.get_mut(&task.datastore) {
@@ -197,18 +257,18 @@ impl Agent {
                 let datastore = task.datastore.clone();
                 self.storage(&datastore, request, Pending::Task(number));
             }
-            Step::Wait => task.retry_at = Some(retry_at),
+            Step::Wait => self.tasks.wait(number, retry_at),
             Step::Cleaned => {
-                self.tasks.remove(&number);
+                self.tasks.remove(number);
             }
             Step::Head(record) => {
-                let Some(task) = self.tasks.remove(&number) else {
+                let Some(task) = self.tasks.remove(number) else {
                     return;
                 };
                 self.on_head(task, record);
             }
             Step::Swapped(outcome) => {
-                let Some(task) = self.tasks.remove(&number) else {
+                let Some(task) = self.tasks.remove(number) else {
                     return;
                 };
                 self.on_swapped(task, &outcome);

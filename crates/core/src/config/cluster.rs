@@ -328,6 +328,15 @@ impl ClusterConfig {
                 .filter(|h| h.datastores.contains(d))
                 .count()
         };
+        self.choose_datastores(spec, mounted_by)
+    }
+
+    /// The choice for one host, given how many hosts mount each datastore.
+    pub(super) fn choose_datastores(
+        &self,
+        spec: &HostSpec,
+        mounted_by: impl Fn(&DatastoreId) -> usize,
+    ) -> Vec<DatastoreId> {
         let mut all: Vec<(core::cmp::Reverse<usize>, DatastoreId)> = spec
             .datastores
             .iter()

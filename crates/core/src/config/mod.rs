@@ -6,6 +6,7 @@ mod cluster;
 mod settings;
 mod text;
 mod timing;
+mod topology;
 pub mod vsphere;
 
 pub use change::{Change, summary};
@@ -18,3 +19,4 @@ pub use settings::{
     SettingDoc, SettingError, Settings, format_duration, nearest, parse_duration,
 };
 pub use timing::{Inequality, Profile, Timing, TimingError};
+pub(crate) use topology::Topology;

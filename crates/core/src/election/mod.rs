@@ -153,24 +153,29 @@ impl Agent {
             Role::Secondary { primary, .. } => alloc::vec![primary.clone()],
             Role::Primary { .. } => self.peers.keys().cloned().collect(),
         };
+        let message = self.heartbeat();
         for to in to {
-            self.send_heartbeat(&to);
+            self.send(&to, Channel::Datagram, message.clone());
         }
     }
 
     fn send_heartbeat(&mut self, to: &HostId) {
+        let message = self.heartbeat();
+        self.send(to, Channel::Datagram, message);
+    }
+
+    fn heartbeat(&self) -> Message {
         let primary = match &self.role {
             Role::Primary { .. } => Some(self.me.host.clone()),
             Role::Secondary { primary, .. } => Some(primary.clone()),
             Role::Electing { .. } => None,
         };
-        let message = Message::Heartbeat {
+        Message::Heartbeat {
             role: self.role.tag(),
             rank: self.rank(),
             primary,
             instance: self.me.instance,
-        };
-        self.send(to, Channel::Datagram, message);
+        }
     }
 
     pub(crate) fn run_election(&mut self) {
@@ -306,6 +311,7 @@ impl Agent {
             self.durable.last_primary = Some(primary.clone());
             self.durable_dirty = true;
             self.send_heartbeat(primary);
+            self.reporting.begin_again();
             self.send_report();
             self.tell_version(&primary.clone());
             self.free_leftover_ownership();

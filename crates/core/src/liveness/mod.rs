@@ -20,9 +20,11 @@ pub(crate) use window::{Seen, Window};
 use crate::agent::{Agent, Pending};
 use crate::event::{EventKind, HostState};
 use crate::id::{DatastoreId, HostId, InstanceId};
-use crate::io::{Channel, PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue};
+use crate::inventory::Reported;
+use crate::io::{PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue};
 use crate::time::{Duration, Instant};
-use crate::wire::{HostReport, Message, PoweronRecord, RecordKey, RoleTag, VmReport};
+use crate::wire::{PoweronRecord, RecordKey, RoleTag};
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -45,7 +47,13 @@ pub(crate) struct Peer {
     ping_answered: Option<Instant>,
     /// The last ping that ended: when it was sent is not needed, only what it found.
     last_ping: Option<PingOutcome>,
-    pub(crate) report: Option<HostReport>,
+    pub(crate) report: Option<Reported>,
+    /// Its report counts: it is connected.
+    pub(crate) counted: bool,
+    /// A report of it was lost: what came since says nothing.
+    pub(crate) report_missing: bool,
+    /// When a whole report was last asked for.
+    pub(crate) report_asked: Option<Instant>,
     pub(crate) poweron: Option<PoweronRecord>,
 }
 
@@ -64,6 +72,9 @@ impl Peer {
             ping_answered: None,
             last_ping: None,
             report: None,
+            counted: false,
+            report_missing: false,
+            report_asked: None,
             poweron: None,
         }
     }
@@ -83,6 +94,23 @@ impl Peer {
         self.heard
             .map_or(self.listened_since, |h| h.max(self.listened_since))
             + interval
+    }
+}
+
+/// Which hosts are to be judged with each input: all whose heartbeats do not come, or have not been
+/// judged to. The others are judged once in each heartbeat interval, and when their silence could have
+/// lasted for long enough.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Judging {
+    unsettled: BTreeSet<HostId>,
+    /// Nothing changes before then about the hosts that are settled; none: all are to be judged.
+    until: Option<Instant>,
+}
+
+impl Judging {
+    /// All hosts are judged with the next input.
+    pub(crate) fn begin_again(&mut self) {
+        self.until = None;
     }
 }
 
@@ -114,7 +142,7 @@ impl Agent {
             peer.instance = Some(instance);
             peer.leaving = false;
             // A new agent counts its reports from the beginning.
-            peer.report = None;
+            self.drop_report(from);
         }
     }
 
@@ -124,6 +152,7 @@ impl Agent {
             peer.role = Some(role);
             peer.follows = primary.as_ref() == Some(&me);
         }
+        self.note_connection(from);
     }
 
     /// A host says that its admin shuts it down.
@@ -138,8 +167,12 @@ impl Agent {
         for peer in self.peers.values_mut() {
             peer.state = HostState::Live;
             peer.follows = false;
-            peer.report = None;
             peer.why = String::from("this primary has just been elected");
+        }
+        self.judging.begin_again();
+        let hosts: Vec<HostId> = self.peers.keys().cloned().collect();
+        for host in hosts {
+            self.drop_report(&host);
         }
     }
 
@@ -199,9 +232,11 @@ impl Agent {
         }
         let t = self.timing();
         let thresholds = [t.unreachable, t.dead_without_datastores, t.dead];
-        self.peers
-            .values()
+        let unsettled = self.judging.unsettled.iter();
+        unsettled
+            .filter_map(|host| self.peers.get(host))
             .flat_map(|p| thresholds.map(|d| p.silent_from(t.network_heartbeat) + d))
+            .chain(self.judging.until)
             .filter(|at| *at > self.now)
             .min()
     }
@@ -210,11 +245,20 @@ impl Agent {
         if !self.role.is_primary() {
             return;
         }
-        let hosts: Vec<HostId> = self.peers.keys().cloned().collect();
+        let (now, t) = (self.now, self.timing());
+        let quiet = t.network_heartbeat + t.unreachable;
+        if self.judging.until.is_none_or(|until| now >= until) {
+            self.judging.unsettled = self.peers.keys().cloned().collect();
+            self.judging.until = Some(now + quiet);
+        }
+        let hosts: Vec<HostId> = self.judging.unsettled.iter().cloned().collect();
         for host in hosts {
             let Some((state, why)) = self.verdict(&host) else {
                 continue;
             };
+            if state == HostState::Live {
+                self.settle(&host);
+            }
             let Some(peer) = self.peers.get_mut(&host) else {
                 continue;
             };
@@ -226,6 +270,7 @@ impl Agent {
                 } else {
                     peer.follows = false;
                 }
+                self.note_connection(&host);
                 let observer = self.me.host.clone();
                 self.emit(
                     EventKind::HostState {
@@ -238,6 +283,18 @@ impl Agent {
                 );
             }
         }
+    }
+
+    /// The host's heartbeats come: nothing changes about it until they could be missed for long enough.
+    fn settle(&mut self, host: &HostId) {
+        let t = self.timing();
+        let (interval, unreachable) = (t.network_heartbeat, t.unreachable);
+        let Some(peer) = self.peers.get(host) else {
+            return;
+        };
+        let at = peer.silent_from(interval) + unreachable;
+        self.judging.until = Some(self.judging.until.map_or(at, |until| until.min(at)));
+        self.judging.unsettled.remove(host);
     }
 
     /// The verdict about a host now; none: as before.
@@ -337,7 +394,7 @@ impl Agent {
 
     fn datastore_sign(&self, host: &HostId, silent_from: Instant) -> DatastoreSign {
         let t = self.timing();
-        if self.config.heartbeat_datastores(host).is_empty() {
+        if self.topology.heartbeat_datastores(host).is_empty() {
             return DatastoreSign::None;
         }
         let look = silent_from + t.look_datastore;
@@ -372,9 +429,9 @@ impl Agent {
         }
         let now = self.now;
         let every = self.timing().poweron_poll;
-        let cut_off: Vec<HostId> = self
-            .peers
-            .iter()
+        let unsettled = self.judging.unsettled.iter();
+        let cut_off: Vec<HostId> = unsettled
+            .filter_map(|h| Some((h, self.peers.get(h)?)))
             .filter(|(_, p)| {
                 matches!(
                     p.state,
@@ -397,8 +454,9 @@ impl Agent {
             }
         }
         for host in cut_off {
-            let chosen = self.config.heartbeat_datastores(&host);
-            for datastore in due.iter().filter(|d| chosen.contains(d)) {
+            let chosen = self.topology.heartbeat_datastores(&host);
+            let there: Vec<&DatastoreId> = due.iter().filter(|d| chosen.contains(d)).collect();
+            for datastore in there {
                 let request = StorageRequest::Read(RecordKey::Poweron(host.clone()));
                 self.storage(
                     datastore,
@@ -428,60 +486,6 @@ impl Agent {
             Err(error) => self.issue(format!(
                 "the powered-on list of {host} cannot be read: {error}"
             )),
-        }
-    }
-
-    // Reports of secondaries.
-
-    pub(crate) fn on_report(&mut self, from: &HostId, report: HostReport) {
-        self.note_heard(from);
-        let Some(peer) = self.peers.get_mut(from) else {
-            return;
-        };
-        if peer
-            .report
-            .as_ref()
-            .is_some_and(|known| known.seq >= report.seq)
-        {
-            self.ignore("old report");
-            return;
-        }
-        peer.report = Some(report);
-        peer.follows = true;
-        self.reconcile();
-    }
-
-    pub(crate) fn own_report(&self, seq: u64) -> HostReport {
-        let usable = |s: &crate::store::Store| s.usable(self.now, self.timing().r#break);
-        let spec = self.own_spec();
-        HostReport {
-            seq,
-            cpu_mhz: spec.map_or(0, |s| s.cpu_mhz),
-            memory_mb: spec.map_or(0, |s| s.memory_mb),
-            datastores: self
-                .stores
-                .iter()
-                .filter(|(_, s)| usable(s))
-                .map(|(d, _)| d.clone())
-                .collect(),
-            vms: self
-                .vms
-                .values()
-                .map(|v| VmReport {
-                    spec: v.spec.clone(),
-                    generation: v.generation(),
-                    state: v.report_state(),
-                })
-                .collect(),
-        }
-    }
-
-    pub(crate) fn send_report(&mut self) {
-        self.report_dirty = false;
-        if let Some(primary) = self.role.followed().cloned() {
-            self.report_seq += 1;
-            let report = self.own_report(self.report_seq);
-            self.send(&primary, Channel::Stream, Message::Report(report));
         }
     }
 

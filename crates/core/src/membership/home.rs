@@ -71,16 +71,18 @@ impl Home {
 impl Agent {
     /// Begins when this primary owns the home datastore; ends when it does not.
     pub(crate) fn run_home(&mut self) {
-        let home = self.config.home();
-        let owns = home
-            .as_ref()
+        let owns = self
+            .topology
+            .home()
             .and_then(|d| self.acting(d))
             .map(|a| a.generation);
         let known = self.membership.home.generation();
         if known.is_some() && known != owns {
             self.drop_proposals("this primary lost the datastore of the configuration");
         }
-        if let (Some(home), Some(generation), Home::Away) = (home, owns, &self.membership.home) {
+        if let (Some(generation), Home::Away) = (owns, &self.membership.home)
+            && let Some(home) = self.topology.home().cloned()
+        {
             self.membership.home = Home::Reading(Reading {
                 generation,
                 left: Vec::new(),

@@ -17,7 +17,7 @@ mod home;
 pub(crate) use home::Home;
 
 use crate::agent::{Agent, CommandError};
-use crate::config::{Change, ClusterConfig, summary};
+use crate::config::{Change, ClusterConfig, Topology, summary};
 use crate::event::EventKind;
 use crate::id::{DatastoreId, HostId};
 use crate::io::{Channel, Output};
@@ -100,8 +100,7 @@ impl Agent {
     fn check_use(&self, change: &Change) -> Result<(), String> {
         match change {
             Change::RemoveVm(vm) => {
-                let located = self.located();
-                let held = self.vms.contains_key(vm) || located.contains_key(vm);
+                let held = self.locate(vm).is_some();
                 let should = self.restarts.contains_key(vm);
                 if held || should {
                     return Err(format!(
@@ -119,7 +118,7 @@ impl Agent {
                 let runs = self
                     .located()
                     .values()
-                    .any(|l| l.host == *host && l.state != VmReportState::Stopping);
+                    .any(|l| l.host == host && l.state != VmReportState::Stopping);
                 let held = self.restarts.values().find_map(|r| r.held_by(host));
                 if runs {
                     return Err(format!(
@@ -180,7 +179,7 @@ impl Agent {
 
     /// The home datastore, when this primary may write the configuration there.
     fn ready_to_write(&self) -> Result<DatastoreId, String> {
-        let Some(home) = self.config.home() else {
+        let Some(home) = self.topology.home().cloned() else {
             return Err(String::from(
                 "no datastore is shared by two hosts, so that a change could not be kept; add one",
             ));
@@ -297,7 +296,18 @@ impl Agent {
     pub(crate) fn apply_config(&mut self, config: ClusterConfig, why: &str) {
         let now = self.now;
         let old = core::mem::replace(&mut self.config, config);
+        self.topology = Topology::of(&self.config);
+        self.judging.begin_again();
         self.keep_config();
+        let gone: Vec<HostId> = self
+            .peers
+            .keys()
+            .filter(|h| !self.config.hosts.contains_key(*h))
+            .cloned()
+            .collect();
+        for host in gone {
+            self.drop_report(&host);
+        }
         let others: Vec<HostId> = self.config.hosts.keys().cloned().collect();
         self.peers.retain(|h, _| self.config.hosts.contains_key(h));
         for host in others {

@@ -12,6 +12,7 @@
 //! on disk and the owner still acts.
 
 use crate::agent::{Agent, Pending, planted};
+use crate::config::VmSpec;
 use crate::event::EventKind;
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::io::{Channel, StorageOutcome, StorageRequest, StorageValue};
@@ -53,6 +54,8 @@ pub(crate) struct Acting {
     pub(crate) list: BTreeMap<VmId, ProtectedVm>,
     /// What should be: differs while a write is out or due.
     wanted: BTreeMap<VmId, ProtectedVm>,
+    /// `wanted` may differ from `list`; false: it certainly does not.
+    differs: bool,
     why_removed: BTreeMap<VmId, String>,
     writing: Option<BTreeMap<VmId, ProtectedVm>>,
     retry_at: Instant,
@@ -149,9 +152,7 @@ impl Agent {
             .filter_map(|o| match o {
                 Own::None { next, .. } => Some(*next),
                 Own::Waiting { next, .. } => Some(*next),
-                Own::Acting(a)
-                    if a.writing.is_none() && a.loading.is_none() && a.wanted != a.list =>
-                {
+                Own::Acting(a) if a.writing.is_none() && a.loading.is_none() && a.differs => {
                     Some(a.retry_at)
                 }
                 _ => None,
@@ -198,12 +199,37 @@ impl Agent {
                 self.give_up_ownership(&why, true);
             }
         }
-        let datastores: Vec<DatastoreId> = self.stores.keys().cloned().collect();
-        for datastore in datastores {
+        for datastore in self.ownership_work() {
             if allowed.is_ok() || matches!(self.owned.get(&datastore), Some(Own::Acting(_))) {
                 self.run_owned(&datastore);
             }
         }
+    }
+
+    /// The datastores about whose ownership something may be done now. Both maps are gone through side
+    /// by side, for this is asked with each input.
+    fn ownership_work(&self) -> Vec<DatastoreId> {
+        let now = self.now;
+        let mut owned = self.owned.iter().peekable();
+        let mut work = Vec::new();
+        for (datastore, store) in &self.stores {
+            while owned.next_if(|(d, _)| *d < datastore).is_some() {}
+            let own = owned.next_if(|(d, _)| *d == datastore).map(|(_, own)| own);
+            let idle = match own {
+                None | Some(Own::Waiting { .. }) => false,
+                Some(Own::None { next, .. }) => now < *next,
+                Some(Own::Reading | Own::Swapping { .. } | Own::Releasing) => true,
+                Some(Own::Acting(acting)) => {
+                    let lasts =
+                        store.quarantine.is_none() && store.right.unbroken(acting.token, now);
+                    lasts && !(acting.differs && acting.writing.is_none())
+                }
+            };
+            if !idle {
+                work.push(datastore.clone());
+            }
+        }
+        work
     }
 
     fn run_owned(&mut self, datastore: &DatastoreId) {
@@ -229,11 +255,15 @@ impl Agent {
                 self.lose(datastore, "its own heartbeat there was late: it may act again only under a new generation");
             }
             Some(Own::Acting(acting)) => {
-                let due = acting.loading.is_none()
-                    && acting.writing.is_none()
-                    && acting.wanted != acting.list;
+                let due = acting.loading.is_none() && acting.writing.is_none() && acting.differs;
                 if due && now >= acting.retry_at {
-                    self.write_list(datastore);
+                    if acting.wanted == acting.list {
+                        if let Some(acting) = self.acting_mut(datastore) {
+                            acting.differs = false;
+                        }
+                    } else {
+                        self.write_list(datastore);
+                    }
                 }
             }
             Some(Own::None { next, .. }) if valid && now >= *next => self.read_owner(datastore),
@@ -377,6 +407,7 @@ impl Agent {
                     loading: Some(Loading::Listing),
                     list: BTreeMap::new(),
                     wanted: BTreeMap::new(),
+                    differs: false,
                     why_removed: BTreeMap::new(),
                     writing: None,
                     retry_at: now,
@@ -664,6 +695,12 @@ impl Agent {
         let removed = acting.not_in(&written);
         let mut reasons = core::mem::take(&mut acting.why_removed);
         acting.list = written;
+        for vm in added.iter().chain(&removed) {
+            let here = self.vms.contains_key(vm).then(|| self.me.host.clone());
+            let hosts: Vec<HostId> = self.inventory.hosts_of(vm).cloned().collect();
+            self.inventory.tell.extend(hosts.into_iter().chain(here));
+            self.inventory.mark(vm);
+        }
         for vm in added {
             let why = format!("it is on the protected list of {datastore} on disk");
             self.emit(
@@ -736,30 +773,28 @@ impl Agent {
         }
     }
 
-    fn tell_protected(&mut self) {
-        let all: Vec<VmId> = self
-            .owned
-            .values()
-            .filter_map(|o| match o {
-                Own::Acting(a) => Some(a.list.keys().cloned()),
-                _ => None,
-            })
-            .flatten()
-            .collect();
-        let connected: Vec<HostId> = self
-            .peers
-            .iter()
-            .filter(|(_, p)| p.connected())
-            .map(|(h, _)| h.clone())
-            .collect();
-        for to in connected {
-            self.send(
-                &to,
-                Channel::Stream,
-                Message::Protected { vms: all.clone() },
-            );
+    /// Tells the hosts that are waiting for it which of their VMs are protected.
+    pub(crate) fn tell_protected(&mut self) {
+        let protected = |agent: &Self, vm: &VmId, spec: &VmSpec| {
+            agent
+                .acting(&spec.datastore)
+                .is_some_and(|a| a.list.contains_key(vm))
+        };
+        for to in core::mem::take(&mut self.inventory.tell) {
+            if to == self.me.host {
+                let here = self.vms.iter();
+                let here = here.filter(|(vm, v)| protected(self, vm, &v.spec));
+                self.protected_here = here.map(|(vm, _)| vm.clone()).collect();
+                continue;
+            }
+            let Some(peer) = self.peers.get(&to).filter(|p| p.connected()) else {
+                continue;
+            };
+            let there = peer.report.iter().flat_map(|r| &r.vms);
+            let there = there.filter(|(vm, v)| protected(self, vm, &v.spec));
+            let vms = there.map(|(vm, _)| vm.clone()).collect();
+            self.send(&to, Channel::Stream, Message::Protected { vms });
         }
-        self.protected_here = all.into_iter().collect();
     }
 
     /// Adds a VM to the list of a datastore that is owned.
@@ -769,6 +804,7 @@ impl Agent {
         };
         if acting.wanted.get(&vm.vm) != Some(&vm) {
             acting.wanted.insert(vm.vm.clone(), vm);
+            acting.differs = true;
         }
     }
 
@@ -779,7 +815,10 @@ impl Agent {
         };
         if acting.wanted.remove(vm).is_some() {
             acting.why_removed.insert(vm.clone(), why);
+            acting.differs = true;
         }
+        // A host may still report it.
+        self.inventory.mark(vm);
     }
 
     /// The datastore is owned no more; nothing is written.

@@ -21,12 +21,24 @@ pub(crate) struct Room {
     pub(crate) memory_mb: (u64, u64),
     /// Datastores that it can use.
     pub(crate) datastores: BTreeSet<DatastoreId>,
-    /// VMs on it, those that are being started included.
+    /// How many VMs are on it, those that are being started included.
+    pub(crate) count: usize,
+    /// Those of them that rules name, and those that are being started.
     pub(crate) vms: BTreeSet<VmId>,
     /// Starts under way there.
     pub(crate) starting: u32,
     /// Starts that may be under way there.
     pub(crate) starts_at_once: u32,
+}
+
+impl Room {
+    /// A VM is started there.
+    pub(crate) fn take(&mut self, vm: &VmSpec) {
+        self.cpu_mhz.1 += vm.cpu_mhz;
+        self.memory_mb.1 += vm.memory_mb;
+        self.count += 1;
+        self.vms.insert(vm.id.clone());
+    }
 }
 
 /// The cluster as placement sees it: hosts that are connected and fit for starts.
@@ -62,7 +74,7 @@ pub(crate) fn plan(view: &View, rules: &[Rule], vms: &[VmSpec]) -> Vec<(VmId, Ch
                 Ok(wishes_broken) => {
                     let left = room.memory_mb.0 - room.memory_mb.1 - vm.memory_mb;
                     let share = left.saturating_mul(1000) / room.memory_mb.0.max(1);
-                    let rank = (wishes_broken, core::cmp::Reverse(share), room.vms.len());
+                    let rank = (wishes_broken, core::cmp::Reverse(share), room.count);
                     if best.as_ref().is_none_or(|(r, _)| rank < *r) {
                         best = Some((rank, host.clone()));
                     }
@@ -73,9 +85,7 @@ pub(crate) fn plan(view: &View, rules: &[Rule], vms: &[VmSpec]) -> Vec<(VmId, Ch
             None => choices.push((vm.id.clone(), Choice::Nowhere(refusals))),
             Some((_, host)) => {
                 if let Some(room) = view.hosts.get_mut(&host) {
-                    room.cpu_mhz.1 += vm.cpu_mhz;
-                    room.memory_mb.1 += vm.memory_mb;
-                    room.vms.insert(vm.id.clone());
+                    room.take(vm);
                     room.starting += 1;
                 }
                 choices.push((vm.id.clone(), Choice::Host(host, refusals)));
@@ -173,10 +183,8 @@ fn check(view: &View, rules: &[Rule], vms: &[VmSpec], choices: &[(VmId, Choice)]
             findings.push(format!("{id} on {host}: {why}"));
         }
         if let Some(room) = view.hosts.get_mut(host) {
-            room.cpu_mhz.1 += vm.cpu_mhz;
-            room.memory_mb.1 += vm.memory_mb;
+            room.take(vm);
             room.starting += 1;
-            room.vms.insert(id.clone());
         }
     }
     findings
@@ -217,6 +225,7 @@ mod tests {
             cpu_mhz: (10_000, 0),
             memory_mb: (memory_mb, used),
             datastores: [ds(1)].into(),
+            count: 0,
             vms: BTreeSet::new(),
             starting: 0,
             starts_at_once: 32,

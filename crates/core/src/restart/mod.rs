@@ -22,10 +22,9 @@ use crate::placement::{Choice, Room, View, plan};
 use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
 use crate::wire::{
-    Desired, HostReport, LockRecord, Message, ProtectedVm, StartOrder, StartOutcome, StartResult,
-    VmReportState,
+    Desired, LockRecord, Message, ProtectedVm, StartOrder, StartOutcome, StartResult, VmReportState,
 };
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -61,6 +60,8 @@ pub(crate) enum Step {
         record: LockRecord,
         read_done: Instant,
         reread: Instant,
+        /// What it was last found to wait for; asked again when that can have changed.
+        checked: Option<Checked>,
     },
     /// A host was asked.
     Ordered { host: HostId, since: Instant },
@@ -84,21 +85,22 @@ impl Restart {
     }
 }
 
+/// What is certain to keep a restart waiting. Numbers and reasons are brought up to date with each
+/// heartbeat.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Checked {
+    /// The verdict about the lock's holder, in that heartbeat.
+    Holder(HostState, u64),
+    /// No host had room when what is where was at that revision, in that heartbeat.
+    NoRoom(u64, u64),
+}
+
 /// Why a restart cannot be asked for yet.
 enum Wait {
     /// Over within a few heartbeats: shown in `explain` only.
     Passing(String),
     /// Worth an event.
     Worth(String),
-}
-
-/// Where a VM was reported.
-#[derive(Clone, Debug)]
-pub(crate) struct Located {
-    pub(crate) generation: Generation,
-    pub(crate) host: HostId,
-    pub(crate) state: VmReportState,
-    pub(crate) spec: VmSpec,
 }
 
 impl Agent {
@@ -121,110 +123,140 @@ impl Agent {
             .min()
     }
 
-    /// The reports of all connected hosts and of this one.
-    fn reports(&self) -> Vec<(HostId, HostReport)> {
-        let mut all = alloc::vec![(self.me.host.clone(), self.own_report(0))];
-        for (host, peer) in &self.peers {
-            if let (true, Some(report)) = (peer.connected(), &peer.report) {
-                all.push((host.clone(), report.clone()));
-            }
-        }
-        all
-    }
-
-    /// Where each VM is, by the reports of connected hosts.
-    pub(crate) fn located(&self) -> BTreeMap<VmId, Located> {
-        let mut located: BTreeMap<VmId, Located> = BTreeMap::new();
-        for (host, report) in self.reports() {
-            for vm in report.vms {
-                let better = located
-                    .get(&vm.spec.id)
-                    .is_none_or(|l| l.state != VmReportState::Running);
-                if better {
-                    let entry = Located {
-                        host: host.clone(),
-                        state: vm.state,
-                        generation: vm.generation,
-                        spec: vm.spec,
-                    };
-                    located.insert(entry.spec.id.clone(), entry);
-                }
-            }
-        }
-        located
-    }
-
-    /// Holds what is protected against what runs.
+    /// Holds what is protected against what runs: wherever something changed, and where time matters.
     pub(crate) fn reconcile(&mut self) {
         if !self.role.is_primary() {
+            self.inventory.rest();
             return;
         }
-        let located = self.located();
-        let owned: Vec<DatastoreId> = self
+        self.settle_vms();
+        self.note_owned();
+        let mut due = self.inventory.take_changed();
+        due.extend(self.restarts.take_touched());
+        let runs = |r: &Restart| matches!(r.step, Step::Runs { .. });
+        due.extend(
+            self.restarts
+                .iter()
+                .filter(|(_, r)| runs(r))
+                .map(|(vm, _)| vm.clone()),
+        );
+        for vm in due {
+            self.reconcile_vm(&vm);
+        }
+    }
+
+    /// Follows which datastores are owned: what is on one that was lost is no business of this primary
+    /// any more, and on one that was won everything is looked at.
+    fn note_owned(&mut self) {
+        let owned: BTreeMap<DatastoreId, Generation> = self
             .stores
             .keys()
-            .filter(|d| self.acting(d).is_some())
-            .cloned()
+            .filter_map(|d| Some((d.clone(), self.acting(d)?.generation)))
             .collect();
-        self.restarts.retain(|_, r| owned.contains(&r.datastore));
-        for l in located.values() {
-            if owned.contains(&l.spec.datastore)
-                && matches!(l.state, VmReportState::Running | VmReportState::Frozen)
-            {
-                let vm = ProtectedVm {
-                    vm: l.spec.id.clone(),
-                    cpu_mhz: l.spec.cpu_mhz,
-                    memory_mb: l.spec.memory_mb,
-                    restart_priority: l.spec.restart_priority,
-                    last_host: Some(l.host.clone()),
-                };
-                let datastore = l.spec.datastore.clone();
-                self.want_protected(&datastore, vm);
-            }
+        if owned == self.inventory.owned {
+            return;
         }
-        for datastore in owned {
-            let listed: Vec<VmId> = self
-                .acting(&datastore)
-                .map(|a| a.list.keys().cloned().collect())
-                .unwrap_or_default();
-            for vm in listed {
-                self.reconcile_vm(&datastore, &vm, located.get(&vm));
+        self.restarts
+            .retain(|_, r| owned.contains_key(&r.datastore));
+        let won: Vec<DatastoreId> = owned
+            .iter()
+            .filter(|(d, g)| self.inventory.owned.get(*d) != Some(*g))
+            .map(|(d, _)| d.clone())
+            .collect();
+        let mut all: Vec<VmId> = Vec::new();
+        for datastore in &won {
+            all.extend(
+                self.acting(datastore)
+                    .into_iter()
+                    .flat_map(|a| a.list.keys())
+                    .cloned(),
+            );
+        }
+        if !won.is_empty() {
+            let there = self.located().into_iter();
+            let there = there.filter(|(_, place)| won.contains(&place.spec.datastore));
+            all.extend(there.map(|(vm, _)| vm.clone()));
+            self.inventory.tell.extend(self.peers.keys().cloned());
+        }
+        self.inventory.mark_all(all.into_iter());
+        self.inventory.owned = owned;
+    }
+
+    /// The owned datastore on whose list the VM is.
+    fn listed_on(&self, vm: &VmId) -> Option<DatastoreId> {
+        let lists = |d: &DatastoreId| self.acting(d).is_some_and(|a| a.list.contains_key(vm));
+        let home = match self.config.vms.get(vm) {
+            Some(spec) => Some(&spec.datastore),
+            None => self.locate(vm).map(|place| &place.spec.datastore),
+        };
+        match home {
+            Some(home) => lists(home).then(|| home.clone()),
+            // Neither configured nor reported: it may be on any list.
+            None => self.inventory.owned.keys().find(|d| lists(d)).cloned(),
+        }
+    }
+
+    fn reconcile_vm(&mut self, vm: &VmId) {
+        let Some(place) = self.locate(vm) else {
+            if let Some(datastore) = self.listed_on(vm) {
+                self.reconcile_missing(&datastore, vm);
+            }
+            return;
+        };
+        let (state, host) = (place.state, place.host.clone());
+        if matches!(state, VmReportState::Running | VmReportState::Frozen)
+            && self.acting(&place.spec.datastore).is_some()
+        {
+            let datastore = place.spec.datastore.clone();
+            let protected = ProtectedVm {
+                vm: vm.clone(),
+                cpu_mhz: place.spec.cpu_mhz,
+                memory_mb: place.spec.memory_mb,
+                restart_priority: place.spec.restart_priority,
+                last_host: Some(host.clone()),
+            };
+            self.want_protected(&datastore, protected);
+        }
+        if self.restarts.contains_key(vm) && self.listed_on(vm).is_some() {
+            self.reconcile_present(vm, &host, state);
+        }
+    }
+
+    /// A protected VM that no connected host reports.
+    fn reconcile_missing(&mut self, datastore: &DatastoreId, vm: &VmId) {
+        let now = self.now;
+        match self.restarts.get(vm).map(|r| &r.step) {
+            Some(Step::Runs { since }) => {
+                let since = *since;
+                // A report or two may be on its way.
+                if now.since(since) > 3 * self.timing().network_heartbeat {
+                    self.fell_again(vm, since);
+                }
+            }
+            Some(_) => {}
+            None => {
+                let restart = Restart {
+                    datastore: datastore.clone(),
+                    attempt: 0,
+                    step: Step::Look(now),
+                    why: String::from("no connected host reports it"),
+                    said: String::new(),
+                    requested: None,
+                    order: 0,
+                    since: now,
+                };
+                self.restarts.insert(vm.clone(), restart);
             }
         }
     }
 
-    fn reconcile_vm(&mut self, datastore: &DatastoreId, vm: &VmId, located: Option<&Located>) {
+    /// A VM that is reported while a restart of it is under way.
+    fn reconcile_present(&mut self, vm: &VmId, host: &HostId, state: VmReportState) {
         let now = self.now;
-        let Some(located) = located else {
-            match self.restarts.get_mut(vm) {
-                Some(restart) => {
-                    if let Step::Runs { since } = restart.step {
-                        // A report or two may be on its way.
-                        if now.since(since) > 3 * self.config.settings.timing.network_heartbeat {
-                            self.fell_again(vm, since);
-                        }
-                    }
-                }
-                None => {
-                    let restart = Restart {
-                        datastore: datastore.clone(),
-                        attempt: 0,
-                        step: Step::Look(now),
-                        why: String::from("no connected host reports it"),
-                        said: String::new(),
-                        requested: None,
-                        order: 0,
-                        since: now,
-                    };
-                    self.restarts.insert(vm.clone(), restart);
-                }
-            }
+        let Some(restart) = self.restarts.get(vm) else {
             return;
         };
-        let Some(restart) = self.restarts.get_mut(vm) else {
-            return;
-        };
-        match (&restart.step, located.state) {
+        match (&restart.step, state) {
             (Step::Runs { since }, _) if now.since(*since) >= STABLE_AFTER => {
                 self.restarts.remove(vm);
             }
@@ -234,8 +266,10 @@ impl Agent {
             ) => {}
             (Step::Runs { .. }, VmReportState::Running) => {}
             (_, VmReportState::Running) => {
-                restart.why = format!("it runs on {}", located.host);
-                restart.step = Step::Runs { since: now };
+                if let Some(restart) = self.restarts.get_mut(vm) {
+                    restart.why = format!("it runs on {host}");
+                    restart.step = Step::Runs { since: now };
+                }
             }
             // Somebody has it in hand: nothing is to be done, and nothing forgotten.
             (_, VmReportState::Starting | VmReportState::Stopping | VmReportState::Frozen) => {}
@@ -271,7 +305,12 @@ impl Agent {
         };
         let now = self.now;
         let mut ready: Vec<(VmSpec, LockRecord, Option<HostId>)> = Vec::new();
-        let ids: Vec<VmId> = self.restarts.keys().cloned().collect();
+        let ids: Vec<VmId> = self
+            .restarts
+            .iter()
+            .filter(|(_, r)| !self.rests(r))
+            .map(|(vm, _)| vm.clone())
+            .collect();
         for vm in ids {
             let Some(restart) = self.restarts.get(&vm) else {
                 continue;
@@ -285,22 +324,69 @@ impl Agent {
                 Step::Waiting { reread, .. } if now >= reread => self.look(&vm, &datastore),
                 Step::Waiting {
                     record, read_done, ..
-                } => match self.may_restart(&vm, &datastore, &record, read_done) {
-                    Ok((spec, broken)) if now >= from => ready.push((spec, record, broken)),
-                    Ok(_) => {}
-                    Err(Wait::Worth(why)) => self.say_waiting(&vm, &why),
-                    Err(Wait::Passing(why)) => {
-                        if let Some(restart) = self.restarts.get_mut(&vm) {
-                            restart.why = why;
+                } => {
+                    let may = self.may_restart(&vm, &datastore, &record, read_done);
+                    if may.is_err() {
+                        self.note_checked(&vm, self.held_back(&record));
+                    }
+                    match may {
+                        Ok((spec, broken)) if now >= from => ready.push((spec, record, broken)),
+                        Ok(_) => {}
+                        Err(Wait::Worth(why)) => self.say_waiting(&vm, &why),
+                        Err(Wait::Passing(why)) => {
+                            if let Some(restart) = self.restarts.get_mut(&vm) {
+                                restart.why = why;
+                            }
                         }
                     }
-                },
+                }
                 Step::Ordered { host, since } => self.check_order(&vm, &host, since),
                 Step::Look(_) | Step::Looking | Step::Runs { .. } | Step::Abandoned => {}
             }
         }
         if !ready.is_empty() {
             self.order_starts(ready);
+        }
+    }
+
+    /// Nothing is to be done about it now: neither has its time come, nor can what it waits for have
+    /// changed.
+    fn rests(&self, restart: &Restart) -> bool {
+        match &restart.step {
+            Step::Look(at) => self.now < *at,
+            Step::Looking | Step::Runs { .. } | Step::Abandoned => true,
+            Step::Ordered { .. } => false,
+            Step::Waiting { reread, .. } if self.now >= *reread => false,
+            Step::Waiting {
+                record, checked, ..
+            } => match checked {
+                None => false,
+                Some(Checked::Holder(..)) => *checked == self.held_back(record),
+                Some(Checked::NoRoom(..)) => *checked == Some(self.no_room()),
+            },
+        }
+    }
+
+    /// The verdict about the holder of its lock, when no lock is broken under that verdict.
+    fn held_back(&self, record: &LockRecord) -> Option<Checked> {
+        let holder = record.holder.as_ref()?;
+        let state = self.peers.get(&holder.host)?.state;
+        let certain = matches!(
+            state,
+            HostState::Live | HostState::Unreachable | HostState::Partitioned | HostState::Isolated
+        );
+        certain.then_some(Checked::Holder(state, self.beats))
+    }
+
+    fn no_room(&self) -> Checked {
+        Checked::NoRoom(self.inventory.revision, self.beats)
+    }
+
+    fn note_checked(&mut self, vm: &VmId, found: Option<Checked>) {
+        if let Some(restart) = self.restarts.get_mut(vm)
+            && let Step::Waiting { checked, .. } = &mut restart.step
+        {
+            *checked = found;
         }
     }
 
@@ -359,6 +445,7 @@ impl Agent {
                 record,
                 read_done: now,
                 reread,
+                checked: None,
             };
         }
     }
@@ -545,43 +632,51 @@ impl Agent {
     /// What each host has left, with the starts that are on their way.
     fn view(&self) -> View {
         let mut view = View::default();
-        for (host, report) in self.reports() {
-            let going = if host == self.me.host {
+        let own = self.own_reported();
+        let others = self.peers.iter().filter(|(_, p)| p.connected());
+        let others = others.filter_map(|(h, p)| Some((h, p.report.as_ref()?)));
+        for (host, report) in core::iter::once((&self.me.host, &own)).chain(others) {
+            let going = if *host == self.me.host {
                 self.leaving.is_some()
             } else {
-                self.peers.get(&host).is_some_and(|p| p.leaving)
+                self.peers.get(host).is_some_and(|p| p.leaving)
             };
-            if going || self.config.hosts.get(&host).is_none_or(|h| h.maintenance) {
+            if going || self.config.hosts.get(host).is_none_or(|h| h.maintenance) {
                 continue;
             }
             let room = Room {
-                cpu_mhz: (
-                    report.cpu_mhz,
-                    report.vms.iter().map(|v| v.spec.cpu_mhz).sum(),
-                ),
-                memory_mb: (
-                    report.memory_mb,
-                    report.vms.iter().map(|v| v.spec.memory_mb).sum(),
-                ),
-                datastores: report.datastores.into_iter().collect(),
-                vms: report.vms.iter().map(|v| v.spec.id.clone()).collect(),
+                cpu_mhz: report.cpu_mhz,
+                memory_mb: report.memory_mb,
+                datastores: report.datastores.iter().cloned().collect(),
+                count: report.vms.len(),
+                vms: BTreeSet::new(),
                 starting: 0,
                 starts_at_once: self.config.settings.concurrent_restarts_per_host,
             };
-            view.hosts.insert(host, room);
+            view.hosts.insert(host.clone(), room);
+        }
+        // Only VMs that rules name need to be told apart.
+        for vm in self.config.rules.iter().flat_map(|r| &r.vms) {
+            let own = self.vms.contains_key(vm).then_some(&self.me.host);
+            for host in own.into_iter().chain(self.inventory.hosts_of(vm)) {
+                if let Some(room) = view.hosts.get_mut(host) {
+                    room.vms.insert(vm.clone());
+                }
+            }
         }
         for (vm, restart) in &self.restarts {
             let Step::Ordered { host, .. } = &restart.step else {
                 continue;
             };
+            let reported = self.inventory.hosts_of(vm).any(|h| h == host)
+                || *host == self.me.host && self.vms.contains_key(vm);
             let (Some(spec), Some(room)) = (self.config.vms.get(vm), view.hosts.get_mut(host))
             else {
                 continue;
             };
             room.starting += 1;
-            if room.vms.insert(vm.clone()) {
-                room.cpu_mhz.1 += spec.cpu_mhz;
-                room.memory_mb.1 += spec.memory_mb;
+            if !reported {
+                room.take(spec);
             }
         }
         view
@@ -612,6 +707,7 @@ impl Agent {
                         format!("no host has room for it ({})", refusals.join("; "))
                     };
                     self.say_waiting(&vm, &why);
+                    self.note_checked(&vm, Some(self.no_room()));
                 }
                 Choice::Host(host, refusals) => self.order(spec, &record, broken, host, &refusals),
             }
@@ -695,6 +791,7 @@ impl Agent {
             );
             restart.attempt = restart.attempt.saturating_sub(1);
             restart.step = Step::Look(now);
+            self.inventory.revision += 1;
         }
     }
 
@@ -707,6 +804,8 @@ impl Agent {
         if restart.order != result.order || !matches!(restart.step, Step::Ordered { .. }) {
             return;
         }
+        // Whatever became of it, there may be room for another.
+        self.inventory.revision += 1;
         match result.outcome {
             StartOutcome::Started(generation) => {
                 restart.why = format!("it was started on {from} under generation {generation}");

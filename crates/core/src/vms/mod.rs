@@ -26,7 +26,7 @@ use crate::isolation::Asked;
 use crate::lock::{LockName, Token};
 use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
-use crate::wire::{Desired, LockRecord, StartOrder, VmReportState};
+use crate::wire::{Desired, LockRecord, StartOrder, VmReport, VmReportState};
 use alloc::format;
 use alloc::vec::Vec;
 
@@ -181,6 +181,24 @@ impl LocalVm {
             Standing::Runs => VmReportState::Running,
             Standing::Frozen => VmReportState::Frozen,
             Standing::Going => VmReportState::Stopping,
+        }
+    }
+
+    /// How it stands, for the primary.
+    pub(crate) fn report(&self) -> VmReport {
+        VmReport {
+            spec: self.spec.clone(),
+            generation: self.generation(),
+            state: self.report_state(),
+        }
+    }
+
+    /// It waits for something that no completion announces: looked at with each input.
+    pub(crate) fn waits(&self) -> bool {
+        match &self.phase {
+            Phase::Reading | Phase::Waiting { .. } | Phase::Frozen { .. } => true,
+            Phase::Running { .. } => self.resume_at.is_some(),
+            _ => false,
         }
     }
 

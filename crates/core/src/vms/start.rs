@@ -131,8 +131,7 @@ impl Agent {
     pub(crate) fn run_vms(&mut self) {
         let now = self.now;
         let patience = 3 * self.timing().freeze;
-        let ids: Vec<VmId> = self.vms.keys().cloned().collect();
-        for id in ids {
+        for id in self.waiting_vms() {
             let Some(vm) = self.vms.get(&id) else {
                 continue;
             };

@@ -56,10 +56,10 @@ pub struct VmReport {
     pub state: VmReportState,
 }
 
-/// A secondary's whole state, sent to its primary on change and with each few heartbeats.
+/// A secondary's whole state, sent to its primary when it joins and when the primary asks for it.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct HostReport {
-    /// Grows with each report of one instance; an older one is ignored.
+    /// Grows by one with each report of one instance, whole or of changes; an older one is ignored.
     pub seq: u64,
     /// Processor capacity in MHz.
     pub cpu_mhz: u64,
@@ -69,6 +69,23 @@ pub struct HostReport {
     pub datastores: Vec<DatastoreId>,
     /// All VMs on it that are not stopped.
     pub vms: Vec<VmReport>,
+}
+
+/// What changed on a secondary since its report before, whose number is one lower.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+pub struct ReportChanges {
+    /// Counts with [`HostReport::seq`].
+    pub seq: u64,
+    /// Processor capacity in MHz.
+    pub cpu_mhz: u64,
+    /// Memory capacity in MiB.
+    pub memory_mb: u64,
+    /// Datastores that it can use now; none: as before.
+    pub datastores: Option<Vec<DatastoreId>>,
+    /// VMs that are new or stand otherwise than before.
+    pub vms: Vec<VmReport>,
+    /// VMs that it has no more.
+    pub gone: Vec<VmId>,
 }
 
 /// The primary asks a host to take a VM's lock and to start it.
@@ -135,6 +152,10 @@ pub enum Message {
     },
     /// A secondary's state.
     Report(HostReport),
+    /// What changed in it, sent on change and with each few heartbeats.
+    Changes(ReportChanges),
+    /// The primary missed a report: send the whole state.
+    ReportWanted,
     /// Start a VM.
     Start(StartOrder),
     /// What became of it.

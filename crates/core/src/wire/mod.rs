@@ -8,8 +8,8 @@ mod table;
 
 pub use frame::{DecodeError, FORMAT_VERSION, FrameKind, RECORD_MAX_BYTES, Stamp, decode, encode};
 pub use message::{
-    HostReport, Message, Rank, RoleTag, StartOrder, StartOutcome, StartResult, VmReport,
-    VmReportState,
+    HostReport, Message, Rank, ReportChanges, RoleTag, StartOrder, StartOutcome, StartResult,
+    VmReport, VmReportState,
 };
 pub use record::{
     ConfigRecord, Desired, GivenBack, HeartbeatRecord, LockRecord, MarkerRecord, PoweronFlags,
