@@ -366,7 +366,11 @@ impl Agent {
             format!("{} (asked for at {by})", summary(&p.changes))
         });
         if let Some(what) = what {
-            // First to the others: this host may be about to step down.
+            // First the answer, then the configuration, then here: applying it may end this host's being
+            // the primary, and whoever asked would take the outcome for unknown.
+            if let Some(proposal) = &proposal {
+                self.answer_proposal(proposal, Ok(version));
+            }
             let connected: Vec<HostId> = self
                 .peers
                 .iter()
@@ -376,9 +380,6 @@ impl Agent {
             for to in connected {
                 let message = Message::Config(Box::new(config.clone()));
                 self.send(&to, Channel::Stream, message);
-            }
-            if let Some(proposal) = &proposal {
-                self.answer_proposal(proposal, Ok(version));
             }
             self.apply_config(config, &what);
         }

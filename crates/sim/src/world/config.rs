@@ -84,9 +84,17 @@ impl World<'_> {
                 self.judge
                     .observe(self.now, &Fact::ConfigAcknowledged { version });
                 if let Some((vm, on)) = wish.and_then(|w| w.then_on) {
-                    self.wish_on(vm, on);
+                    self.power_on_new(vm, on, 0);
                 }
             }
+        }
+    }
+
+    /// Powers a new VM on; its host may not have heard of it yet, and refuses until then.
+    pub(super) fn power_on_new(&mut self, vm: usize, host: Option<usize>, tries: u32) {
+        if !self.wish_on(vm, host) && tries < TRIES {
+            let tries = tries + 1;
+            self.after(SECOND, Happening::PowerOn { vm, host, tries });
         }
     }
 

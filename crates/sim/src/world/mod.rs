@@ -183,6 +183,11 @@ enum Happening {
     Propose {
         wish: Box<Wish>,
     },
+    PowerOn {
+        vm: usize,
+        host: Option<usize>,
+        tries: u32,
+    },
     Settle,
     Fault {
         index: usize,
@@ -495,6 +500,7 @@ impl<'s> World<'s> {
                 config,
             } => self.config_kept(host, boot, run, op, *config),
             Happening::Propose { wish } => self.propose(*wish),
+            Happening::PowerOn { vm, host, tries } => self.power_on_new(vm, host, tries),
             Happening::Effect { op, serial } => self.storage_effect(op, serial),
             Happening::Ack { op, serial } => self.storage_ack(op, serial),
             Happening::GuardWake { host } => self.guard_wake(host),
