@@ -159,6 +159,9 @@ pub struct Agent {
     pub(crate) me: Identity,
     pub(crate) config: ClusterConfig,
     pub(crate) topology: Topology,
+    /// The datastores that carry this host's heartbeat for the primary's verdict.
+    pub(crate) beacons: Vec<DatastoreId>,
+    pub(crate) few_beacons: Option<String>,
     pub(crate) now: Instant,
     pub(crate) started: Instant,
     pub(crate) out: VecDeque<Output>,
@@ -226,6 +229,8 @@ impl Agent {
         let nonces = Rng::new(identity.seed ^ identity.instance.0).fork("nonce");
         let mut agent = Self {
             topology: Topology::of(&config),
+            beacons: config.heartbeat_datastores(&identity.host),
+            few_beacons: None,
             config,
             now,
             started: now,
@@ -365,6 +370,7 @@ impl Agent {
         self.ping_silent();
         self.ping_isolation_addresses();
         self.run_rearm();
+        self.renew_beacons();
         self.audit_inventory();
         self.reconcile();
         self.tell_protected();

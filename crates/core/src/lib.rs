@@ -20,6 +20,7 @@ extern crate alloc;
 extern crate std;
 
 mod agent;
+mod beacons;
 pub mod config;
 mod election;
 pub mod event;

@@ -121,10 +121,7 @@ impl Agent {
     fn writes_heartbeat(&self, datastore: &DatastoreId) -> bool {
         !self.role.is_secondary()
             || self.reporting.has_vms_on(datastore)
-            || self
-                .topology
-                .heartbeat_datastores(&self.me.host)
-                .contains(datastore)
+            || self.beacons.contains(datastore)
     }
 
     pub(crate) fn run_stores(&mut self) {
@@ -373,7 +370,13 @@ impl Agent {
             .filter(|v| v.has_process())
             .map(|v| (v.spec.id.clone(), v.generation()))
             .collect();
-        let chosen = self.topology.heartbeat_datastores(&self.me.host);
+        // Wherever a heartbeat is written, so that a list is never older than the heartbeat beside it.
+        let chosen: Vec<DatastoreId> = self
+            .stores
+            .keys()
+            .filter(|d| self.writes_heartbeat(d))
+            .cloned()
+            .collect();
         let isolated = self.isolation.is_declared();
         let leaving = self.leaving.is_some();
         for (datastore, store) in &mut self.stores {

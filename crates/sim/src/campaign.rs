@@ -220,6 +220,7 @@ fn cluster(
             } else {
                 FenceClass::Open
             },
+            server: None,
         })
         .collect();
     let everywhere = rng.percent(70);

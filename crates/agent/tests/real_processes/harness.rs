@@ -82,6 +82,7 @@ impl Cluster {
                 id: datastore(n),
                 kind: DatastoreKind::File,
                 fence: FenceClass::Enforced,
+                server: None,
             };
             file.datastores.push(spec);
         }

@@ -10,8 +10,8 @@ use mainstay_core::io::{
 };
 use mainstay_core::time::{Duration, Instant};
 use mainstay_core::wire::{
-    Desired, HeartbeatRecord, HostReport, LockRecord, Message, Rank, RecordKey, ReportChanges,
-    RoleTag, Stamp, StartOutcome, StartResult, VmReport, VmReportState,
+    Desired, HeartbeatRecord, HostReport, LockRecord, Message, PAGE_BYTES, Rank, RecordKey,
+    ReportChanges, RoleTag, Stamp, StartOutcome, StartResult, VmReport, VmReportState,
 };
 use mainstay_core::{Agent, Identity, provision};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -122,6 +122,7 @@ fn configuration(hosts: u32, vms: u32) -> (ClusterConfig, BTreeMap<VmId, HostId>
             id: datastore(n),
             kind: Default::default(),
             fence: Default::default(),
+            server: None,
         })
         .collect();
     let mut places = BTreeMap::new();
@@ -533,6 +534,17 @@ impl<'a> World<'a> {
                 disk.insert(key, bytes);
                 StorageValue::Done
             }
+            StorageRequest::PutPages(key, pages) => match disk.get_mut(&key) {
+                Some(record) => {
+                    for (page, bytes) in pages {
+                        let at = usize::try_from(page).expect("small") * PAGE_BYTES;
+                        record.resize(record.len().max(at + PAGE_BYTES), 0);
+                        record.splice(at..at + PAGE_BYTES, bytes);
+                    }
+                    StorageValue::Done
+                }
+                None => StorageValue::NotFound,
+            },
             StorageRequest::Link(key, bytes) => {
                 if disk.contains_key(&key) {
                     return StorageValue::Exists;

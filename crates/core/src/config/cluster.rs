@@ -42,6 +42,9 @@ pub struct DatastoreSpec {
     /// What it does with late writes.
     #[serde(default)]
     pub fence: FenceClass,
+    /// The device or server that it is on, by any name: heartbeats are spread over different ones.
+    #[serde(default)]
+    pub server: Option<String>,
 }
 
 /// One host.
@@ -313,40 +316,6 @@ impl ClusterConfig {
             id.as_str(),
             self.vms.keys().map(VmId::as_str),
         ))
-    }
-
-    /// The datastores on which the primary looks for this host's heartbeat: those that the most hosts
-    /// mount, then by id, at most `heartbeat_datastores_per_host`. Every host computes the same.
-    #[must_use]
-    pub fn heartbeat_datastores(&self, host: &HostId) -> Vec<DatastoreId> {
-        let Some(spec) = self.hosts.get(host) else {
-            return Vec::new();
-        };
-        let mounted_by = |d: &DatastoreId| {
-            self.hosts
-                .values()
-                .filter(|h| h.datastores.contains(d))
-                .count()
-        };
-        self.choose_datastores(spec, mounted_by)
-    }
-
-    /// The choice for one host, given how many hosts mount each datastore.
-    pub(super) fn choose_datastores(
-        &self,
-        spec: &HostSpec,
-        mounted_by: impl Fn(&DatastoreId) -> usize,
-    ) -> Vec<DatastoreId> {
-        let mut all: Vec<(core::cmp::Reverse<usize>, DatastoreId)> = spec
-            .datastores
-            .iter()
-            .map(|d| (core::cmp::Reverse(mounted_by(d)), d.clone()))
-            .filter(|(n, _)| n.0 > 1)
-            .collect();
-        all.sort();
-        let limit =
-            usize::try_from(self.settings.heartbeat_datastores_per_host).unwrap_or(usize::MAX);
-        all.into_iter().take(limit).map(|(_, d)| d).collect()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The cluster's configuration: timers and profiles, settings, and who and what is in the cluster.
 //! Everything is checked when it is made; a value that exists is a sound one.
 
+mod beacons;
 mod change;
 mod cluster;
 mod settings;
@@ -15,8 +16,8 @@ pub use cluster::{
     VmSpec,
 };
 pub use settings::{
-    ApdResponse, HostShutdown, IsolationResponse, PdlResponse, RestartPriority, SETTINGS,
-    SettingDoc, SettingError, Settings, format_duration, nearest, parse_duration,
+    ApdResponse, HeartbeatPolicy, HostShutdown, IsolationResponse, PdlResponse, RestartPriority,
+    SETTINGS, SettingDoc, SettingError, Settings, format_duration, nearest, parse_duration,
 };
 pub use timing::{Inequality, Profile, Timing, TimingError};
 pub(crate) use topology::Topology;

@@ -2,7 +2,9 @@
 //! scenarios use, with its unit, range and default.
 
 use super::timing::{Profile, Timing};
+use crate::id::DatastoreId;
 use crate::time::Duration;
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -81,6 +83,19 @@ pub enum HostShutdown {
     Wait,
 }
 
+/// How heartbeat datastores are chosen.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HeartbeatPolicy {
+    /// From all that hosts share; the admin's list is not looked at.
+    Automatic,
+    /// The admin's list first, then from all.
+    #[default]
+    Prefer,
+    /// From the admin's list alone.
+    Only,
+}
+
 /// All settings of a cluster.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct Settings {
@@ -133,6 +148,12 @@ pub struct Settings {
     /// The default gateway of each management network is an isolation address too.
     #[serde(default = "yes")]
     pub use_default_isolation_address: bool,
+    /// How heartbeat datastores are chosen.
+    #[serde(default)]
+    pub heartbeat_datastore_policy: HeartbeatPolicy,
+    /// The admin's list of heartbeat datastores.
+    #[serde(default)]
+    pub heartbeat_datastores: BTreeSet<DatastoreId>,
     /// Say nothing of hosts with one management network.
     #[serde(default)]
     pub ignore_redundant_network_warning: bool,
@@ -379,6 +400,16 @@ pub const SETTINGS: &[SettingDoc] = &[
         "the gateway of each management network is an isolation address",
     ),
     doc(
+        "heartbeat_datastore_policy",
+        "automatic, prefer, only",
+        "heartbeat datastores are chosen from all, from the list first, or from the list alone",
+    ),
+    doc(
+        "heartbeat_datastores",
+        "none or ids with commas between",
+        "the admin's list of heartbeat datastores",
+    ),
+    doc(
         "ignore_redundant_network_warning",
         "true, false",
         "say nothing of hosts with one management network",
@@ -491,6 +522,8 @@ impl Settings {
             planned_restart: planned_restart(),
             isolation_addresses: Vec::new(),
             use_default_isolation_address: true,
+            heartbeat_datastore_policy: HeartbeatPolicy::Prefer,
+            heartbeat_datastores: BTreeSet::new(),
             ignore_redundant_network_warning: false,
             ignore_insufficient_heartbeat_datastores: false,
         }
@@ -589,6 +622,15 @@ impl Settings {
             "host_monitoring" => self.host_monitoring = truth(value)?,
             "accept_late_writes" => self.accept_late_writes = truth(value)?,
             "isolation_addresses" => self.isolation_addresses = isolation_addresses(value)?,
+            "heartbeat_datastore_policy" => {
+                self.heartbeat_datastore_policy = match value {
+                    "automatic" => HeartbeatPolicy::Automatic,
+                    "prefer" => HeartbeatPolicy::Prefer,
+                    "only" => HeartbeatPolicy::Only,
+                    _ => return None,
+                }
+            }
+            "heartbeat_datastores" => self.heartbeat_datastores = datastores(value)?,
             "use_default_isolation_address" => self.use_default_isolation_address = truth(value)?,
             "ignore_redundant_network_warning" => {
                 self.ignore_redundant_network_warning = truth(value)?
@@ -669,6 +711,16 @@ fn truth(value: &str) -> Option<bool> {
 
 fn in_range(value: &str, low: u32, high: u32) -> Option<u32> {
     value.parse().ok().filter(|n| (low..=high).contains(n))
+}
+
+fn datastores(value: &str) -> Option<BTreeSet<DatastoreId>> {
+    if value == "none" || value.is_empty() {
+        return Some(BTreeSet::new());
+    }
+    value
+        .split(',')
+        .map(|id| DatastoreId::new(id.trim()).ok())
+        .collect()
 }
 
 /// Addresses separated by commas; a host name is none, because names need a service that may be down.

@@ -1,7 +1,8 @@
 //! The value of each setting as text, as [`Settings::set`] takes it.
 
 use super::settings::{
-    ApdResponse, HostShutdown, IsolationResponse, PdlResponse, Settings, format_duration,
+    ApdResponse, HeartbeatPolicy, HostShutdown, IsolationResponse, PdlResponse, Settings,
+    format_duration,
 };
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -22,6 +23,21 @@ impl Settings {
             "max_restart_attempts" => self.max_restart_attempts.to_string(),
             "isolation_addresses" if self.isolation_addresses.is_empty() => "none".to_string(),
             "isolation_addresses" => self.isolation_addresses.join(","),
+            "heartbeat_datastore_policy" => match self.heartbeat_datastore_policy {
+                HeartbeatPolicy::Automatic => "automatic",
+                HeartbeatPolicy::Prefer => "prefer",
+                HeartbeatPolicy::Only => "only",
+            }
+            .to_string(),
+            "heartbeat_datastores" if self.heartbeat_datastores.is_empty() => "none".to_string(),
+            "heartbeat_datastores" => {
+                let ids: Vec<&str> = self
+                    .heartbeat_datastores
+                    .iter()
+                    .map(|d| d.as_str())
+                    .collect();
+                ids.join(",")
+            }
             "use_default_isolation_address" => self.use_default_isolation_address.to_string(),
             "ignore_redundant_network_warning" => self.ignore_redundant_network_warning.to_string(),
             "ignore_insufficient_heartbeat_datastores" => {

@@ -3,7 +3,7 @@
 
 use super::cluster::ClusterConfig;
 use crate::id::{DatastoreId, HostId};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 /// Computed once for each configuration.
@@ -29,7 +29,12 @@ impl Topology {
         let chosen = config
             .hosts
             .values()
-            .map(|h| (h.id.clone(), config.choose_datastores(h, hosts_of)))
+            .map(|h| {
+                (
+                    h.id.clone(),
+                    config.choose_datastores(h, hosts_of, &BTreeSet::new(), &[]),
+                )
+            })
             .collect();
         Self {
             chosen,

@@ -234,6 +234,7 @@ impl Agent {
         self.durable_dirty = true;
         self.restarts.clear();
         self.begin_watch();
+        self.want_poweron_list();
         self.send_heartbeats();
     }
 

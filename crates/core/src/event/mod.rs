@@ -99,6 +99,14 @@ pub enum EventKind {
         /// The host.
         host: HostId,
     },
+    /// A host chose other datastores for its heartbeat.
+    #[serde(rename = "heartbeat.datastores")]
+    BeaconsChanged {
+        /// The host.
+        host: HostId,
+        /// The datastores, by id.
+        datastores: String,
+    },
     /// A host has another version of the cluster's configuration in force.
     #[serde(rename = "config.changed")]
     ConfigChanged {
@@ -352,6 +360,7 @@ impl EventKind {
             | Self::PrimaryAbdicated { .. }
             | Self::RestartPlanned { .. }
             | Self::HostLeaving { .. }
+            | Self::BeaconsChanged { .. }
             | Self::ConfigChanged { .. }
             | Self::HostVouched { .. }
             | Self::IsolationDeclared { .. }
@@ -372,6 +381,7 @@ impl EventKind {
             | Self::PrimaryAbdicated { host }
             | Self::RestartPlanned { host }
             | Self::HostLeaving { host }
+            | Self::BeaconsChanged { host, .. }
             | Self::ConfigChanged { host, .. }
             | Self::HostVouched { host, .. }
             | Self::IsolationDeclared { host }

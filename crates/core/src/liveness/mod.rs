@@ -454,8 +454,18 @@ impl Agent {
             }
         }
         for host in cut_off {
-            let chosen = self.topology.heartbeat_datastores(&host);
-            let there: Vec<&DatastoreId> = due.iter().filter(|d| chosen.contains(d)).collect();
+            // Where its heartbeat goes on, its list is kept too; elsewhere an old one may lie about.
+            let lately = now
+                - every
+                    .max(self.timing().freeze)
+                    .min(now.since(Instant::ZERO));
+            let goes_on = |d: &&DatastoreId| {
+                let window = self.stores.get(*d).and_then(|s| s.windows.get(&host));
+                window
+                    .and_then(Window::changed)
+                    .is_some_and(|at| at >= lately)
+            };
+            let there: Vec<&DatastoreId> = due.iter().filter(goes_on).collect();
             for datastore in there {
                 let request = StorageRequest::Read(RecordKey::Poweron(host.clone()));
                 self.storage(

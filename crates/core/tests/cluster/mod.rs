@@ -65,6 +65,7 @@ impl Cluster {
                 id: d.clone(),
                 kind: Default::default(),
                 fence: Default::default(),
+                server: None,
             })
             .collect();
         let vm_specs: Vec<VmSpec> = (1..=vms)

@@ -25,6 +25,7 @@ fn config(cluster: u64) -> ClusterConfig {
         id,
         kind: Default::default(),
         fence: Default::default(),
+        server: None,
     };
     let host = HostSpec {
         id: host(),

@@ -217,6 +217,7 @@ fn cluster_file(plan: &Plan, network: &Network) -> Result<ClusterFile> {
             // The lock that a guest holds on its image dies with its process, and with it every write:
             // all hosts of a demo are processes of one kernel.
             fence: FenceClass::Enforced,
+            server: None,
         });
     }
     for number in 1..=plan.hosts {

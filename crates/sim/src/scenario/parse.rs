@@ -45,7 +45,14 @@ const TOP: &[&str] = &[
     "weather",
     "liveness",
 ];
-const DATASTORE: &[&str] = &["id", "kind", "fence", "image_locks", "image_lock_expiry"];
+const DATASTORE: &[&str] = &[
+    "id",
+    "kind",
+    "fence",
+    "image_locks",
+    "image_lock_expiry",
+    "server",
+];
 const HOST: &[&str] = &[
     "id",
     "count",
@@ -114,6 +121,7 @@ const KINDS: &[&str] = &[
     "primary.abdicated",
     "host.vouched",
     "host.leaving",
+    "heartbeat.datastores",
     "agent.restart.planned",
     "config.changed",
     "isolation.declared",
@@ -160,6 +168,7 @@ const FIELDS: &[&str] = &[
     "attempt",
     "version",
     "owner",
+    "datastores",
     "generation",
     "issue",
     "why",
@@ -261,6 +270,7 @@ impl<'a> Building<'a> {
                 id: id.clone(),
                 kind: section.word("kind", &kinds)?.unwrap_or_default(),
                 fence: section.word("fence", &fences)?.unwrap_or_default(),
+                server: section.text("server")?.map(|t| t.text),
             };
             let setup = DatastoreSetup {
                 id,
