@@ -142,7 +142,7 @@ fn append(dir: &Path, path: &PathBuf, line: &EventLine) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mainstay_core::event::EventKind;
+    use mainstay_core::event::{ElectionCause, EventKind};
     use mainstay_core::id::HostId;
     use mainstay_core::time::Instant;
 
@@ -150,7 +150,10 @@ mod tests {
         let host = HostId::new("host-1").expect("id");
         Event {
             at: Instant::ZERO,
-            kind: EventKind::ElectionStarted { host },
+            kind: EventKind::ElectionStarted {
+                host,
+                cause: ElectionCause::AgentStarted,
+            },
             why: "test".into(),
         }
     }

@@ -16,7 +16,7 @@ use crate::config::{AgentFile, ClusterFile, FileError};
 use crate::shm::{Shm, ShmError, Weakness};
 use crate::twin::{Backoff, Role, Seat, TwinError};
 use crate::{clock, drivers, logging, twin};
-use mainstay_core::event::{Event, EventKind};
+use mainstay_core::event::{Event, EventKind, IssueCause};
 use mainstay_core::guard::{Guard, GuardAction, SlotState, Words as _};
 use mainstay_core::id::{Generation, HostId, VmId};
 use mainstay_core::time::{Duration, Instant};
@@ -441,6 +441,7 @@ impl Watch {
                 tracing::warn!(pid = agent.pid, "{text}");
                 let kind = EventKind::ConfigIssue {
                     issue: text.to_owned(),
+                    cause: IssueCause::AgentHangs,
                     host: self.host.clone(),
                 };
                 let why = "its sign of life in the guard's memory".to_owned();

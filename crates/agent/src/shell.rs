@@ -19,7 +19,7 @@ use crate::twin::{Role, Seat, TwinError};
 use crate::vms::{Report, Vms, VmsConfig};
 use crate::{clock, drivers, guard, logging, twin};
 use mainstay_core::config::{ClusterConfig, ConfigError, nearest};
-use mainstay_core::event::{Event, EventKind};
+use mainstay_core::event::{Event, EventKind, IssueCause};
 use mainstay_core::id::{BootId, HostId, InstanceId, OpId, VmId};
 use mainstay_core::io::{
     Channel, GuardRequest, HypervisorRequest, Input, Output, PingOutcome, PingTarget,
@@ -562,6 +562,7 @@ impl Shell {
         if !all.contains(&issue) {
             let kind = EventKind::ConfigIssue {
                 issue: issue.clone(),
+                cause: IssueCause::SameHostId,
                 host: self.stamp.writer.clone(),
             };
             let why = "its datagrams are authentic, but of another agent instance".to_owned();

@@ -2,7 +2,7 @@
 
 use crate::config::{ClusterConfig, ConfigError, HostSpec, Timing, Topology};
 use crate::election::Role;
-use crate::event::{Event, EventKind};
+use crate::event::{ElectionCause, Event, EventKind, IssueCause};
 use crate::id::{BootId, DatastoreId, Generation, Holder, HostId, InstanceId, OpId, VmId};
 use crate::inventory::{Inventory, Reporting};
 use crate::io::{
@@ -270,7 +270,7 @@ impl Agent {
             bug: None,
         };
         agent.adopt(found);
-        agent.begin_election("the agent started");
+        agent.begin_election(ElectionCause::AgentStarted, "the agent started");
         agent.scan_orphans();
         Ok(agent)
     }
@@ -564,12 +564,13 @@ impl Agent {
     }
 
     /// Reports a weakness once.
-    pub(crate) fn issue(&mut self, issue: String) {
+    pub(crate) fn issue(&mut self, cause: IssueCause, issue: String) {
         if self.said.insert(issue.clone()) {
             let host = self.me.host.clone();
             self.emit(
                 EventKind::ConfigIssue {
                     issue: issue.clone(),
+                    cause,
                     host,
                 },
                 issue,
@@ -636,7 +637,7 @@ impl Agent {
 
     fn on_message(&mut self, from: &HostId, message: Message) {
         if *from == self.me.host {
-            self.issue(format!(
+            self.issue(IssueCause::SameHostId, format!(
                 "a message came from another agent that calls itself {from} as well; give each host an id of its own"
             ));
             return;

@@ -6,6 +6,7 @@
 //! inside it came back (safety rule H14).
 
 use crate::agent::{Agent, Pending, planted};
+use crate::event::IssueCause;
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::io::{IoFault, StorageOutcome, StorageRequest, StorageValue};
 use crate::liveness::{Seen, Window};
@@ -209,13 +210,13 @@ impl Agent {
                 if let Some(store) = self.stores.get_mut(datastore) {
                     store.fault = Some(IoFault::Foreign);
                 }
-                self.issue(format!(
+                self.issue(IssueCause::RecordsMissing, format!(
                     "datastore {datastore}: this host's heartbeat record is missing; add the host to the datastore with `mainstay datastore add`"
                 ));
             }
             StorageOutcome::NotDone(fault) | StorageOutcome::Unknown(fault) => {
                 let fault = *fault;
-                self.issue(format!("datastore {datastore}: heartbeat not written ({fault:?}); check the storage path of this host"));
+                self.issue(IssueCause::HeartbeatNotWritten, format!("datastore {datastore}: heartbeat not written ({fault:?}); check the storage path of this host"));
             }
         }
     }
@@ -303,9 +304,10 @@ impl Agent {
             }
         }
         if let Some(error) = damaged {
-            self.issue(format!(
-                "datastore {datastore}: the heartbeat of {host} cannot be read: {error}"
-            ));
+            self.issue(
+                IssueCause::RecordUnreadable,
+                format!("datastore {datastore}: the heartbeat of {host} cannot be read: {error}"),
+            );
         }
     }
 

@@ -3,6 +3,7 @@
 //! handed to the room that wanted it when it has ended.
 
 use crate::agent::{Agent, Pending, planted};
+use crate::event::IssueCause;
 use crate::id::{DatastoreId, Generation, Holder, Nonce, VmId};
 use crate::io::{StorageOutcome, StorageRequest};
 use crate::lock::{Cleanup, HeadRead, LockName, Step, Swap, SwapOutcome};
@@ -288,7 +289,7 @@ impl Agent {
                 Freshness::WentBack => return,
             }
         } else {
-            self.issue(format!(
+            self.issue(IssueCause::RecordsMissing, format!(
                 "datastore {}: the lock of {:?} was never begun or its records are gone; add it again with `mainstay datastore add`",
                 task.datastore, task.name
             ));
@@ -372,7 +373,7 @@ impl Agent {
             if let Some(store) = self.stores.get_mut(datastore) {
                 store.quarantine = Some(text.clone());
             }
-            self.issue(text);
+            self.issue(IssueCause::LockWentBack, text);
             return Freshness::WentBack;
         }
         if generation > *known {

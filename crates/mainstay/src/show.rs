@@ -285,9 +285,11 @@ pub(crate) fn event_text(kind: &EventKind) -> (String, Tone) {
                 tone,
             )
         }
-        EventKind::ElectionStarted { host } => (format!("{host} begins an election"), Tone::Warn),
+        EventKind::ElectionStarted { host, .. } => {
+            (format!("{host} begins an election"), Tone::Warn)
+        }
         EventKind::PrimaryElected { host } => (format!("{host} is the primary"), Tone::Good),
-        EventKind::PrimaryAbdicated { host } => {
+        EventKind::PrimaryAbdicated { host, .. } => {
             (format!("{host} gives way to a better primary"), Tone::Warn)
         }
         EventKind::DatastoreOwned { host, datastore } => {
@@ -322,7 +324,9 @@ fn vm_event_text(kind: &EventKind) -> (String, Tone) {
             format!("{host} could not start {vm} (attempt {attempt}): {reason}"),
             Tone::Bad,
         ),
-        EventKind::RestartWaiting { vm, reason } => (format!("{vm} waits: {reason}"), Tone::Warn),
+        EventKind::RestartWaiting { vm, reason, .. } => {
+            (format!("{vm} waits: {reason}"), Tone::Warn)
+        }
         EventKind::RestartAbandoned {
             vm,
             attempt,
@@ -386,7 +390,7 @@ fn vm_event_text(kind: &EventKind) -> (String, Tone) {
         EventKind::VmThawed { vm, host, reason } => {
             (format!("{vm} runs again on {host}: {reason}"), Tone::Good)
         }
-        EventKind::ConfigIssue { issue, host } => (format!("{host}: {issue}"), Tone::Warn),
+        EventKind::ConfigIssue { issue, host, .. } => (format!("{host}: {issue}"), Tone::Warn),
         other => (format!("{other:?}"), Tone::Plain),
     }
 }

@@ -2,18 +2,26 @@
 //!
 //! Threads and wall-clock time of the simulator live here; a run itself knows neither.
 
+mod bench;
+mod campaign;
+#[cfg(feature = "planted")]
+mod planted;
+mod state;
+mod sweep;
+mod twice;
+
 use clap::{Args, Subcommand};
-use mainstay_sim::campaign::{self, Limits};
-use mainstay_sim::{Options, RunResult, Scenario};
-use std::io::{IsTerminal, Write};
+use mainstay_sim::campaign::Limits;
+use mainstay_sim::{Options, Scenario};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 const UNREADABLE: u8 = 2;
 const UNPLAYABLE: u8 = 3;
+/// Stopped by a signal before the end.
+const STOPPED: u8 = 4;
 
 /// The simulator's commands.
 #[derive(Debug, Clone, Args)]
@@ -27,12 +35,14 @@ enum SimCommand {
     /// Play scenario files in virtual time
     Run(RunArgs),
     /// Play random clusters with random faults and judge them by every invariant
-    Campaign(CampaignArgs),
+    Campaign(campaign::CampaignArgs),
     /// Show that a seed gives the same trace, byte for byte, in two processes
-    Twice(TwiceArgs),
+    Twice(twice::TwiceArgs),
+    /// Measure the simulator on two clusters of fixed size, and hold it against its figures
+    Bench(bench::BenchArgs),
     /// Show that the campaign finds every planted bug
     #[cfg(feature = "planted")]
-    Planted(PlantedArgs),
+    Planted(planted::PlantedArgs),
 }
 
 #[derive(Debug, Clone, Args)]
@@ -73,6 +83,24 @@ impl BugArgs {
 }
 
 #[cfg(feature = "planted")]
+impl BugArgs {
+    /// The option, with a blank before it.
+    fn name(&self) -> String {
+        self.bug
+            .map(|bug| format!(" --bug {bug:?}"))
+            .unwrap_or_default()
+    }
+}
+
+#[cfg(not(feature = "planted"))]
+impl BugArgs {
+    /// There is no such option in this build.
+    fn name(&self) -> String {
+        String::new()
+    }
+}
+
+#[cfg(feature = "planted")]
 fn bug(name: &str) -> Result<mainstay_core::planted::Bug, String> {
     let bugs = mainstay_sim::planted::bugs;
     bugs()
@@ -88,13 +116,13 @@ struct LimitArgs {
     /// Timing profile: classic, balanced or fast [default: drawn]
     #[arg(long, value_parser = ["classic", "balanced", "fast"])]
     profile: Option<String>,
-    /// Number of hosts [default: 3 to 8, drawn]
+    /// Number of hosts [default: 3 to 16, drawn]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=64))]
     hosts: Option<u64>,
-    /// Number of VMs [default: 1 to 20, drawn]
+    /// Number of VMs [default: 1 to 30, drawn]
     #[arg(long, value_parser = clap::value_parser!(u64).range(0..=2000))]
     vms: Option<u64>,
-    /// Virtual minutes of each run [default: 10]
+    /// Virtual minutes of each run [default: 20]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     minutes: Option<u64>,
 }
@@ -110,7 +138,7 @@ impl LimitArgs {
         }
     }
 
-    /// The options that give the same runs again.
+    /// The options that give the same runs again, each with a blank before it.
     fn replay(&self) -> String {
         let mut text = String::new();
         if let Some(profile) = &self.profile {
@@ -127,52 +155,6 @@ impl LimitArgs {
         }
         text
     }
-}
-
-#[derive(Debug, Clone, Args)]
-struct CampaignArgs {
-    /// One seed (26), or a range with both ends in it (1..1000)
-    #[arg(long, value_parser = seeds, default_value = "1..200")]
-    seeds: Seeds,
-    #[command(flatten)]
-    limits: LimitArgs,
-    /// Print one JSON object a line
-    #[arg(long)]
-    json: bool,
-    /// Go on after a violation
-    #[arg(long)]
-    keep_going: bool,
-    /// Remove faults from the first failing run as long as it fails, and write what is left as a scenario
-    #[arg(long)]
-    shrink: bool,
-    /// Where --shrink writes to
-    #[arg(long, value_name = "FILE", default_value = "shrunk.toml")]
-    shrink_to: PathBuf,
-    #[command(flatten)]
-    bug: BugArgs,
-}
-
-#[derive(Debug, Clone, Args)]
-struct TwiceArgs {
-    /// The seed
-    #[arg(long)]
-    seed: u64,
-    #[command(flatten)]
-    limits: LimitArgs,
-}
-
-#[cfg(feature = "planted")]
-#[derive(Debug, Clone, Args)]
-struct PlantedArgs {
-    /// Seeds to try for each bug
-    #[arg(long, value_parser = seeds, default_value = "1..500")]
-    seeds: Seeds,
-    /// Only bugs whose name contains this
-    #[arg(long)]
-    only: Option<String>,
-    /// Print one JSON object a line
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -203,10 +185,11 @@ fn seeds(text: &str) -> Result<Seeds, String> {
 pub(crate) fn run(args: SimArgs) -> ExitCode {
     match args.command {
         SimCommand::Run(args) => play(&args),
-        SimCommand::Campaign(args) => sweep(&args),
-        SimCommand::Twice(args) => twice(&args),
+        SimCommand::Campaign(args) => campaign::run(&args),
+        SimCommand::Twice(args) => twice::run(&args),
+        SimCommand::Bench(args) => bench::run(&args),
         #[cfg(feature = "planted")]
-        SimCommand::Planted(args) => planted(&args),
+        SimCommand::Planted(args) => planted::run(&args),
     }
 }
 
@@ -321,309 +304,4 @@ fn play(args: &RunArgs) -> ExitCode {
         }
     }
     ExitCode::from(worst)
-}
-
-/// One failing seed.
-struct Failure {
-    seed: u64,
-    scenario: Scenario,
-    result: RunResult,
-}
-
-struct Sweep {
-    done: u64,
-    virtual_s: f64,
-    failures: Vec<Failure>,
-}
-
-/// Plays all seeds on all cores; `play` says whether a run failed. Without `keep_going` every seed below the first failing one is played.
-fn sweep_seeds(
-    seeds: Seeds,
-    limits: &Limits,
-    play: &(dyn Fn(&Scenario) -> (RunResult, bool) + Sync),
-    keep_going: bool,
-    show: bool,
-) -> Sweep {
-    let next = AtomicU64::new(seeds.first);
-    let lowest = AtomicU64::new(u64::MAX);
-    let quiet = AtomicBool::new(!show);
-    let state = Mutex::new(Sweep {
-        done: 0,
-        virtual_s: 0.0,
-        failures: Vec::new(),
-    });
-    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let began = Instant::now();
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed > seeds.last || (!keep_going && seed > lowest.load(Ordering::Relaxed)) {
-                        break;
-                    }
-                    let scenario = campaign::draw(seed, limits);
-                    let (result, fails) = play(&scenario);
-                    let Ok(mut state) = state.lock() else { break };
-                    state.done += 1;
-                    state.virtual_s += result.virtual_time as f64 / 1e9;
-                    if fails {
-                        lowest.fetch_min(seed, Ordering::Relaxed);
-                        state.failures.push(Failure {
-                            seed,
-                            scenario,
-                            result,
-                        });
-                    }
-                    if state.done.is_multiple_of(50) && !quiet.load(Ordering::Relaxed) {
-                        let rate = state.virtual_s / began.elapsed().as_secs_f64().max(0.001);
-                        complain(&format!(
-                            "{} seeds, {} failures, {rate:.0} x real time",
-                            state.done,
-                            state.failures.len()
-                        ));
-                    }
-                }
-            });
-        }
-    });
-    let mut sweep = state
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    sweep.failures.sort_by_key(|f| f.seed);
-    sweep
-}
-
-fn sweep(args: &CampaignArgs) -> ExitCode {
-    let began = Instant::now();
-    let limits = args.limits.limits();
-    let options = args.bug.options(true);
-    let show = !args.json && std::io::stderr().is_terminal();
-    let play = |scenario: &Scenario| {
-        let result = mainstay_sim::run(scenario, &options);
-        let fails = !result.pass();
-        (result, fails)
-    };
-    let mut sweep = sweep_seeds(args.seeds, &limits, &play, args.keep_going, show);
-    if !args.keep_going {
-        sweep.failures.truncate(1);
-    }
-    let seconds = began.elapsed().as_secs_f64().max(0.001);
-    let rate = sweep.virtual_s / seconds;
-    for failure in &sweep.failures {
-        let replay = format!(
-            "mainstay sim campaign --seeds {}{}",
-            failure.seed,
-            args.limits.replay()
-        );
-        if args.json {
-            let wall = millis(began);
-            line(&mainstay_sim::result_json(
-                &failure.scenario,
-                &failure.result,
-                wall,
-            ));
-        } else {
-            line(&failure_text(failure, &replay, args.keep_going));
-        }
-    }
-    if args.json {
-        let text = serde_json::json!({
-            "type": "campaign", "first": args.seeds.first, "last": args.seeds.last, "seeds": sweep.done,
-            "failures": sweep.failures.iter().map(|f| f.seed).collect::<Vec<_>>(),
-            "virtual_s": sweep.virtual_s, "wall_s": seconds, "rate": rate,
-        });
-        line(&text.to_string());
-    } else {
-        line(&format!(
-            "{} seeds, {} with a violation; {:.0} virtual seconds in {seconds:.1} s: {rate:.0} virtual seconds a second",
-            sweep.done,
-            sweep.failures.len(),
-            sweep.virtual_s
-        ));
-    }
-    if args.shrink
-        && let Some(failure) = sweep.failures.first()
-        && let Some(violation) = failure.result.violations.first()
-    {
-        let (small, runs) =
-            mainstay_sim::shrink(&failure.scenario, violation.property, &options, 400);
-        let text = mainstay_sim::to_toml(&small);
-        if let Err(error) = std::fs::write(&args.shrink_to, text) {
-            complain(&format!("error: {}: {error}", args.shrink_to.display()));
-            return ExitCode::FAILURE;
-        }
-        complain(&format!(
-            "shrunk from {} events to {} in {runs} runs; replay: mainstay sim run {}",
-            failure.scenario.events.len(),
-            small.events.len(),
-            args.shrink_to.display()
-        ));
-    }
-    if sweep.failures.is_empty() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
-}
-
-fn failure_text(failure: &Failure, replay: &str, short: bool) -> String {
-    let result = &failure.result;
-    let mut text = format!("seed {}: {}\n", failure.seed, failure.scenario.name);
-    let ms = |t: u64| {
-        let signed = |t: u64| i64::try_from(t).unwrap_or(i64::MAX);
-        mainstay_sim::clock_text(signed(t) - signed(result.zero))
-    };
-    for v in &result.violations {
-        text.push_str(&format!(
-            "✗ {} at {}: {}\n  ({})\n",
-            v.property,
-            ms(v.at),
-            v.what,
-            v.sentence
-        ));
-    }
-    if let Some(error) = &result.error {
-        text.push_str(&format!("✗ {error}\n"));
-    }
-    if !short {
-        for host in &result.hosts {
-            text.push_str(&format!("  {host}\n"));
-        }
-        text.push_str("last events:\n");
-        let from = result.trace.len().saturating_sub(50);
-        for entry in result.trace.iter().skip(from) {
-            text.push_str(&format!("{}\n", entry.text(result.zero)));
-        }
-    }
-    text.push_str(&format!("replay: {replay}\n"));
-    text
-}
-
-/// The whole trace of one seed as bytes: what `twice` compares.
-fn twice(args: &TwiceArgs) -> ExitCode {
-    if std::env::var_os("MAINSTAY_SIM_TRACE").is_some() {
-        let scenario = campaign::draw(args.seed, &args.limits.limits());
-        let result = mainstay_sim::run(&scenario, &Options::default());
-        for text in mainstay_sim::json_lines(&result) {
-            line(&text);
-        }
-        line(&mainstay_sim::result_json(&scenario, &result, 0));
-        line(&format!(
-            "{{\"type\":\"steps\",\"steps\":{}}}",
-            result.steps
-        ));
-        return ExitCode::SUCCESS;
-    }
-    let once = || -> std::io::Result<Vec<u8>> {
-        let mut command = std::process::Command::new(std::env::current_exe()?);
-        command.args(["sim", "twice", "--seed", &args.seed.to_string()]);
-        command.args(args.limits.replay().split_whitespace());
-        let output = command.env("MAINSTAY_SIM_TRACE", "1").output()?;
-        if !output.status.success() {
-            return Err(std::io::Error::other(
-                String::from_utf8_lossy(&output.stderr).into_owned(),
-            ));
-        }
-        Ok(output.stdout)
-    };
-    let (first, second) = match (once(), once()) {
-        (Ok(first), Ok(second)) => (first, second),
-        (Err(error), _) | (_, Err(error)) => {
-            complain(&format!("error: {error}"));
-            return ExitCode::FAILURE;
-        }
-    };
-    if first == second {
-        line(&format!(
-            "seed {}: two processes, the same {} bytes",
-            args.seed,
-            first.len()
-        ));
-        return ExitCode::SUCCESS;
-    }
-    let (first, second) = (
-        String::from_utf8_lossy(&first),
-        String::from_utf8_lossy(&second),
-    );
-    let different = first
-        .lines()
-        .zip(second.lines())
-        .enumerate()
-        .find(|(_, (a, b))| a != b);
-    match different {
-        Some((number, (a, b))) => {
-            line(&format!(
-                "seed {}: line {} differs\n  {a}\n  {b}",
-                args.seed,
-                number + 1
-            ));
-        }
-        None => line(&format!("seed {}: one trace is longer", args.seed)),
-    }
-    ExitCode::FAILURE
-}
-
-#[cfg(feature = "planted")]
-fn planted(args: &PlantedArgs) -> ExitCode {
-    let mut survived = 0;
-    for bug in mainstay_sim::planted::bugs() {
-        let name = format!("{bug:?}");
-        if args
-            .only
-            .as_ref()
-            .is_some_and(|only| !name.contains(only.as_str()))
-        {
-            continue;
-        }
-        let began = Instant::now();
-        let options = Options {
-            bug: Some(bug),
-            ..Options::until_violation()
-        };
-        let clean = Options::until_violation();
-        // What fails without the bug too says nothing about the bug.
-        let play = |scenario: &Scenario| {
-            let result = mainstay_sim::run(scenario, &options);
-            let fails = !result.pass() && mainstay_sim::run(scenario, &clean).pass();
-            (result, fails)
-        };
-        let sweep = sweep_seeds(args.seeds, &Limits::default(), &play, false, false);
-        let found = sweep.failures.first();
-        let property = found.map(|f| {
-            let first = f.result.violations.first();
-            first.map_or_else(
-                || f.result.error.clone().unwrap_or_default(),
-                |v| v.property.to_string(),
-            )
-        });
-        if found.is_none() {
-            survived += 1;
-        }
-        let seed = found.map(|f| f.seed);
-        if args.json {
-            let text = serde_json::json!({
-                "type": "planted", "bug": name, "seed": seed, "property": property, "seeds": sweep.done,
-            });
-            line(&text.to_string());
-        } else {
-            let seconds = began.elapsed().as_secs_f64();
-            match (seed, property) {
-                (Some(seed), Some(property)) => {
-                    line(&format!(
-                        "✓ {name:<26} seed {seed:>4}  {property:<4} {seconds:6.1} s"
-                    ));
-                }
-                _ => line(&format!(
-                    "✗ {name:<26} survived {} seeds  {seconds:6.1} s",
-                    sweep.done
-                )),
-            }
-        }
-    }
-    if survived == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
 }

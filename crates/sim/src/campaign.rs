@@ -4,13 +4,18 @@
 //! but one respect, some are brutal. Some seeds aim: they play a pattern of faults around the
 //! profile's own times, because an interleaving that needs three things within one window is never
 //! met by chance. Faults end some minutes before the run does, and then liveness is demanded.
+//!
+//! A new kind of fault is one line in the table of `kinds.rs`, a new pattern one in that of `aim.rs`.
 
 mod aim;
+mod drawing;
+mod kinds;
 
 use crate::clock::{MS, Nanos, SECOND};
 use crate::scenario::{
-    CLUSTER, DatastoreSetup, Fault, HostSetup, Planned, Scenario, StorageFault, VmSetup, Weather,
+    CLUSTER, DatastoreSetup, Fault, HostSetup, Planned, Scenario, VmSetup, Weather,
 };
+use drawing::Drawing;
 use mainstay_core::config::{
     ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, IsolationResponse, Profile,
     RestartPriority, Settings, VmSpec,
@@ -52,29 +57,63 @@ fn quiet_time(settings: &Settings) -> Nanos {
     2 * (election + verdict) + retries + 2 * nanos(settings.order_timeout) + 40 * SECOND
 }
 
-struct Drawing<'a> {
-    rng: Rng,
-    hosts: usize,
-    vms: usize,
-    datastores: usize,
-    settings: &'a Settings,
-    /// Faults begin before this.
-    until: Nanos,
-    events: Vec<Planned>,
-    drift: i64,
+/// Virtual minutes of a run when nothing else is said: faults for three quarters of it, whatever the profile.
+pub const MINUTES: u64 = 20;
+
+/// What a seed stands for.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Drawn {
+    /// The scenario.
+    pub scenario: Scenario,
+    /// The kinds of faults that the seed may have, by their names in [`kinds`].
+    pub kinds: Vec<&'static str>,
+    /// The pattern that it aims, by its name in [`patterns`], and how often it is played.
+    pub pattern: Option<(&'static str, u64)>,
+}
+
+/// Names of all kinds of faults that a seed may have.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    Drawing::KINDS.iter().map(|(name, _)| *name)
+}
+
+/// Names of all patterns that a seed may aim.
+pub fn patterns() -> impl Iterator<Item = &'static str> {
+    Drawing::PATTERNS.iter().map(|(name, _)| *name)
 }
 
 /// The scenario of a seed.
 #[must_use]
 pub fn draw(seed: u64, limits: &Limits) -> Scenario {
+    draw_all(seed, limits).scenario
+}
+
+/// Small clusters are most: an interleaving of few is met more often, and a run costs less. Every
+/// protocol of many (reports, elections, ownership) still gets clusters of twice the usual size.
+fn draw_hosts(rng: &mut Rng) -> usize {
+    small(if rng.percent(60) {
+        rng.between(3, 8)
+    } else {
+        rng.between(9, 16)
+    })
+}
+
+/// The scenario of a seed, and what it was made of.
+#[must_use]
+pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
     let root = Rng::new(seed).fork("campaign");
     let mut rng = root.fork("cluster");
     let bare = root.fork("bare").percent(BARE);
     let settings = settings(&mut rng, limits, bare);
-    let duration = limits.minutes.unwrap_or(10) * 60 * SECOND;
-    let hosts = limits.hosts.unwrap_or_else(|| small(rng.between(3, 8)));
+    let duration = limits.minutes.unwrap_or(MINUTES) * 60 * SECOND;
+    let hosts = limits.hosts.unwrap_or_else(|| draw_hosts(&mut rng));
+    let networks = if root.fork("networks").percent(30) {
+        2
+    } else {
+        1
+    };
     let datastores = small(rng.between(1, 3));
-    let vms = limits.vms.unwrap_or_else(|| small(rng.between(1, 20)));
+    let most = if hosts > 8 { 30 } else { 20 };
+    let vms = limits.vms.unwrap_or_else(|| small(rng.between(1, most)));
     let quiet = quiet_time(&settings);
     let until = duration.saturating_sub(quiet).max(duration / 10);
     let mut drawing = Drawing {
@@ -82,13 +121,16 @@ pub fn draw(seed: u64, limits: &Limits) -> Scenario {
         hosts,
         vms,
         datastores,
-        drift: i64::from(settings.timing.clock_drift_ppm),
+        networks,
         settings: &settings,
         until: until * 9 / 10,
         events: Vec::new(),
+        kinds: Vec::new(),
+        pattern: None,
     };
     drawing.draw();
     let mut events = std::mem::take(&mut drawing.events);
+    let (kinds, pattern) = (std::mem::take(&mut drawing.kinds), drawing.pattern);
     heal(&mut events, until, hosts);
     events.sort_by_key(|e| e.at);
     let mut weather = weather(&mut root.fork("weather"), &settings, until);
@@ -96,7 +138,7 @@ pub fn draw(seed: u64, limits: &Limits) -> Scenario {
         weather.guard_slow = 100;
     }
     let config = cluster(&mut rng, &settings, hosts, datastores, vms);
-    let setups = host_setups(&mut rng, &config, &settings);
+    let setups = host_setups(&mut rng, &config, &settings, networks);
     let vm_setups = (1..=vms)
         .filter_map(|n| VmId::new(&format!("vm-{n}")).ok())
         .map(|id| VmSetup {
@@ -128,13 +170,13 @@ pub fn draw(seed: u64, limits: &Limits) -> Scenario {
             }
         })
         .collect();
-    Scenario {
+    let scenario = Scenario {
         name: format!("campaign seed {seed}, {}", settings.profile.name()),
         source: None,
         duration,
         seed,
         config,
-        networks: vec!["mgmt0".into(), "mgmt1".into()],
+        networks: (0..networks).map(|n| format!("mgmt{n}")).collect(),
         hosts: setups,
         vms: vm_setups,
         datastores: setups_of_disks,
@@ -143,6 +185,11 @@ pub fn draw(seed: u64, limits: &Limits) -> Scenario {
         weather,
         created: std::collections::BTreeMap::new(),
         liveness: until + quiet / 2 <= duration,
+    };
+    Drawn {
+        scenario,
+        kinds,
+        pattern,
     }
 }
 
@@ -223,6 +270,7 @@ fn cluster(
             server: None,
         })
         .collect();
+    let memory_mb = host_memory(rng, hosts, vms);
     let everywhere = rng.percent(70);
     let host_specs = (1..=hosts)
         .filter_map(|n| HostId::new(&format!("host-{n}")).ok())
@@ -244,7 +292,7 @@ fn cluster(
             HostSpec {
                 id,
                 cpu_mhz: 40_000,
-                memory_mb: 65_536,
+                memory_mb,
                 datastores: mounts,
                 maintenance: false,
             }
@@ -262,20 +310,18 @@ fn cluster(
         .filter_map(|n| VmId::new(&format!("vm-{n}")).ok())
         .filter_map(|id| {
             let datastore = usable.get(small(rng.below(usable.len() as u64)))?.clone();
-            let priorities = [
-                RestartPriority::High,
-                RestartPriority::Medium,
-                RestartPriority::Low,
-            ];
+            let restart_priority = match rng.below(20) {
+                0 => RestartPriority::Disabled,
+                1..=6 => RestartPriority::High,
+                7..=13 => RestartPriority::Medium,
+                _ => RestartPriority::Low,
+            };
             Some(VmSpec {
                 id,
                 datastore,
                 cpu_mhz: 500,
                 memory_mb: rng.between(1, 4) * 512,
-                restart_priority: priorities
-                    .get(small(rng.below(3)))
-                    .copied()
-                    .unwrap_or_default(),
+                restart_priority,
                 isolation_response: rng.percent(30).then(|| response(rng)),
                 depends_on: Vec::new(),
                 guest_agent: rng.percent(80),
@@ -293,20 +339,38 @@ fn cluster(
     config.expect("a drawn cluster has sound names and a profile's timers")
 }
 
+/// How many of a hundred seeds have hosts that are nearly full.
+const TIGHT: u64 = 15;
+
+/// Memory of each host: plenty, or so little that what one loses does not always fit elsewhere. The
+/// largest VM fits into an empty host.
+fn host_memory(rng: &mut Rng, hosts: usize, vms: usize) -> u64 {
+    if !rng.percent(TIGHT) {
+        return 65_536;
+    }
+    // VMs have 512 to 2,048 MB.
+    let all = vms as u64 * 1280 * rng.between(100, 160) / 100;
+    (all / hosts.max(1) as u64).max(2048)
+}
+
 /// True for hosts with an odd last digit.
 fn mounts_all(id: &HostId) -> bool {
     id.as_str().bytes().last().is_some_and(|b| b % 2 == 1)
 }
 
-fn host_setups(rng: &mut Rng, config: &ClusterConfig, settings: &Settings) -> Vec<HostSetup> {
+fn host_setups(
+    rng: &mut Rng,
+    config: &ClusterConfig,
+    settings: &Settings,
+    networks: usize,
+) -> Vec<HostSetup> {
     let bound = u64::from(settings.timing.clock_drift_ppm);
-    let two_networks = rng.percent(30);
     config
         .hosts
         .keys()
         .map(|id| HostSetup {
             id: id.clone(),
-            networks: if two_networks { vec![0, 1] } else { vec![0] },
+            networks: (0..networks).collect(),
             boot_time: rng.between(2, 40) * SECOND,
             ppm: drift(rng, bound),
         })
@@ -394,208 +458,10 @@ fn heal(events: &mut Vec<Planned>, until: Nanos, hosts: usize) {
         add(4, Fault::AgentResume { host });
         add(5, Fault::GuardResume { host });
         add(6, Fault::HostPowerOn { host });
+        // An operating system that was shutting down is off by then.
+        add(6000, Fault::HostPowerOn { host });
     }
 }
 
-impl Drawing<'_> {
-    fn draw(&mut self) {
-        // Swarm: which kinds of faults this seed has.
-        let kinds: Vec<u64> = (0..14).filter(|_| self.rng.percent(30)).collect();
-        let mut at = self.rng.between(1, 20) * SECOND;
-        let pace = self.rng.between(3, 60);
-        while at < self.until && !kinds.is_empty() {
-            let kind = kinds
-                .get(small(self.rng.below(kinds.len() as u64)))
-                .copied()
-                .unwrap_or(0);
-            self.fault(kind, at);
-            at += self.rng.between(500, pace * 2000) * MS;
-        }
-        if self.rng.percent(60) {
-            self.aim();
-        }
-    }
-
-    fn push(&mut self, at: Nanos, fault: Fault) {
-        // Scenarios are written in whole milliseconds.
-        let at = at / MS * MS;
-        self.events.push(Planned { at, fault });
-    }
-
-    fn host(&mut self) -> usize {
-        small(self.rng.below(self.hosts as u64))
-    }
-
-    fn vm(&mut self) -> usize {
-        small(self.rng.below(self.vms as u64))
-    }
-
-    fn disk(&mut self) -> usize {
-        small(self.rng.below(self.datastores as u64))
-    }
-
-    /// A length around the times at which the protocol decides.
-    fn length(&mut self) -> Nanos {
-        let t = &self.settings.timing;
-        let marks = [
-            t.freeze,
-            t.r#break,
-            t.dead,
-            t.election_start,
-            t.unreachable,
-            t.datastore_heartbeat,
-        ];
-        let mark = marks
-            .get(small(self.rng.below(6)))
-            .copied()
-            .map_or(SECOND, nanos);
-        match self.rng.below(3) {
-            0 => mark * self.rng.between(80, 130) / 100,
-            1 => mark * self.rng.between(10, 300) / 100,
-            _ => self.rng.between(100, 60_000) * MS,
-        }
-    }
-
-    fn fault(&mut self, kind: u64, at: Nanos) {
-        let (host, other, length) = (self.host(), self.host(), self.length());
-        let end = at + length;
-        match kind {
-            0 => {
-                self.push(at, Fault::HostPowerOff { host });
-                self.push(end, Fault::HostPowerOn { host });
-            }
-            1 => {
-                self.push(at, Fault::HostPause { host });
-                self.push(end, Fault::HostResume { host });
-            }
-            2 => {
-                self.push(at, Fault::AgentKill { host });
-                if self.rng.percent(30) {
-                    let wait = self.rng.below(1500) * MS;
-                    self.push(at + wait, Fault::GuardKill { host });
-                }
-            }
-            3 => self.push(at, Fault::GuardKill { host }),
-            4 => {
-                self.push(at, Fault::AgentHang { host });
-                self.push(end, Fault::AgentResume { host });
-            }
-            5 => {
-                self.push(at, Fault::GuardHang { host });
-                self.push(end, Fault::GuardResume { host });
-            }
-            6 => self.cut(at, end, host),
-            7 => {
-                let cut = small(self.rng.between(1, self.hosts.max(2) as u64 - 1));
-                let groups = vec![(0..cut).collect(), (cut..self.hosts).collect()];
-                self.push(at, Fault::NetworkPartition { groups });
-                self.push(
-                    end,
-                    Fault::NetworkHeal {
-                        host: None,
-                        network: None,
-                    },
-                );
-            }
-            8 => {
-                self.push(
-                    at,
-                    Fault::NetworkDrop {
-                        from: host,
-                        to: other,
-                    },
-                );
-                self.push(
-                    end,
-                    Fault::NetworkHeal {
-                        host: Some(host),
-                        network: None,
-                    },
-                );
-            }
-            9 => {
-                let percent = self.rng.between(5, 90);
-                self.push(
-                    at,
-                    Fault::NetworkLoss {
-                        percent,
-                        host: Some(host),
-                    },
-                );
-                self.push(
-                    end,
-                    Fault::NetworkHeal {
-                        host: Some(host),
-                        network: None,
-                    },
-                );
-            }
-            10 => {
-                let datastore = self.disk();
-                let host = self.rng.percent(75).then_some(host);
-                let fault = match self.rng.below(8) {
-                    0 => StorageFault::Pdl,
-                    1 => StorageFault::Slow(self.rng.between(10, 4000) * MS),
-                    2 => StorageFault::ReadOnly,
-                    3 => StorageFault::Full,
-                    _ => StorageFault::Apd,
-                };
-                self.push(
-                    at,
-                    Fault::Datastore {
-                        fault,
-                        datastore,
-                        host,
-                    },
-                );
-                self.push(
-                    end,
-                    Fault::DatastoreHeal {
-                        datastore: Some(datastore),
-                        host,
-                    },
-                );
-            }
-            11 if self.vms > 0 => {
-                let vm = self.vm();
-                let fault = if self.rng.percent(70) {
-                    Fault::VmCrash { vm }
-                } else {
-                    Fault::GuestShutdown { vm }
-                };
-                self.push(at, fault);
-                self.push(end, Fault::VmPowerOn { vm, host: None });
-            }
-            12 if self.vms > 0 => {
-                let vm = self.vm();
-                self.push(at, Fault::VmPowerOff { vm });
-                if self.rng.percent(70) {
-                    let host = self.rng.percent(30).then_some(host);
-                    self.push(end, Fault::VmPowerOn { vm, host });
-                }
-            }
-            13 => {
-                let bound = u64::try_from(self.drift).unwrap_or(0);
-                let ppm = drift(&mut self.rng, bound);
-                self.push(at, Fault::ClockDrift { host, ppm });
-                if self.rng.percent(30) {
-                    self.push(at, Fault::GatewayDown);
-                    self.push(end, Fault::GatewayUp);
-                }
-                if self.vms > 0 && self.rng.percent(30) {
-                    let (vm, times) = (self.vm(), self.rng.between(1, 20));
-                    self.push(
-                        at,
-                        Fault::StartFail {
-                            host: None,
-                            vm: Some(vm),
-                            times,
-                        },
-                    );
-                    self.push(at + SECOND, Fault::VmCrash { vm });
-                }
-            }
-            _ => {}
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

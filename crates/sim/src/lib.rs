@@ -10,8 +10,10 @@
 #![forbid(unsafe_code)]
 
 mod arena;
+pub mod bench;
 pub mod campaign;
 mod clock;
+mod coverage;
 mod expect;
 mod invariants;
 #[cfg(feature = "planted")]
@@ -24,6 +26,7 @@ mod trace;
 mod world;
 
 pub use clock::{MS, Nanos, SECOND};
+pub use coverage::{Coverage, Group, Row, Standing};
 pub use expect::{Check, Expect, Verdict, Want, clock_text};
 pub use invariants::Violation;
 pub use report::{json_lines, people, result_json};

@@ -2,7 +2,7 @@
 //! chosen again when one of them stops answering, or answers again.
 
 use crate::agent::Agent;
-use crate::event::EventKind;
+use crate::event::{EventKind, IssueCause};
 use crate::id::DatastoreId;
 use alloc::collections::BTreeSet;
 use alloc::format;
@@ -86,7 +86,7 @@ impl Agent {
         if let Some(old) = said.filter(|old| *old != issue) {
             self.withdraw(&old);
         }
-        self.issue(issue.clone());
+        self.issue(IssueCause::FewHeartbeatDatastores, issue.clone());
         self.few_beacons = Some(issue);
     }
 }

@@ -13,7 +13,7 @@
 //! that is missing, not from the last that came, so that no figure of a profile is ever undercut.
 
 use crate::agent::Agent;
-use crate::event::EventKind;
+use crate::event::{AbdicationCause, ElectionCause, EventKind};
 use crate::id::{HostId, InstanceId};
 use crate::io::Channel;
 use crate::time::Instant;
@@ -102,7 +102,7 @@ impl Agent {
         }
     }
 
-    pub(crate) fn begin_election(&mut self, why: &str) {
+    pub(crate) fn begin_election(&mut self, cause: ElectionCause, why: &str) {
         let (host, now) = (self.me.host.clone(), self.now);
         let until = now + self.timing().election;
         // The primary that was lost has been silent since its last heartbeat; of the other hosts nothing
@@ -112,7 +112,10 @@ impl Agent {
             until,
             candidates: BTreeMap::new(),
         };
-        self.emit(EventKind::ElectionStarted { host }, String::from(why));
+        self.emit(
+            EventKind::ElectionStarted { host, cause },
+            String::from(why),
+        );
         for (host, peer) in &mut self.peers {
             if Some(host) != lost.as_ref() {
                 peer.listened_since = now;
@@ -212,7 +215,7 @@ impl Agent {
                     "no heartbeat of the primary {primary} for {} ms",
                     self.timing().election_start.as_millis()
                 );
-                self.begin_election(&why);
+                self.begin_election(ElectionCause::PrimarySilent, &why);
             }
             _ => {}
         }
@@ -286,7 +289,8 @@ impl Agent {
                     rank.datastores, own.datastores
                 );
                 let host = self.me.host.clone();
-                self.emit(EventKind::PrimaryAbdicated { host }, why);
+                let cause = AbdicationCause::BetterPrimary;
+                self.emit(EventKind::PrimaryAbdicated { host, cause }, why);
                 self.give_up_ownership("this primary abdicated", true);
                 self.drop_proposals("this primary abdicated");
                 self.restarts.clear();

@@ -1,6 +1,10 @@
 //! What is reported, and why. Each decision about a host or a VM leaves an event whose `why` says in
 //! a sentence what it rests on; `mainstay explain` shows them.
 
+mod cause;
+
+pub use cause::{AbdicationCause, ElectionCause, IssueCause, WaitCause};
+
 use crate::config::IsolationResponse;
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::time::Instant;
@@ -74,6 +78,8 @@ pub enum EventKind {
     ElectionStarted {
         /// The host.
         host: HostId,
+        /// Why.
+        cause: ElectionCause,
     },
     /// A host is the primary.
     #[serde(rename = "primary.elected")]
@@ -86,6 +92,8 @@ pub enum EventKind {
     PrimaryAbdicated {
         /// The host.
         host: HostId,
+        /// Why.
+        cause: AbdicationCause,
     },
     /// Agent or guard of a host are restarted on purpose.
     #[serde(rename = "agent.restart.planned")]
@@ -218,6 +226,8 @@ pub enum EventKind {
         vm: VmId,
         /// For what.
         reason: String,
+        /// The class of the reason.
+        cause: WaitCause,
     },
     /// A restart was given up.
     #[serde(rename = "vm.restart.abandoned")]
@@ -316,6 +326,8 @@ pub enum EventKind {
     ConfigIssue {
         /// What, and the remedy.
         issue: String,
+        /// The class of the weakness.
+        cause: IssueCause,
         /// The host that found it.
         host: HostId,
     },
@@ -376,9 +388,9 @@ impl EventKind {
     pub fn host(&self) -> Option<&HostId> {
         match self {
             Self::HostState { host, .. }
-            | Self::ElectionStarted { host }
+            | Self::ElectionStarted { host, .. }
             | Self::PrimaryElected { host }
-            | Self::PrimaryAbdicated { host }
+            | Self::PrimaryAbdicated { host, .. }
             | Self::RestartPlanned { host }
             | Self::HostLeaving { host }
             | Self::BeaconsChanged { host, .. }

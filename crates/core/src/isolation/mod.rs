@@ -16,7 +16,7 @@ mod response;
 pub(crate) use response::Asked;
 
 use crate::agent::Agent;
-use crate::event::EventKind;
+use crate::event::{EventKind, IssueCause};
 use crate::id::VmId;
 use crate::io::{PingOutcome, PingTarget};
 use crate::time::{Duration, Instant};
@@ -114,7 +114,7 @@ impl Agent {
             })
             .collect();
         if self.isolation.addresses.is_empty() {
-            self.issue(String::from(
+            self.issue(IssueCause::NoIsolationAddress, String::from(
                 "this host has no isolation address, so that it never knows that it is cut off; add isolation_addresses",
             ));
         }
@@ -197,10 +197,10 @@ impl Agent {
             PingOutcome::NoAnswer => {
                 address.silent_checks += 1;
                 if address.silent_checks == SILENT_CHECKS {
-                    self.issue(silent_address(&name));
+                    self.issue(IssueCause::IsolationAddressSilent, silent_address(&name));
                 }
             }
-            PingOutcome::CannotProbe => self.issue(format!(
+            PingOutcome::CannotProbe => self.issue(IssueCause::CannotProbe, format!(
                 "the isolation address {name} cannot be pinged from this host, so that isolation is not noticed by it; give the agent CAP_NET_RAW or a ping_group_range that has its group, or name a TCP address"
             )),
         }

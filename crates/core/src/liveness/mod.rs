@@ -18,7 +18,7 @@ mod window;
 pub(crate) use window::{Seen, Window};
 
 use crate::agent::{Agent, Pending};
-use crate::event::{EventKind, HostState};
+use crate::event::{EventKind, HostState, IssueCause};
 use crate::id::{DatastoreId, HostId, InstanceId};
 use crate::inventory::Reported;
 use crate::io::{PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue};
@@ -485,7 +485,7 @@ impl Agent {
             Ok((_, record)) => {
                 if record.unreadable > 0 {
                     let unreadable = record.unreadable;
-                    self.issue(format!(
+                    self.issue(IssueCause::RecordUnreadable, format!(
                         "the powered-on list of {host} is damaged: {unreadable} of its slots cannot be read, and a VM that it does not name may be on; {host} writes it anew when it can reach its datastores"
                     ));
                 }
@@ -493,9 +493,10 @@ impl Agent {
                     peer.poweron = Some(record);
                 }
             }
-            Err(error) => self.issue(format!(
-                "the powered-on list of {host} cannot be read: {error}"
-            )),
+            Err(error) => self.issue(
+                IssueCause::RecordUnreadable,
+                format!("the powered-on list of {host} cannot be read: {error}"),
+            ),
         }
     }
 

@@ -4,6 +4,7 @@
 use super::Proposal;
 use crate::agent::{Agent, Pending};
 use crate::config::ClusterConfig;
+use crate::event::IssueCause;
 use crate::id::{DatastoreId, Generation};
 use crate::io::{Output, StorageOutcome, StorageRequest, StorageValue};
 use crate::wire::{ConfigRecord, RecordKey};
@@ -197,7 +198,7 @@ impl Agent {
                             best = Some(record.config);
                         }
                     }
-                    Err(error) => self.issue(format!(
+                    Err(error) => self.issue(IssueCause::RecordUnreadable, format!(
                         "datastore {datastore}: a copy of the configuration cannot be read: {error}"
                     )),
                 }

@@ -18,7 +18,7 @@ pub(crate) use home::Home;
 
 use crate::agent::{Agent, CommandError};
 use crate::config::{Change, ClusterConfig, Topology, summary};
-use crate::event::EventKind;
+use crate::event::{AbdicationCause, ElectionCause, EventKind, IssueCause};
 use crate::id::{DatastoreId, HostId};
 use crate::io::{Channel, Output};
 use crate::liveness::Peer;
@@ -288,7 +288,7 @@ impl Agent {
         if ok {
             self.withdraw(&issue);
         } else {
-            self.issue(issue);
+            self.issue(IssueCause::ConfigNotKept, issue);
         }
     }
 
@@ -349,12 +349,15 @@ impl Agent {
             config.hosts.get(host).is_none_or(|h| h.maintenance)
         };
         if self.role.is_primary() && resting(&self.config, &self.me.host) {
-            self.step_down("this host is in maintenance, or left the cluster");
+            self.step_down(
+                AbdicationCause::Resting,
+                "this host is in maintenance, or left the cluster",
+            );
         }
         let primary = self.role.followed().cloned();
         if let Some(primary) = primary.filter(|p| resting(&self.config, p)) {
             let why = format!("the primary {primary} is in maintenance, or left the cluster");
-            self.begin_election(&why);
+            self.begin_election(ElectionCause::PrimaryResting, &why);
         }
     }
 

@@ -13,7 +13,7 @@
 
 use crate::agent::{Agent, Pending, planted};
 use crate::config::VmSpec;
-use crate::event::EventKind;
+use crate::event::{EventKind, IssueCause};
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::io::{Channel, StorageOutcome, StorageRequest, StorageValue};
 use crate::lock::{LockName, SwapOutcome, Token};
@@ -589,15 +589,15 @@ impl Agent {
             Ok((_, record)) => {
                 let (lost, older) = (record.lost, record.fallen_back);
                 if lost > 0 {
-                    self.issue(format!("datastore {datastore}: {lost} slots of the protected list of owner generation {generation} cannot be read; VMs that were in them are protected again when their hosts report them"));
+                    self.issue(IssueCause::RecordUnreadable, format!("datastore {datastore}: {lost} slots of the protected list of owner generation {generation} cannot be read; VMs that were in them are protected again when their hosts report them"));
                 }
                 if older > 0 {
-                    self.issue(format!("datastore {datastore}: {older} slots of the protected list of owner generation {generation} are damaged; their other copies were taken"));
+                    self.issue(IssueCause::RecordUnreadable, format!("datastore {datastore}: {older} slots of the protected list of owner generation {generation} are damaged; their other copies were taken"));
                 }
                 self.copy_list(datastore, record);
             }
             Err(error) => {
-                self.issue(format!("datastore {datastore}: a protected list of owner generation {generation} cannot be read: {error}"));
+                self.issue(IssueCause::RecordUnreadable, format!("datastore {datastore}: a protected list of owner generation {generation} cannot be read: {error}"));
                 self.read_lists(datastore, left);
             }
         }
@@ -672,7 +672,7 @@ impl Agent {
         }
         if let Some(vm) = refused.first() {
             let more = refused.len();
-            self.issue(format!("datastore {datastore}: its protected list is full; {more} VMs there are not protected, {vm} first; move VMs to another datastore"));
+            self.issue(IssueCause::ListFull, format!("datastore {datastore}: its protected list is full; {more} VMs there are not protected, {vm} first; move VMs to another datastore"));
         }
         if early && changed {
             self.announce_list(datastore);
@@ -742,7 +742,7 @@ impl Agent {
                     acting.table.not_written();
                     acting.retry_at = retry;
                 }
-                self.issue(format!("datastore {datastore}: the protected list cannot be written ({fault:?}); new VMs there are not protected until it can"));
+                self.issue(IssueCause::ListNotWritten, format!("datastore {datastore}: the protected list cannot be written ({fault:?}); new VMs there are not protected until it can"));
             }
             // It may land late: only another generation has a file that it cannot touch (H19).
             _ => {

@@ -14,7 +14,7 @@
 use crate::agent::{Agent, planted};
 use crate::config::{FenceClass, HostShutdown, RestartPriority, VmSpec};
 use crate::election::Role;
-use crate::event::{EventKind, HostState, StopReason};
+use crate::event::{EventKind, HostState, StopReason, WaitCause};
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::io::Channel;
 use crate::lock::LockName;
@@ -100,7 +100,7 @@ enum Wait {
     /// Over within a few heartbeats: shown in `explain` only.
     Passing(String),
     /// Worth an event.
-    Worth(String),
+    Worth(WaitCause, String),
 }
 
 impl Agent {
@@ -332,7 +332,7 @@ impl Agent {
                     match may {
                         Ok((spec, broken)) if now >= from => ready.push((spec, record, broken)),
                         Ok(_) => {}
-                        Err(Wait::Worth(why)) => self.say_waiting(&vm, &why),
+                        Err(Wait::Worth(cause, why)) => self.say_waiting(&vm, cause, &why),
                         Err(Wait::Passing(why)) => {
                             if let Some(restart) = self.restarts.get_mut(&vm) {
                                 restart.why = why;
@@ -458,12 +458,12 @@ impl Agent {
         record: &LockRecord,
         read_done: Instant,
     ) -> Result<(VmSpec, Option<HostId>), Wait> {
-        let worth = |why: &str| Err(Wait::Worth(String::from(why)));
+        let worth = |cause, why: &str| Err(Wait::Worth(cause, String::from(why)));
         let Some(acting) = self.acting(datastore) else {
             return Err(Wait::Passing(format!("{datastore} is not owned")));
         };
         let Some(listed) = acting.list.get(vm) else {
-            return worth("it is not protected");
+            return worth(WaitCause::NotProtected, "it is not protected");
         };
         let spec = self.config.vms.get(vm).cloned().unwrap_or_else(|| VmSpec {
             id: vm.clone(),
@@ -479,14 +479,17 @@ impl Agent {
             return Err(why);
         }
         if !self.config.settings.host_monitoring {
-            return worth("host_monitoring is off");
+            return worth(WaitCause::MonitoringOff, "host_monitoring is off");
         }
         if spec.restart_priority == RestartPriority::Disabled {
-            return worth("its restart priority is disabled");
+            return worth(
+                WaitCause::PriorityDisabled,
+                "its restart priority is disabled",
+            );
         }
         let Some(holder) = &record.holder else {
             if let Some(why) = self.waits_for_its_host(record) {
-                return Err(Wait::Worth(why));
+                return Err(Wait::Worth(WaitCause::HostShutDown, why));
             }
             return Ok((spec, None));
         };
@@ -497,9 +500,10 @@ impl Agent {
                     "its lock names this host, which gives it back",
                 )));
             }
-            return Err(Wait::Worth(format!(
-                "its lock names {host}, which is not in the cluster's configuration"
-            )));
+            return Err(Wait::Worth(
+                WaitCause::HolderUnknown,
+                format!("its lock names {host}, which is not in the cluster's configuration"),
+            ));
         };
         let enforced = self
             .config
@@ -510,9 +514,12 @@ impl Agent {
             HostState::Dead => {}
             HostState::AgentUnreachable if enforced => {}
             HostState::AgentUnreachable => {
-                return Err(Wait::Worth(format!(
-                    "the agent of {host} is unreachable but the host answers pings, and {datastore} does not refuse late writes"
-                )));
+                return Err(Wait::Worth(
+                    WaitCause::HolderUnreachable,
+                    format!(
+                        "the agent of {host} is unreachable but the host answers pings, and {datastore} does not refuse late writes"
+                    ),
+                ));
             }
             // A host in maintenance is down for its admin's reasons; the window proves the rest.
             HostState::Maintenance if self.silent_for_dead(peer) => {}
@@ -528,17 +535,23 @@ impl Agent {
                 )));
             }
             HostState::Partitioned | HostState::Isolated => {
-                return Err(Wait::Worth(format!(
-                    "{host} holds its lock and is {}: {}",
-                    Self::state_name(peer.state),
-                    peer.why
-                )));
+                return Err(Wait::Worth(
+                    WaitCause::HolderCutOff,
+                    format!(
+                        "{host} holds its lock and is {}: {}",
+                        Self::state_name(peer.state),
+                        peer.why
+                    ),
+                ));
             }
         }
         if !enforced && !self.config.settings.accept_late_writes {
-            return Err(Wait::Worth(format!(
-                "{datastore} does not refuse late writes of {host}; its lock is broken only with proof of death (power fencing), or with accept_late_writes"
-            )));
+            return Err(Wait::Worth(
+                WaitCause::LateWrites,
+                format!(
+                    "{datastore} does not refuse late writes of {host}; its lock is broken only with proof of death (power fencing), or with accept_late_writes"
+                ),
+            ));
         }
         self.window_proof(datastore, host, read_done, record.r#break)
             .map_err(Wait::Passing)?;
@@ -597,9 +610,10 @@ impl Agent {
                 .get(*on)
                 .is_some_and(|r| !matches!(r.step, Step::Abandoned | Step::Runs { .. }))
         })?;
-        Some(Wait::Worth(format!(
-            "it depends on {missing}, which does not run yet"
-        )))
+        Some(Wait::Worth(
+            WaitCause::Dependency,
+            format!("it depends on {missing}, which does not run yet"),
+        ))
     }
 
     /// Nothing has been heard of a host, and no ping answered, for as long as a dead host takes.
@@ -609,7 +623,7 @@ impl Agent {
     }
 
     /// Says once for what a restart waits.
-    fn say_waiting(&mut self, vm: &VmId, why: &str) {
+    fn say_waiting(&mut self, vm: &VmId, cause: WaitCause, why: &str) {
         let Some(restart) = self.restarts.get_mut(vm) else {
             return;
         };
@@ -624,6 +638,7 @@ impl Agent {
             EventKind::RestartWaiting {
                 vm: vm.clone(),
                 reason: why.to_string(),
+                cause,
             },
             why.to_string(),
         );
@@ -701,12 +716,13 @@ impl Agent {
         for ((spec, record, broken), (vm, choice)) in ready.into_iter().zip(choices) {
             match choice {
                 Choice::Nowhere(refusals) => {
-                    let why = if refusals.is_empty() {
-                        String::from("no host is connected")
+                    let (cause, why) = if refusals.is_empty() {
+                        (WaitCause::NoHost, String::from("no host is connected"))
                     } else {
-                        format!("no host has room for it ({})", refusals.join("; "))
+                        let why = format!("no host has room for it ({})", refusals.join("; "));
+                        (WaitCause::NoRoom, why)
                     };
-                    self.say_waiting(&vm, &why);
+                    self.say_waiting(&vm, cause, &why);
                     self.note_checked(&vm, Some(self.no_room()));
                 }
                 Choice::Host(host, refusals) => self.order(spec, &record, broken, host, &refusals),
@@ -819,13 +835,13 @@ impl Agent {
             StartOutcome::ImageLocked => {
                 restart.attempt = restart.attempt.saturating_sub(1);
                 restart.step = Step::Look(soon);
-                self.say_waiting(&result.vm, "the storage still holds the image lock of the host that was lost; tried again at each heartbeat, no attempt is spent");
+                self.say_waiting(&result.vm, WaitCause::ImageLocked, "the storage still holds the image lock of the host that was lost; tried again at each heartbeat, no attempt is spent");
             }
             StartOutcome::NotReady(why) => {
                 restart.attempt = restart.attempt.saturating_sub(1);
                 restart.step = Step::Look(soon);
                 let why = format!("{from} was not ready: {why}");
-                self.say_waiting(&result.vm, &why);
+                self.say_waiting(&result.vm, WaitCause::HostNotReady, &why);
             }
             StartOutcome::Failed(why) => self.attempt_failed(&result.vm, from, why),
         }

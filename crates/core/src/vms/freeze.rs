@@ -2,7 +2,7 @@
 //! right held lets the VM go on (safety rules H1, H9).
 
 use crate::agent::{Agent, planted};
-use crate::event::{EventKind, StopReason};
+use crate::event::{EventKind, IssueCause, StopReason};
 use crate::id::{Generation, VmId};
 use crate::io::GuardRequest;
 use crate::lock::{LockName, SwapOutcome, Token};
@@ -228,7 +228,7 @@ impl Agent {
                     .unwrap_or_else(|| self.me.host.clone());
                 self.vms.remove(id);
                 self.report_dirty = true;
-                self.issue(format!(
+                self.issue(IssueCause::StartRefused, format!(
                     "{id} was not started here: {holder} holds its lock; power it off there first"
                 ));
             }

@@ -3,7 +3,7 @@
 //! host is the cluster's policy (`host_shutdown`), and the owner's business.
 
 use crate::agent::Agent;
-use crate::event::{EventKind, StopReason};
+use crate::event::{AbdicationCause, EventKind, StopReason};
 use crate::id::{HostId, VmId};
 use crate::io::Channel;
 use crate::wire::{Desired, Message};
@@ -44,7 +44,7 @@ impl Agent {
                 Standing::Going => {}
             }
         }
-        self.step_down("this host is being shut down");
+        self.step_down(AbdicationCause::HostLeaving, "this host is being shut down");
         self.want_poweron_list();
     }
 

@@ -19,7 +19,7 @@ mod stop;
 
 use crate::agent::{Agent, CommandError, planted};
 use crate::config::VmSpec;
-use crate::event::StopReason;
+use crate::event::{IssueCause, StopReason};
 use crate::id::{Generation, HostId, Nonce, VmId};
 use crate::io::{ExitCause, FoundState, FoundVm, HypervisorRequest};
 use crate::isolation::Asked;
@@ -356,7 +356,7 @@ impl Agent {
     pub(crate) fn adopt(&mut self, found: Vec<FoundVm>) {
         for FoundVm { vm: id, state } in found {
             let Some(spec) = self.config.vms.get(&id).cloned() else {
-                self.issue(format!("{id} runs here but is not in the configuration; it is left frozen or running as found until its right ends"));
+                self.issue(IssueCause::VmUnknown, format!("{id} runs here but is not in the configuration; it is left frozen or running as found until its right ends"));
                 continue;
             };
             let datastore = spec.datastore.clone();

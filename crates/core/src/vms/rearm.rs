@@ -5,7 +5,7 @@
 //! what it won. Raised: swapped first, then used. Lowered: used first, then swapped.
 
 use crate::agent::Agent;
-use crate::event::EventKind;
+use crate::event::{AbdicationCause, ElectionCause, EventKind};
 use crate::id::{Generation, VmId};
 use crate::io::{Channel, GuardRequest};
 use crate::time::{Duration, Instant};
@@ -45,7 +45,10 @@ impl Agent {
                 "agent or guard are restarted on purpose: the VMs here move to longer rights to run",
             );
             self.emit(EventKind::RestartPlanned { host }, why);
-            self.step_down("this agent is restarted on purpose");
+            self.step_down(
+                AbdicationCause::PlannedRestart,
+                "this agent is restarted on purpose",
+            );
         }
     }
 
@@ -107,13 +110,13 @@ impl Agent {
     }
 
     /// A primary makes room for another before it goes for a while.
-    pub(crate) fn step_down(&mut self, why: &str) {
+    pub(crate) fn step_down(&mut self, cause: AbdicationCause, why: &str) {
         if !self.role.is_primary() {
             return;
         }
         let host = self.me.host.clone();
         self.emit(
-            EventKind::PrimaryAbdicated { host },
+            EventKind::PrimaryAbdicated { host, cause },
             format!("{why}: another is elected"),
         );
         self.give_up_ownership(why, true);
@@ -123,13 +126,16 @@ impl Agent {
         for to in others {
             self.send(&to, Channel::Stream, Message::StepDown);
         }
-        self.begin_election(why);
+        self.begin_election(ElectionCause::SteppedDown, why);
     }
 
     /// The primary makes room: nobody waits for its silence.
     pub(crate) fn on_step_down(&mut self, from: &crate::id::HostId) {
         if self.role.followed() == Some(from) {
-            self.begin_election(&format!("the primary {from} has stepped down"));
+            self.begin_election(
+                ElectionCause::PrimarySteppedDown,
+                &format!("the primary {from} has stepped down"),
+            );
         }
     }
 }

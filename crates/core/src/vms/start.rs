@@ -2,7 +2,7 @@
 //! before the swap and without a gap since (safety rule H3).
 
 use crate::agent::{Agent, Ask, planted};
-use crate::event::{EventKind, StopReason};
+use crate::event::{EventKind, IssueCause, StopReason};
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::io::{Channel, GuardOutcome, GuardRequest, HypervisorOutcome, HypervisorRequest};
 use crate::lock::{LockName, SwapOutcome, Token};
@@ -170,9 +170,12 @@ impl Agent {
     fn give_up_start(&mut self, id: &VmId, why: String) {
         let ordered = self.vms.get(id).is_some_and(|v| v.order.is_some());
         if !ordered {
-            self.issue(format!(
-                "{id} was not started here: {why}; power it on again when the datastore answers"
-            ));
+            self.issue(
+                IssueCause::StartRefused,
+                format!(
+                    "{id} was not started here: {why}; power it on again when the datastore answers"
+                ),
+            );
         }
         self.answer_order(id, StartOutcome::NotReady(why));
         self.drop_tasks(&TaskFor::Vm(id.clone()));
@@ -245,9 +248,10 @@ impl Agent {
                 let by_user = self.vms.remove(id).is_some_and(|v| v.order.is_none());
                 self.report_dirty = true;
                 if by_user {
-                    self.issue(format!(
-                        "{id} was not started here: another host took its lock first"
-                    ));
+                    self.issue(
+                        IssueCause::StartRefused,
+                        format!("{id} was not started here: another host took its lock first"),
+                    );
                 }
             }
             SwapOutcome::NotDone(fault) => {
@@ -341,7 +345,7 @@ impl Agent {
                     let why = if outcome == GuardOutcome::NoGuard {
                         let why = String::from("this host's guard does not run");
                         if self.vms.get(id).is_some_and(|v| v.order.is_none()) {
-                            self.issue(format!("{id} could not be started: {why}; power it on again when `mainstay status` does not name the guard"));
+                            self.issue(IssueCause::StartRefused, format!("{id} could not be started: {why}; power it on again when `mainstay status` does not name the guard"));
                         }
                         why
                     } else {
@@ -457,7 +461,10 @@ impl Agent {
                     HypervisorOutcome::Done => return,
                 };
                 if self.vms.get(id).is_some_and(|v| v.order.is_none()) {
-                    self.issue(format!("{id} could not be started: {answer:?}"));
+                    self.issue(
+                        IssueCause::StartRefused,
+                        format!("{id} could not be started: {answer:?}"),
+                    );
                 }
                 self.answer_order(id, answer);
                 self.guard_forget(GuardRequest::Remove { vm: id.clone() });

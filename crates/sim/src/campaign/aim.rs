@@ -1,52 +1,72 @@
 //! Faults that are aimed at the protocol's own times.
 
-use super::{Drawing, small};
+use super::drawing::Drawing;
+use super::small;
 use crate::clock::{MS, Nanos, SECOND};
 use crate::scenario::{Fault, StorageFault};
 use mainstay_core::time::nanos;
 
 /// Where a pattern begins, and what it is about.
 #[derive(Clone, Copy)]
-struct Target {
+pub(super) struct Target {
     at: Nanos,
     host: usize,
     disk: usize,
 }
 
 /// Plays faults from the target's time on; answers when the last of them is over.
-type Pattern<'a> = fn(&mut Drawing<'a>, Target) -> Nanos;
+pub(super) type Pattern<'a> = fn(&mut Drawing<'a>, Target) -> Nanos;
 
 /// A host that lost its power is back by then.
 const BOOT: Nanos = 40 * SECOND;
 
 impl<'a> Drawing<'a> {
-    const PATTERNS: [Pattern<'a>; 15] = [
-        Self::back_around_the_takeover,
-        Self::agent_hangs_over_the_thaw,
-        Self::owners_change_quickly,
-        Self::watchers_are_restarted,
-        Self::off_and_on,
-        Self::around_the_end_of_the_right,
-        Self::agent_and_guard_die,
-        Self::back_around_the_verdict,
-        Self::everybody_loses_the_datastore,
-        Self::storage_goes_after_the_verdict,
-        Self::owner_falls_silent_in_a_partition,
-        Self::off_and_on_while_storage_hangs,
-        Self::starts_meet_a_hang,
-        Self::an_owner_vouches_in_a_partition,
-        Self::vouched_for_with_gaps,
+    /// All patterns, by name. A new one needs a line here and nothing else.
+    pub(super) const PATTERNS: [(&'static str, Pattern<'a>); 15] = [
+        ("back around the takeover", Self::back_around_the_takeover),
+        ("agent hangs over the thaw", Self::agent_hangs_over_the_thaw),
+        ("owners change quickly", Self::owners_change_quickly),
+        ("watchers are restarted", Self::watchers_are_restarted),
+        ("off and on", Self::off_and_on),
+        (
+            "around the end of the right",
+            Self::around_the_end_of_the_right,
+        ),
+        ("agent and guard die", Self::agent_and_guard_die),
+        ("back around the verdict", Self::back_around_the_verdict),
+        (
+            "everybody loses the datastore",
+            Self::everybody_loses_the_datastore,
+        ),
+        (
+            "storage goes after the verdict",
+            Self::storage_goes_after_the_verdict,
+        ),
+        (
+            "owner falls silent in a partition",
+            Self::owner_falls_silent_in_a_partition,
+        ),
+        (
+            "off and on while storage hangs",
+            Self::off_and_on_while_storage_hangs,
+        ),
+        ("starts meet a hang", Self::starts_meet_a_hang),
+        (
+            "an owner vouches in a partition",
+            Self::an_owner_vouches_in_a_partition,
+        ),
+        ("vouched for with gaps", Self::vouched_for_with_gaps),
     ];
 
     /// Plays one pattern, several times.
     pub(super) fn aim(&mut self) {
         let drawn = small(self.rng.below(Self::PATTERNS.len() as u64));
-        let pattern = Self::PATTERNS
-            .get(drawn)
-            .copied()
-            .unwrap_or(Self::back_around_the_takeover);
+        let Some((name, pattern)) = Self::PATTERNS.get(drawn).copied() else {
+            return;
+        };
         let (host, disk) = (self.host(), self.disk());
         let mut at = self.rng.between(3, 20) * SECOND;
+        let mut times = 0;
         while at < self.until {
             let (host, disk) = if self.rng.percent(60) {
                 (host, disk)
@@ -54,8 +74,10 @@ impl<'a> Drawing<'a> {
                 (self.host(), self.disk())
             };
             let over = pattern(self, Target { at, host, disk });
+            times += 1;
             at = over + self.rng.between(2, 25) * SECOND;
         }
+        self.pattern = Some((name, times));
     }
 
     fn hang(&mut self, at: Nanos, end: Nanos, disk: usize, host: Option<usize>) {

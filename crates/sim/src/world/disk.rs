@@ -290,7 +290,8 @@ impl World<'_> {
                 Input::Storage(id, StorageOutcome::NotDone(IoFault::Foreign)),
             );
         }
-        if matches!(request, StorageRequest::Renew(..)) {
+        let renews = matches!(request, StorageRequest::Renew(..));
+        if renews {
             self.settle_older_renewals(host, disk, &request);
         }
         self.owner_acts_on_disk(host, disk, &request);
@@ -379,6 +380,9 @@ impl World<'_> {
             }
             None => self.ops.push(Some(op)),
         };
+        if renews {
+            self.renewals.entry((host, disk)).or_default().push(index);
+        }
         if !never {
             self.after(to_disk, Happening::Effect { op: index, serial });
         }
@@ -392,14 +396,21 @@ impl World<'_> {
         let StorageRequest::Renew(new_key, _) = new else {
             return;
         };
-        for index in 0..self.ops.len() {
+        let mut older = self.renewals.remove(&(host, disk)).unwrap_or_default();
+        older.sort_unstable();
+        older.dedup();
+        for index in older {
             let Some(op) = &mut self.ops[index] else {
                 continue;
             };
             let StorageRequest::Renew(key, _) = &op.request else {
                 continue;
             };
-            if op.host != host || op.disk != disk || op.effect_over || key != new_key {
+            if op.host != host || op.disk != disk || op.effect_over {
+                continue;
+            }
+            if key != new_key {
+                self.renewals.entry((host, disk)).or_default().push(index);
                 continue;
             }
             op.effect_over = true;
@@ -699,11 +710,8 @@ impl World<'_> {
             .retain(|_, i| instances[*i].host != host || instances[*i].exists());
         let mine: BTreeSet<(usize, usize)> = self
             .instances
-            .iter()
-            .enumerate()
-            .filter(|(_, i)| {
-                i.host == host && i.exists() && i.opened && self.vms[i.vm].disk == disk
-            })
+            .living_on(host)
+            .filter(|(_, i)| i.opened && self.vms[i.vm].disk == disk)
             .filter(|(index, i)| self.vms[i.vm].newest_open == Some(*index))
             .map(|(index, i)| (i.vm, index))
             .collect();

@@ -1,7 +1,6 @@
 //! Drives the agents as the agent's process does: hands in what happened, carries out what they ask
 //! for, in order, and wakes them when they want to be woken.
 
-use super::guest::Instance;
 use super::{Happening, World};
 use crate::clock::{MS, Nanos};
 use mainstay_core::guard::{SlotState, Word, Words as _};
@@ -10,6 +9,7 @@ use mainstay_core::io::{FoundState, FoundVm, Input, Output};
 use mainstay_core::time::Instant;
 use mainstay_core::wire::Message;
 use mainstay_core::{Agent, Identity};
+use std::collections::BTreeMap;
 
 /// Inputs that a hung agent's sockets keep.
 const INBOX: usize = 4096;
@@ -43,9 +43,9 @@ impl World<'_> {
         if let Input::VmExited { vm, .. } = &input
             && let Some(vm) = self.vm_index.get(vm).copied()
         {
-            for instance in self.instances.iter_mut() {
-                if instance.host == host && instance.vm == vm {
-                    instance.untold = None;
+            for instance in self.instances.of_vm(vm).to_vec() {
+                if self.instances[instance].host == host {
+                    self.instances[instance].untold = None;
                 }
             }
         }
@@ -236,16 +236,17 @@ impl World<'_> {
     fn found(&mut self, host: usize) -> (Vec<FoundVm>, Vec<Input>) {
         let (mut found, mut ends) = (Vec::new(), Vec::new());
         let now = self.hosts[host].clock.local(self.now);
-        for vm in 0..self.vms.len() {
-            let here = |i: &Instance| i.host == host && i.vm == vm;
-            let all = self.instances.iter().enumerate();
-            let last = all
-                .filter(|(_, i)| here(i) && (i.exists() || i.untold.is_some()))
-                .map(|(index, i)| (index, i.resumed, i.untold))
-                .next_back();
-            let Some((instance, resumed, ended)) = last else {
-                continue;
-            };
+        // The last of each VM, in the order of the VMs.
+        let mut last: BTreeMap<usize, usize> = BTreeMap::new();
+        for index in self.instances.on_host(host) {
+            let i = &self.instances[*index];
+            if i.exists() || i.untold.is_some() {
+                last.insert(i.vm, *index);
+            }
+        }
+        for (vm, instance) in last {
+            let i = &self.instances[instance];
+            let (resumed, ended) = (i.resumed, i.untold);
             if let Some(cause) = ended {
                 self.instances[instance].untold = None;
                 if self.hosts[host].words.load(vm).state() == SlotState::Free {

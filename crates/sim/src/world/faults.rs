@@ -1,7 +1,7 @@
 //! Carries out the events of a scenario.
 
 use super::guard::Words;
-use super::guest::Phase;
+use super::guest::{Instance, Phase};
 use super::{Happening, World};
 use crate::clock::{MS, SECOND};
 use crate::invariants::Fact;
@@ -24,7 +24,7 @@ impl World<'_> {
             return;
         };
         let fault = &planned.fault;
-        let arguments = fault.arguments(&scenario.names());
+        let arguments = fault.arguments(&self.names);
         let body = Body::Fault {
             what: fault.name(),
             arguments,
@@ -148,12 +148,10 @@ impl World<'_> {
         let slots = self.vms.len();
         h.words = Words::new(slots);
         self.operations_lose_power(host);
-        for instance in 0..self.instances.len() {
+        for instance in self.instances.on_host(host).to_vec() {
             let i = &mut self.instances[instance];
-            if i.host == host {
-                i.untold = None;
-            }
-            if i.host != host || !i.exists() {
+            i.untold = None;
+            if !i.exists() {
                 continue;
             }
             let was = i.phase;
@@ -348,11 +346,7 @@ impl World<'_> {
 
     /// The host that a user's wish about a VM goes to.
     fn where_is(&self, vm: usize) -> Option<usize> {
-        let here = self
-            .instances
-            .iter()
-            .filter(|i| i.vm == vm && i.exists())
-            .map(|i| i.host);
+        let here = self.instances.living(vm).map(|(_, i)| i.host);
         here.max_by_key(|h| self.hosts[*h].agent_listens())
     }
 
@@ -379,9 +373,8 @@ impl World<'_> {
             .map_or(0, |h| h.memory_mb);
         let used: u64 = self
             .instances
-            .iter()
-            .filter(|i| i.host == host && i.exists())
-            .map(|i| self.vms[i.vm].memory_mb)
+            .living_on(host)
+            .map(|(_, i)| self.vms[i.vm].memory_mb)
             .sum();
         all.saturating_sub(used)
     }
@@ -395,9 +388,8 @@ impl World<'_> {
             .map_or(0, |h| h.cpu_mhz);
         let used: u64 = self
             .instances
-            .iter()
-            .filter(|i| i.host == host && i.exists())
-            .map(|i| self.vms[i.vm].cpu_mhz)
+            .living_on(host)
+            .map(|(_, i)| self.vms[i.vm].cpu_mhz)
             .sum();
         all.saturating_sub(used)
     }
@@ -438,8 +430,9 @@ impl World<'_> {
             .or_else(|| self.best_host(vm));
         let Some(host) = host else { return false };
         let id = self.vms[vm].id.clone();
-        let runs = |i: &super::guest::Instance| i.vm == vm && i.executes() && !i.shutting_down;
-        let changes = self.vms[vm].off_wished || !self.instances.iter().any(runs);
+        let runs = |(_, i): (usize, &Instance)| i.executes() && !i.shutting_down;
+        let runs = self.instances.living(vm).any(runs);
+        let changes = self.vms[vm].off_wished || !runs;
         let accepted = self.command(host, Command::PowerOn(id));
         if accepted {
             self.vms[vm].off_wished = false;

@@ -14,6 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Time between two writes of a guest.
 const TICK: Nanos = 500 * MS;
+/// Guests that write at that pace. More of them write more seldom each, so that the writes of a big
+/// cluster cost what those of a small one do; each VM's are still looked at.
+const BUSY_GUESTS: usize = 100;
 
 /// A VM as the world knows it.
 #[derive(Debug)]
@@ -104,13 +107,16 @@ impl Instance {
 }
 
 impl World<'_> {
+    /// Time between two writes of each guest.
+    fn tick(&self) -> Nanos {
+        TICK * (self.vms.len().div_ceil(BUSY_GUESTS).max(1) as u64)
+    }
+
     /// Processes of a VM on a host that were not killed.
     pub(super) fn instances_on(&self, host: usize, vm: usize) -> Vec<usize> {
-        let fits =
-            |i: &Instance| i.host == host && i.vm == vm && i.exists() && i.phase != Phase::Dying;
+        let fits = |i: &Instance| i.host == host && i.phase != Phase::Dying;
         self.instances
-            .iter()
-            .enumerate()
+            .living(vm)
             .filter(|(_, i)| fits(i))
             .map(|(index, _)| index)
             .collect()
@@ -168,10 +174,7 @@ impl World<'_> {
     }
 
     fn prepare(&mut self, host: usize, vm: usize, op: OpId, generation: Generation) {
-        let here = self
-            .instances
-            .iter()
-            .any(|i| i.host == host && i.vm == vm && i.exists());
+        let here = self.instances.living(vm).any(|(_, i)| i.host == host);
         let failure = if here {
             Some("there is a process of this VM already")
         } else if self.hosts[host].start_fails > 0 || self.vms[vm].start_fails > 0 {
@@ -286,7 +289,7 @@ impl World<'_> {
             i.phase = Phase::Started;
             i.life += 1;
             let life = i.life;
-            let wait = self.dice.guest.below(TICK);
+            let wait = self.dice.guest.below(self.tick());
             self.after(wait, Happening::GuestTick { instance, life });
             if self.instances[instance].executes() {
                 self.executes_now(instance);
@@ -357,7 +360,7 @@ impl World<'_> {
             }
             self.after(wait, Happening::GuestLand { write });
         }
-        self.after(TICK, Happening::GuestTick { instance, life });
+        self.after(self.tick(), Happening::GuestTick { instance, life });
     }
 
     pub(super) fn guest_land(&mut self, write: Write) {
@@ -487,7 +490,7 @@ impl World<'_> {
 
     pub(super) fn facts_of(&self, vm: usize) -> VmFacts {
         let mut facts = VmFacts::default();
-        for i in self.instances.iter().filter(|i| i.vm == vm && i.exists()) {
+        for (_, i) in self.instances.living(vm) {
             facts.instances += 1;
             if i.executes() && self.hosts[i.host].up() {
                 facts.running.push(i.host);
@@ -501,8 +504,8 @@ impl World<'_> {
     /// Something about a VM's instances changed: expectations and S1 look again.
     pub(super) fn vm_changed(&mut self, vm: usize) {
         let mut runners: Vec<Runner> = Vec::new();
-        for (index, i) in self.instances.iter().enumerate() {
-            if i.vm != vm || !i.executes() || !self.hosts[i.host].up() {
+        for (index, i) in self.instances.living(vm) {
+            if !i.executes() || !self.hosts[i.host].up() {
                 continue;
             }
             let disk = &self.disks[self.vms[vm].disk];

@@ -101,14 +101,10 @@ impl World<'_> {
     fn list_changed(&mut self, disk: usize) {
         let cluster = self.scenario.config.cluster_id;
         // What a new owner would go by: the list of the highest generation that can be read.
-        let newest = self.disks[disk]
-            .records
-            .iter()
-            .rev()
-            .find_map(|(key, bytes)| {
-                matches!(key, RecordKey::Protected(_))
-                    .then(|| ProtectedRecord::decode(cluster, bytes).ok())?
-            });
+        let first = RecordKey::Protected(Generation(0));
+        let last = RecordKey::Protected(Generation(u64::MAX));
+        let mut lists = self.disks[disk].records.range(first..=last).rev();
+        let newest = lists.find_map(|(_, bytes)| ProtectedRecord::decode(cluster, bytes).ok());
         let Some((_, record)) = newest else { return };
         let vms: BTreeSet<usize> = record
             .vms
@@ -166,7 +162,9 @@ impl World<'_> {
                 let fits = |i: &&super::guest::Instance| {
                     i.vm != vm && i.executes() && rule.vms.contains(&self.vms[i.vm].id)
                 };
-                self.instances.iter().filter(fits)
+                let named = rule.vms.iter().filter_map(|vm| self.vm_index.get(vm));
+                let all = named.flat_map(|vm| self.instances.living(*vm));
+                all.map(|(_, i)| i).filter(fits)
             };
             let broken = match rule.kind {
                 RuleKind::HostAffinity => !rule.hosts.contains(at),

@@ -6,6 +6,7 @@ mod driver;
 mod faults;
 mod guard;
 mod guest;
+mod instances;
 mod judge;
 mod net;
 mod settle;
@@ -16,12 +17,13 @@ use crate::arena::Arena;
 use crate::clock::{Clock, MS, Nanos, SECOND};
 use crate::expect::{Verdict, Watch};
 use crate::invariants::{Judge, Labels, Violation};
-use crate::scenario::Scenario;
+use crate::scenario::{Names, Scenario};
 use crate::trace::{Body, Entry};
 use config::Wish;
 use disk::{Disk, Op, Write};
 use guard::Words;
-use guest::{Instance, Vm};
+use guest::Vm;
+use instances::Instances;
 use mainstay_core::Agent;
 use mainstay_core::config::ClusterConfig;
 use mainstay_core::event::EventKind;
@@ -304,6 +306,7 @@ struct Dice {
 #[derive(Debug)]
 struct World<'s> {
     scenario: &'s Scenario,
+    names: Names,
     options: Options,
     now: Nanos,
     zero: Option<Nanos>,
@@ -314,8 +317,10 @@ struct World<'s> {
     hosts: Arena<Host>,
     vms: Arena<Vm>,
     disks: Arena<Disk>,
-    instances: Arena<Instance>,
+    instances: Instances,
     ops: Arena<Option<Op>>,
+    /// Renewals whose effect may be still to come, for each host and datastore.
+    renewals: BTreeMap<(usize, usize), Vec<usize>>,
     free_ops: Vec<usize>,
     net: Network,
     host_index: BTreeMap<HostId, usize>,
@@ -352,13 +357,14 @@ impl<'s> World<'s> {
         };
         let names = scenario.names();
         let labels = Labels {
-            hosts: names.hosts,
-            vms: names.vms,
-            datastores: names.datastores,
+            hosts: names.hosts.clone(),
+            vms: names.vms.clone(),
+            datastores: names.datastores.clone(),
         };
         let index = |n: usize| 0..n;
         Self {
             scenario,
+            names,
             options,
             now: 0,
             zero: None,
@@ -369,8 +375,9 @@ impl<'s> World<'s> {
             hosts: Arena::default(),
             vms: Arena::default(),
             disks: Arena::default(),
-            instances: Arena::default(),
+            instances: Instances::new(scenario.vms.len(), scenario.hosts.len()),
             ops: Arena::default(),
+            renewals: BTreeMap::new(),
             free_ops: Vec::new(),
             net: Network::new(scenario),
             host_index: scenario
@@ -587,9 +594,8 @@ impl<'s> World<'s> {
                 };
                 let vms: Vec<String> = self
                     .instances
-                    .iter()
-                    .filter(|i| i.host == index && i.exists())
-                    .map(|i| format!("{}@{}{}", self.vms[i.vm].id, i.generation, i.mark()))
+                    .living_on(index)
+                    .map(|(_, i)| format!("{}@{}{}", self.vms[i.vm].id, i.generation, i.mark()))
                     .collect();
                 format!(
                     "{:<10} power {power:<6} agent {:<4} guard {:<4} {role:<9} clock {:+} ppm  {}",

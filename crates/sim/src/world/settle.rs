@@ -7,6 +7,7 @@ use super::{Happening, Host, SETTLE_LIMIT, World};
 use crate::clock::{Clock, MS, SECOND};
 use crate::expect::Check;
 use crate::invariants::Fact;
+use mainstay_core::config::RestartPriority;
 use mainstay_core::guard::Guard;
 use mainstay_core::id::BootId;
 use mainstay_core::io::Durable;
@@ -15,6 +16,17 @@ use mainstay_core::time::nanos;
 use mainstay_core::wire::RoleTag;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+
+/// Adds a VM's memory to what is planned for its home, or takes it away.
+fn plan_memory(planned: &mut [u64], home: Option<usize>, memory_mb: u64, add: bool) {
+    if let Some(sum) = home.and_then(|host| planned.get_mut(host)) {
+        *sum = if add {
+            *sum + memory_mb
+        } else {
+            sum.saturating_sub(memory_mb)
+        };
+    }
+}
 
 impl World<'_> {
     /// Makes hosts, datastores and VMs, and starts all hosts together.
@@ -194,28 +206,33 @@ impl World<'_> {
     }
 
     fn switch_on(&mut self) {
-        for (vm, setup) in self.scenario.vms.iter().enumerate() {
-            if !setup.on || self.vms[vm].accepted {
+        let wanted = self.scenario.vms.iter().enumerate();
+        let mut wanted = wanted.filter(|(_, setup)| setup.on).peekable();
+        let mut planned = vec![0; self.hosts.len()];
+        if wanted.peek().is_some() {
+            for vm in self.vms.iter() {
+                plan_memory(&mut planned, vm.home, vm.memory_mb, true);
+            }
+        }
+        for (vm, setup) in wanted {
+            if self.vms[vm].accepted {
                 continue;
             }
-            let Some(host) = setup.host.or_else(|| self.spread(vm)) else {
+            let Some(host) = setup.host.or_else(|| self.spread(vm, &planned)) else {
                 continue;
             };
+            let (before, memory_mb) = (self.vms[vm].home, self.vms[vm].memory_mb);
+            plan_memory(&mut planned, before, memory_mb, false);
+            plan_memory(&mut planned, Some(host), memory_mb, true);
             self.vms[vm].home = Some(host);
             self.vms[vm].accepted = self.wish_on(vm, Some(host));
         }
     }
 
     /// The host with the most free memory, counting VMs that are still to come.
-    fn spread(&self, vm: usize) -> Option<usize> {
+    fn spread(&self, vm: usize, planned: &[u64]) -> Option<usize> {
         let disk = self.vms[vm].disk;
-        let planned = |host: usize| -> u64 {
-            self.vms
-                .iter()
-                .filter(|v| v.home == Some(host))
-                .map(|v| v.memory_mb)
-                .sum()
-        };
+        let planned = |host: usize| planned.get(host).copied().unwrap_or(0);
         let all = |host: usize| {
             self.scenario
                 .config
@@ -299,17 +316,23 @@ impl World<'_> {
             if !v.protected || !v.on || v.abandoned || v.off_wished {
                 continue;
             }
+            let spec = self.scenario.config.vms.get(&v.id);
+            if spec.is_some_and(|s| s.restart_priority == RestartPriority::Disabled) {
+                continue;
+            }
             let facts = self.facts_of(vm);
             let runs = !facts.running.is_empty();
-            let room = (0..self.hosts.len()).any(|h| {
-                self.hosts[h].agent_listens()
-                    && self.hosts[h].guard_works()
-                    && self.hosts[h].mounts.get(v.disk).copied().unwrap_or(false)
-                    && self.disks[v.disk].faults(h) == Default::default()
-                    && self.free_memory(h) >= v.memory_mb
-                    && self.free_cpu(h) >= v.cpu_mhz
-            });
-            if room || runs {
+            let room = || {
+                (0..self.hosts.len()).any(|h| {
+                    self.hosts[h].agent_listens()
+                        && self.hosts[h].guard_works()
+                        && self.hosts[h].mounts.get(v.disk).copied().unwrap_or(false)
+                        && self.disks[v.disk].faults(h) == Default::default()
+                        && self.free_memory(h) >= v.memory_mb
+                        && self.free_cpu(h) >= v.cpu_mhz
+                })
+            };
+            if runs || room() {
                 let why = format!(
                     "{} instances, {} frozen, and there is room for it",
                     facts.instances, facts.frozen

@@ -1,0 +1,102 @@
+//! Classes of reasons. An event's sentence is for people and has names and numbers in it; its `cause`
+//! is one of a closed list, for programs that count, filter or alert.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a host began an election.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ElectionCause {
+    /// Its agent started and knows no primary.
+    AgentStarted,
+    /// The primary that it followed has been silent for `election_start`.
+    PrimarySilent,
+    /// The primary that it followed stepped down.
+    PrimarySteppedDown,
+    /// The primary that it followed is in maintenance, or left the cluster.
+    PrimaryResting,
+    /// It was the primary and stepped down.
+    SteppedDown,
+}
+
+/// Why a primary gave way.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AbdicationCause {
+    /// Another primary is heard that would win an election.
+    BetterPrimary,
+    /// Its host is in maintenance, or left the cluster.
+    Resting,
+    /// Its host is being shut down.
+    HostLeaving,
+    /// Its agent is restarted on purpose.
+    PlannedRestart,
+}
+
+/// What a restart waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WaitCause {
+    /// The VM is not on the protected list.
+    NotProtected,
+    /// `host_monitoring` is off.
+    MonitoringOff,
+    /// Its host was shut down by its admin, and VMs wait for such a host.
+    HostShutDown,
+    /// A VM that it depends on does not run yet.
+    Dependency,
+    /// The VM's restart priority is `disabled`.
+    PriorityDisabled,
+    /// The lock's holder is no host of the configuration.
+    HolderUnknown,
+    /// The holder answers pings without an agent, and the storage takes late writes.
+    HolderUnreachable,
+    /// The holder is partitioned or isolated, and still alive by its datastore heartbeat.
+    HolderCutOff,
+    /// The holder is dead, but the storage takes late writes and nothing proves its death.
+    LateWrites,
+    /// No host has room for the VM under the mandatory rules.
+    NoRoom,
+    /// No host is connected.
+    NoHost,
+    /// The storage still keeps the image lock of the host that was lost.
+    ImageLocked,
+    /// The host that was asked could not start it yet.
+    HostNotReady,
+}
+
+/// What kind of weakness a `config.issue` names.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IssueCause {
+    /// A start that a user asked for came to nothing.
+    StartRefused,
+    /// A VM runs that the configuration does not know.
+    VmUnknown,
+    /// The host has no isolation address.
+    NoIsolationAddress,
+    /// An isolation address does not answer while other hosts are heard.
+    IsolationAddressSilent,
+    /// Isolation addresses cannot be pinged from this host.
+    CannotProbe,
+    /// Two agents use one host id.
+    SameHostId,
+    /// Records of a datastore, a host or a VM are missing; they were never added, or are gone.
+    RecordsMissing,
+    /// A lock went back to an older generation.
+    LockWentBack,
+    /// A record on a datastore is damaged or foreign.
+    RecordUnreadable,
+    /// The protected list of a datastore is full.
+    ListFull,
+    /// The configuration cannot be kept on local disk.
+    ConfigNotKept,
+    /// The protected list of a datastore cannot be written.
+    ListNotWritten,
+    /// The host has fewer heartbeat datastores than it should.
+    FewHeartbeatDatastores,
+    /// The datastore heartbeat cannot be written.
+    HeartbeatNotWritten,
+    /// The agent hangs, or goes on after it did.
+    AgentHangs,
+}

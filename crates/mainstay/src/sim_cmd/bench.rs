@@ -1,0 +1,65 @@
+//! `mainstay sim bench`: how fast the simulator is, on the clusters that its figures name.
+
+use super::{line, millis};
+use clap::Args;
+use mainstay_sim::bench::{Wanted, benchmarks};
+use mainstay_sim::{Options, SECOND};
+use std::process::ExitCode;
+use std::time::Instant;
+
+#[derive(Debug, Clone, Args)]
+pub(super) struct BenchArgs {
+    /// Only the benchmark of this name
+    #[arg(long)]
+    only: Option<String>,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command: 0 when every run ended well, whatever the figures; a slow machine is no failure.
+pub(super) fn run(args: &BenchArgs) -> ExitCode {
+    let mut sound = true;
+    for bench in benchmarks() {
+        if args.only.as_ref().is_some_and(|only| only != bench.name) {
+            continue;
+        }
+        let began = Instant::now();
+        let result = mainstay_sim::run(&bench.scenario, &Options::default());
+        let wall_ms = millis(began).max(1);
+        sound &= result.pass();
+        let virtual_s = result.virtual_time / SECOND;
+        let rate = virtual_s * 1000 / wall_ms;
+        let (wanted, met) = match bench.wanted {
+            Wanted::WallSeconds(most) => (format!("under {most} s"), wall_ms < most * 1000),
+            Wanted::Rate(least) => (
+                format!("at least {least} virtual seconds a second"),
+                rate >= least,
+            ),
+        };
+        if args.json {
+            let text = serde_json::json!({
+                "type": "bench", "name": bench.name, "pass": result.pass(), "virtual_s": virtual_s,
+                "wall_ms": wall_ms, "rate": rate, "steps": result.steps, "wanted": wanted, "met": met,
+            });
+            line(&text.to_string());
+        } else {
+            let mark = if met { "✓" } else { "✗" };
+            let seconds = wall_ms as f64 / 1000.0;
+            let run = if result.pass() {
+                ""
+            } else {
+                "  (the run itself failed)"
+            };
+            line(&format!(
+                "{mark} {:<22} {virtual_s} virtual seconds in {seconds:.2} s, {rate} a second, {} steps; wanted: {wanted}{run}",
+                bench.name, result.steps
+            ));
+        }
+    }
+    if sound {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,234 @@
+//! The kinds of faults that a seed may have: a table, so that a new kind is one line and its method.
+
+use super::drawing::Drawing;
+use super::{drift, small};
+use crate::clock::{MS, Nanos, SECOND};
+use crate::scenario::{Fault, StorageFault};
+
+/// When a fault comes and goes, and whom it meets.
+#[derive(Clone, Copy)]
+pub(super) struct Stroke {
+    pub(super) at: Nanos,
+    pub(super) end: Nanos,
+    pub(super) host: usize,
+    pub(super) other: usize,
+}
+
+/// Plays one fault of a kind.
+pub(super) type Kind<'a> = fn(&mut Drawing<'a>, Stroke);
+
+/// An operating system has shut down by then.
+const SHUT_DOWN: Nanos = 5 * SECOND;
+
+impl<'a> Drawing<'a> {
+    /// All kinds, by name. A new one needs a line here and its method; the order is part of what a seed means.
+    pub(super) const KINDS: [(&'static str, Kind<'a>); 20] = [
+        ("a host loses power", Self::host_loses_power),
+        ("a host pauses", Self::host_pauses),
+        ("an agent dies", Self::agent_dies),
+        ("a guard dies", Self::guard_dies),
+        ("an agent hangs", Self::agent_hangs),
+        ("a guard hangs", Self::guard_hangs),
+        ("a host is cut off", Self::host_is_cut_off),
+        ("a partition", Self::partition),
+        ("a path loses one way", Self::one_way_lost),
+        ("messages are lost", Self::messages_lost),
+        ("messages are late", Self::messages_late),
+        ("storage fails", Self::storage_fails),
+        ("a vm ends", Self::vm_ends),
+        ("a user switches off", Self::user_switches_off),
+        ("a clock drifts", Self::clock_drifts),
+        ("the gateway is silent", Self::gateway_silent),
+        ("starts fail", Self::starts_fail),
+        ("a host is shut down", Self::host_shuts_down),
+        ("a host reboots", Self::host_reboots),
+        ("the manager is away", Self::manager_away),
+    ];
+
+    fn heal_all_networks(&mut self, at: Nanos) {
+        let heal = Fault::NetworkHeal {
+            host: None,
+            network: None,
+        };
+        self.push(at, heal);
+    }
+
+    fn heal_networks_of(&mut self, at: Nanos, host: Option<usize>) {
+        let heal = Fault::NetworkHeal {
+            host,
+            network: None,
+        };
+        self.push(at, heal);
+    }
+
+    fn host_loses_power(&mut self, s: Stroke) {
+        self.push(s.at, Fault::HostPowerOff { host: s.host });
+        self.push(s.end, Fault::HostPowerOn { host: s.host });
+    }
+
+    fn host_pauses(&mut self, s: Stroke) {
+        self.push(s.at, Fault::HostPause { host: s.host });
+        self.push(s.end, Fault::HostResume { host: s.host });
+    }
+
+    fn agent_dies(&mut self, s: Stroke) {
+        self.push(s.at, Fault::AgentKill { host: s.host });
+        if self.rng.percent(30) {
+            let wait = self.rng.below(1500) * MS;
+            self.push(s.at + wait, Fault::GuardKill { host: s.host });
+        }
+    }
+
+    fn guard_dies(&mut self, s: Stroke) {
+        self.push(s.at, Fault::GuardKill { host: s.host });
+    }
+
+    fn agent_hangs(&mut self, s: Stroke) {
+        self.push(s.at, Fault::AgentHang { host: s.host });
+        self.push(s.end, Fault::AgentResume { host: s.host });
+    }
+
+    fn guard_hangs(&mut self, s: Stroke) {
+        self.push(s.at, Fault::GuardHang { host: s.host });
+        self.push(s.end, Fault::GuardResume { host: s.host });
+    }
+
+    fn host_is_cut_off(&mut self, s: Stroke) {
+        if self.rng.percent(25) {
+            let (host, network) = (s.host, Some(small(self.rng.below(self.networks as u64))));
+            self.push(s.at, Fault::NetworkCut { host, network });
+            let host = Some(host);
+            self.push(s.end, Fault::NetworkHeal { host, network });
+        } else {
+            self.cut(s.at, s.end, s.host);
+        }
+    }
+
+    fn partition(&mut self, s: Stroke) {
+        let cut = small(self.rng.between(1, self.hosts.max(2) as u64 - 1));
+        let groups = vec![(0..cut).collect(), (cut..self.hosts).collect()];
+        self.push(s.at, Fault::NetworkPartition { groups });
+        self.heal_all_networks(s.end);
+    }
+
+    fn one_way_lost(&mut self, s: Stroke) {
+        let (from, to) = (s.host, s.other);
+        self.push(s.at, Fault::NetworkDrop { from, to });
+        self.heal_networks_of(s.end, Some(s.host));
+    }
+
+    /// One host, or now and then everybody.
+    fn sufferer(&mut self, host: usize) -> Option<usize> {
+        self.rng.percent(80).then_some(host)
+    }
+
+    fn messages_lost(&mut self, s: Stroke) {
+        let (percent, host) = (self.rng.between(5, 90), self.sufferer(s.host));
+        self.push(s.at, Fault::NetworkLoss { percent, host });
+        self.heal_networks_of(s.end, host);
+    }
+
+    fn messages_late(&mut self, s: Stroke) {
+        let (time, host) = (self.rng.between(5, 4000) * MS, self.sufferer(s.host));
+        self.push(s.at, Fault::NetworkDelay { time, host });
+        self.heal_networks_of(s.end, host);
+    }
+
+    fn storage_fails(&mut self, s: Stroke) {
+        let datastore = self.disk();
+        let host = self.rng.percent(75).then_some(s.host);
+        let fault = match self.rng.below(8) {
+            0 => StorageFault::Pdl,
+            1 => StorageFault::Slow(self.rng.between(10, 4000) * MS),
+            2 => StorageFault::ReadOnly,
+            3 => StorageFault::Full,
+            _ => StorageFault::Apd,
+        };
+        self.push(
+            s.at,
+            Fault::Datastore {
+                fault,
+                datastore,
+                host,
+            },
+        );
+        let datastore = Some(datastore);
+        self.push(s.end, Fault::DatastoreHeal { datastore, host });
+    }
+
+    fn vm_ends(&mut self, s: Stroke) {
+        if self.vms == 0 {
+            return;
+        }
+        let vm = self.vm();
+        if self.rng.percent(70) {
+            self.push(s.at, Fault::VmCrash { vm });
+        } else {
+            self.push(s.at, Fault::GuestShutdown { vm });
+        }
+        self.push(s.end, Fault::VmPowerOn { vm, host: None });
+    }
+
+    fn user_switches_off(&mut self, s: Stroke) {
+        if self.vms == 0 {
+            return;
+        }
+        let vm = self.vm();
+        self.push(s.at, Fault::VmPowerOff { vm });
+        if self.rng.percent(70) {
+            let host = self.rng.percent(30).then_some(s.host);
+            self.push(s.end, Fault::VmPowerOn { vm, host });
+        }
+    }
+
+    /// Within the bound that the settings promise.
+    fn clock_drifts(&mut self, s: Stroke) {
+        let bound = u64::from(self.settings.timing.clock_drift_ppm);
+        let (host, ppm) = (s.host, drift(&mut self.rng, bound));
+        self.push(s.at, Fault::ClockDrift { host, ppm });
+    }
+
+    /// Alone, or with a host that is cut off, which then has nobody to ask.
+    fn gateway_silent(&mut self, s: Stroke) {
+        self.push(s.at, Fault::GatewayDown);
+        self.push(s.end, Fault::GatewayUp);
+        if self.rng.percent(40) {
+            self.cut(s.at, s.end, s.host);
+        }
+    }
+
+    fn starts_fail(&mut self, s: Stroke) {
+        if self.vms == 0 {
+            return;
+        }
+        let (vm, times) = (self.vm(), self.rng.between(1, 20));
+        let (host, broken) = if self.rng.percent(30) {
+            (Some(s.host), None)
+        } else {
+            (None, Some(vm))
+        };
+        let fault = Fault::StartFail {
+            host,
+            vm: broken,
+            times,
+        };
+        self.push(s.at, fault);
+        self.push(s.at + SECOND, Fault::VmCrash { vm });
+    }
+
+    fn host_shuts_down(&mut self, s: Stroke) {
+        self.push(s.at, Fault::HostShutdown { host: s.host });
+        let on = s.end.max(s.at + SHUT_DOWN);
+        self.push(on, Fault::HostPowerOn { host: s.host });
+    }
+
+    fn host_reboots(&mut self, s: Stroke) {
+        self.push(s.at, Fault::HostReboot { host: s.host });
+    }
+
+    /// A failover never needs it.
+    fn manager_away(&mut self, s: Stroke) {
+        self.push(s.at, Fault::ManagerDown);
+        self.push(s.end, Fault::ManagerUp);
+    }
+}
