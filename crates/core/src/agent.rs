@@ -82,6 +82,11 @@ pub enum CommandError {
     /// This host does not mount its datastore.
     #[error("this host does not mount the datastore of \"{0}\"; power it on on a host that does")]
     NoDatastore(VmId),
+    /// The host takes no VMs at the moment.
+    #[error(
+        "this host is in maintenance or being shut down; power \"{0}\" on on another host, or let this one leave maintenance"
+    )]
+    Resting(VmId),
     /// The changes do not fit; the text says why.
     #[error("{0}")]
     Config(String),

@@ -17,8 +17,8 @@ use crate::scenario::{
 };
 use drawing::Drawing;
 use mainstay_core::config::{
-    ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, IsolationResponse, Profile,
-    RestartPriority, Settings, VmSpec,
+    Change, ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, IsolationResponse,
+    Profile, RestartPriority, Settings, VmSpec,
 };
 use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_core::rng::Rng;
@@ -424,6 +424,31 @@ fn weather(rng: &mut Rng, settings: &Settings, until: Nanos) -> Weather {
 /// Everything is well again from `until` on.
 fn heal(events: &mut Vec<Planned>, until: Nanos, hosts: usize) {
     events.retain(|e| e.at < until);
+    // Whoever entered maintenance leaves it.
+    let entered: Vec<Vec<Change>> = events
+        .iter()
+        .filter_map(|e| match &e.fault {
+            Fault::Config {
+                name: "maintenance.enter",
+                changes,
+                ..
+            } => Some(changes.clone()),
+            _ => None,
+        })
+        .collect();
+    for (wait, changes) in (0..).zip(entered) {
+        let off = |change| match change {
+            Change::Maintenance { host, .. } => Change::Maintenance { host, on: false },
+            other => other,
+        };
+        let fault = Fault::Config {
+            name: "maintenance.exit",
+            changes: changes.into_iter().map(off).collect(),
+            host: None,
+        };
+        let at = until + SECOND + wait * MS;
+        events.push(Planned { at, fault });
+    }
     let mut add = |wait: u64, fault| {
         events.push(Planned {
             at: until + wait * MS,

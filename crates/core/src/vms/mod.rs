@@ -244,6 +244,10 @@ impl Agent {
         if !self.stores.contains_key(&spec.datastore) {
             return Err(CommandError::NoDatastore(id.clone()));
         }
+        let resting = self.own_spec().is_none_or(|s| s.maintenance);
+        if (resting || self.leaving.is_some()) && !self.vms.contains_key(id) {
+            return Err(CommandError::Resting(id.clone()));
+        }
         self.durable_dirty |= self.durable.wanted_off.remove(id);
         let reuse = planted!(self, GenerationReused);
         if let Some(vm) = self.vms.get_mut(id) {

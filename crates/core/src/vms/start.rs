@@ -34,8 +34,15 @@ impl Agent {
             }
             return;
         }
-        if self.leaving.is_some() {
-            let why = String::from("this host is being shut down");
+        let resting = self.own_spec().is_none_or(|s| s.maintenance);
+        if self.leaving.is_some() || resting {
+            let why = String::from(if resting {
+                "this host is in maintenance"
+            } else {
+                "this host is being shut down"
+            });
+            // Whoever ordered it may not know yet.
+            self.tell_version(from);
             self.answer(from, &order, StartOutcome::NotReady(why));
             return;
         }

@@ -4,6 +4,8 @@ use super::drawing::Drawing;
 use super::{drift, small};
 use crate::clock::{MS, Nanos, SECOND};
 use crate::scenario::{Fault, StorageFault};
+use mainstay_core::config::Change;
+use mainstay_core::id::HostId;
 
 /// When a fault comes and goes, and whom it meets.
 #[derive(Clone, Copy)]
@@ -22,7 +24,7 @@ const SHUT_DOWN: Nanos = 5 * SECOND;
 
 impl<'a> Drawing<'a> {
     /// All kinds, by name. A new one needs a line here and its method; the order is part of what a seed means.
-    pub(super) const KINDS: [(&'static str, Kind<'a>); 20] = [
+    pub(super) const KINDS: [(&'static str, Kind<'a>); 24] = [
         ("a host loses power", Self::host_loses_power),
         ("a host pauses", Self::host_pauses),
         ("an agent dies", Self::agent_dies),
@@ -43,6 +45,13 @@ impl<'a> Drawing<'a> {
         ("a host is shut down", Self::host_shuts_down),
         ("a host reboots", Self::host_reboots),
         ("the manager is away", Self::manager_away),
+        (
+            "an agent is restarted on purpose",
+            Self::restarted_on_purpose,
+        ),
+        ("a host rests", Self::host_rests),
+        ("a setting changes", Self::setting_changes),
+        ("a vm is deleted", Self::vm_deleted),
     ];
 
     fn heal_all_networks(&mut self, at: Nanos) {
@@ -224,6 +233,75 @@ impl<'a> Drawing<'a> {
 
     fn host_reboots(&mut self, s: Stroke) {
         self.push(s.at, Fault::HostReboot { host: s.host });
+    }
+
+    fn restarted_on_purpose(&mut self, s: Stroke) {
+        let time = self.rng.between(1, 45) * SECOND;
+        self.push(s.at, Fault::AgentRestart { host: s.host, time });
+    }
+
+    fn maintenance(&mut self, at: Nanos, host: usize, on: bool) {
+        let Ok(id) = HostId::new(&format!("host-{}", host + 1)) else {
+            return;
+        };
+        let name = if on {
+            "maintenance.enter"
+        } else {
+            "maintenance.exit"
+        };
+        let changes = vec![Change::Maintenance { host: id, on }];
+        let fault = Fault::Config {
+            name,
+            changes,
+            host: None,
+        };
+        self.push(at, fault);
+    }
+
+    fn host_rests(&mut self, s: Stroke) {
+        self.maintenance(s.at, s.host, true);
+        self.maintenance(s.end, s.host, false);
+    }
+
+    /// Settings that no invariant is judged by.
+    fn setting_changes(&mut self, s: Stroke) {
+        const SETTINGS: [(&str, &str); 9] = [
+            ("isolation_response", "leave_powered_on"),
+            ("isolation_response", "power_off"),
+            ("isolation_response", "shut_down"),
+            ("host_shutdown", "wait"),
+            ("host_shutdown", "restart_elsewhere"),
+            ("isolation_policy_delay", "2s"),
+            ("concurrent_restarts_per_host", "2"),
+            ("heartbeat_datastores_per_host", "1"),
+            ("heartbeat_datastore_policy", "automatic"),
+        ];
+        let drawn = small(self.rng.below(SETTINGS.len() as u64));
+        let Some((key, value)) = SETTINGS.get(drawn) else {
+            return;
+        };
+        let changes = vec![Change::Set {
+            key: (*key).into(),
+            value: (*value).into(),
+        }];
+        let fault = Fault::Config {
+            name: "config.set",
+            changes,
+            host: self.rng.percent(50).then_some(s.host),
+        };
+        self.push(s.at, fault);
+    }
+
+    /// Switched off first; deleting what runs is refused.
+    fn vm_deleted(&mut self, s: Stroke) {
+        if self.vms == 0 {
+            return;
+        }
+        let vm = self.vm();
+        if self.rng.percent(80) {
+            self.push(s.at, Fault::VmPowerOff { vm });
+        }
+        self.push(s.end, Fault::VmDelete { vm });
     }
 
     /// A failover never needs it.

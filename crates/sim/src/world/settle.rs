@@ -325,6 +325,7 @@ impl World<'_> {
             let room = || {
                 (0..self.hosts.len()).any(|h| {
                     self.hosts[h].agent_listens()
+                        && self.hosts[h].resting_since.is_none()
                         && self.hosts[h].guard_works()
                         && self.hosts[h].mounts.get(v.disk).copied().unwrap_or(false)
                         && self.disks[v.disk].faults(h) == Default::default()
