@@ -181,3 +181,47 @@ fn a_restart_is_explained() {
     assert!(text.contains("vm-1 is running on"), "{text}");
     assert!(text.contains("It is protected"), "{text}");
 }
+
+#[test]
+fn a_cluster_at_rest_reports_nothing_whole_and_no_vm_again() {
+    let mut c = settled(Profile::Balanced, 3, 12);
+    (c.whole_reports, c.changed_vms) = (0, 0);
+    c.run_for(Duration::from_secs(120));
+    assert_eq!((c.whole_reports, c.changed_vms), (0, 0));
+}
+
+#[test]
+fn a_lost_report_is_noticed_with_the_next_and_the_whole_is_asked_for() {
+    let mut c = settled(Profile::Balanced, 3, 1);
+    let from = c.now;
+    c.whole_reports = 0;
+    c.command(2, Command::PowerOff(vm(1)));
+    c.run_for(Duration::from_secs(10));
+    // What says that it starts, and what says that it runs; the next comes with the heartbeats.
+    c.losing_changes = 2;
+    c.command(2, Command::PowerOn(vm(1)));
+    c.run_for(Duration::from_secs(15));
+    assert_eq!((c.losing_changes, c.whole_reports), (0, 1));
+    let status = c.status(3);
+    let known = status.vms.iter().find(|v| v.vm == vm(1)).expect("known");
+    assert_eq!(known.host, Some(host(2)));
+    assert!(known.protected, "{known:?}");
+    let asked = |e: &EventKind| matches!(e, EventKind::RestartRequested { .. });
+    assert_eq!(c.count(from, asked), 0);
+}
+
+#[test]
+fn a_secondary_knows_which_of_its_vms_are_protected() {
+    let mut c = settled(Profile::Balanced, 3, 4);
+    c.power_off(3);
+    c.run_for(Duration::from_secs(60));
+    for n in [1, 2] {
+        let status = c.status(n);
+        let here = |v: &&mainstay_core::status::VmStatus| v.host == Some(host(n));
+        assert!(status.vms.iter().filter(here).count() > 0);
+        assert!(
+            status.vms.iter().filter(here).all(|v| v.protected),
+            "{status:#?}"
+        );
+    }
+}

@@ -9,7 +9,7 @@ use mainstay_core::io::{
     PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue,
 };
 use mainstay_core::time::{Duration, Instant};
-use mainstay_core::wire::{PAGE_BYTES, RecordKey};
+use mainstay_core::wire::{Message, PAGE_BYTES, RecordKey};
 use mainstay_core::{Agent, Command, Identity, provision};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,6 +28,11 @@ pub(crate) struct Cluster {
     pub(crate) running: BTreeMap<VmId, HostId>,
     /// Hosts on which the next starts fail, and how often.
     pub(crate) failing_starts: u32,
+    /// Reports of VMs that changed, from now on, that are lost.
+    pub(crate) losing_changes: u32,
+    /// Reports that came: whole ones, and the VMs in those of changes.
+    pub(crate) whole_reports: usize,
+    pub(crate) changed_vms: usize,
     /// Bytes of each write of a protected or powered-on list.
     pub(crate) list_writes: Vec<usize>,
     pub(crate) events: Vec<(Instant, HostId, EventKind)>,
@@ -103,6 +108,9 @@ impl Cluster {
             disks,
             running: BTreeMap::new(),
             failing_starts: 0,
+            losing_changes: 0,
+            whole_reports: 0,
+            changed_vms: 0,
             list_writes: Vec::new(),
             events: Vec::new(),
             proposed: Vec::new(),
@@ -222,13 +230,7 @@ impl Cluster {
     fn drain(&mut self, of: &HostId) {
         while let Some(output) = self.agents.get_mut(of).and_then(Agent::poll_output) {
             match output {
-                Output::Send { to, message, .. } => self.push(
-                    &to,
-                    Input::Message {
-                        from: of.clone(),
-                        message,
-                    },
-                ),
+                Output::Send { to, message, .. } => self.deliver(of, &to, message),
                 Output::Ping(op, target) => {
                     let answered = match target {
                         PingTarget::Host(host) => self.agents.contains_key(&host),
@@ -253,6 +255,20 @@ impl Cluster {
                 Output::Event(Event { at, kind, .. }) => self.events.push((at, of.clone(), kind)),
             }
         }
+    }
+
+    fn deliver(&mut self, of: &HostId, to: &HostId, message: Message) {
+        match &message {
+            Message::Changes(changes) if self.losing_changes > 0 && !changes.vms.is_empty() => {
+                self.losing_changes -= 1;
+                return;
+            }
+            Message::Changes(changes) => self.changed_vms += changes.vms.len(),
+            Message::Report(_) => self.whole_reports += 1,
+            _ => {}
+        }
+        let from = of.clone();
+        self.push(to, Input::Message { from, message });
     }
 
     fn perform(&mut self, of: &HostId, op: OpId, on: &DatastoreId, request: StorageRequest) {
