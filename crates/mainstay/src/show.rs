@@ -5,7 +5,7 @@ use crate::control::Target;
 use crate::fail::{Context, Failure, Result};
 use crate::ui::{self, Cell, Table, Tone};
 use mainstay_agent::control::EventLine;
-use mainstay_core::config::nearest;
+use mainstay_core::config::{IsolationResponse, nearest};
 use mainstay_core::event::{EventKind, HostState};
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::status::{DatastoreStatus, Explanation, HostStatus, Status, VmStatus};
@@ -290,8 +290,36 @@ pub(crate) fn event_text(kind: &EventKind) -> (String, Tone) {
         }
         EventKind::PrimaryElected { host } => (format!("{host} is the primary"), Tone::Good),
         EventKind::PrimaryAbdicated { host, .. } => {
-            (format!("{host} gives way to a better primary"), Tone::Warn)
+            (format!("{host} is the primary no more"), Tone::Warn)
         }
+        EventKind::IsolationDeclared { host } => {
+            (format!("{host} is isolated: it hears nobody"), Tone::Bad)
+        }
+        EventKind::IsolationEnded { host } => (format!("{host} is isolated no more"), Tone::Good),
+        EventKind::HostVouched {
+            host,
+            owner,
+            datastore,
+        } => (
+            format!("{owner} vouches for {host}, whose heartbeat on {datastore} is late"),
+            Tone::Warn,
+        ),
+        EventKind::BeaconsChanged { host, datastores } => (
+            format!("the heartbeat of {host} is on {datastores} now"),
+            Tone::Plain,
+        ),
+        EventKind::ConfigChanged { host, version } => (
+            format!("{host} has version {version} of the configuration"),
+            Tone::Plain,
+        ),
+        EventKind::HostLeaving { host } => (
+            format!("{host} is being shut down by its admin"),
+            Tone::Warn,
+        ),
+        EventKind::RestartPlanned { host } => (
+            format!("the agent of {host} will be restarted on purpose"),
+            Tone::Warn,
+        ),
         EventKind::DatastoreOwned { host, datastore } => {
             (format!("{host} owns {datastore}"), Tone::Plain)
         }
@@ -390,6 +418,21 @@ fn vm_event_text(kind: &EventKind) -> (String, Tone) {
         EventKind::VmThawed { vm, host, reason } => {
             (format!("{vm} runs again on {host}: {reason}"), Tone::Good)
         }
+        EventKind::IsolationResponse { host, vm, action } => {
+            let what = match action {
+                IsolationResponse::ShutDown => "asks the guest of",
+                _ => "switches",
+            };
+            let end = match action {
+                IsolationResponse::ShutDown => "to shut down",
+                _ => "off",
+            };
+            (format!("isolated {host} {what} {vm} {end}"), Tone::Bad)
+        }
+        EventKind::IsolationSkipped { host, vm, reason } => (
+            format!("isolated {host} leaves {vm} alone: {reason}"),
+            Tone::Plain,
+        ),
         EventKind::ConfigIssue { issue, host, .. } => (format!("{host}: {issue}"), Tone::Warn),
         other => (format!("{other:?}"), Tone::Plain),
     }

@@ -21,6 +21,8 @@ pub(super) type Kind<'a> = fn(&mut Drawing<'a>, Stroke);
 
 /// An operating system has shut down by then.
 const SHUT_DOWN: Nanos = 5 * SECOND;
+/// Also one whose agent does not hear of it.
+const SLOW_SHUT_DOWN: Nanos = 100 * SECOND;
 
 impl<'a> Drawing<'a> {
     /// All kinds, by name. A new one needs a line here and its method; the order is part of what a seed means.
@@ -226,12 +228,18 @@ impl<'a> Drawing<'a> {
     }
 
     fn host_shuts_down(&mut self, s: Stroke) {
+        if s.at + SLOW_SHUT_DOWN > self.until {
+            return;
+        }
         self.push(s.at, Fault::HostShutdown { host: s.host });
         let on = s.end.max(s.at + SHUT_DOWN);
         self.push(on, Fault::HostPowerOn { host: s.host });
     }
 
     fn host_reboots(&mut self, s: Stroke) {
+        if s.at + SLOW_SHUT_DOWN > self.until {
+            return;
+        }
         self.push(s.at, Fault::HostReboot { host: s.host });
     }
 
