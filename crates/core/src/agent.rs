@@ -15,6 +15,7 @@ use crate::membership::Membership;
 use crate::ownership::Own;
 use crate::restart::Restart;
 use crate::rng::Rng;
+use crate::session::{Handed, Session};
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::time::{Duration, Instant};
@@ -193,6 +194,9 @@ pub struct Agent {
     pub(crate) alone_since: Option<Instant>,
     pub(crate) isolation: Isolation,
     pub(crate) membership: Membership,
+    pub(crate) sessions: BTreeMap<HostId, Session>,
+    /// Stream messages that rooms were given, if somebody keeps note.
+    pub(crate) handed: Option<Vec<Handed>>,
     /// A restart is being prepared; called off at that time.
     pub(crate) planned: Option<Instant>,
     /// The host is being shut down since then.
@@ -263,6 +267,8 @@ impl Agent {
             alone_since: Some(now),
             isolation: Isolation::new(now),
             membership: Membership::default(),
+            sessions: BTreeMap::new(),
+            handed: None,
             planned: None,
             leaving: None,
             asked: BTreeMap::new(),
@@ -293,6 +299,8 @@ impl Agent {
         match input {
             Input::Timeout => {}
             Input::Message { from, message } => self.on_message(&from, message),
+            Input::Stream { from, envelope } => self.on_stream(&from, envelope),
+            Input::StreamRenewed { to } => self.on_stream_renewed(&to),
             Input::Pinged(op, outcome) => match self.pending.remove(&op) {
                 Some(Pending::Ping { target, issued }) => self.on_ping(target, issued, outcome),
                 _ => self.ignore("stale ping"),
@@ -339,6 +347,7 @@ impl Agent {
                 .note_gap(now, self.config.settings.timing.network_heartbeat);
             let silent_at = now + self.timing().network_heartbeat + self.timing().election_start;
             self.role.listens_from(silent_at);
+            self.sessions_listen_from(now);
         }
     }
 
@@ -372,6 +381,7 @@ impl Agent {
     fn beat(&mut self) {
         self.beats += 1;
         self.send_heartbeats();
+        self.run_sessions();
         self.ping_silent();
         self.ping_isolation_addresses();
         self.run_rearm();
@@ -548,11 +558,13 @@ impl Agent {
     }
 
     pub(crate) fn send(&mut self, to: &HostId, channel: Channel, message: Message) {
-        self.out.push_back(Output::Send {
-            to: to.clone(),
-            channel,
-            message,
-        });
+        match channel {
+            Channel::Datagram => self.out.push_back(Output::Datagram {
+                to: to.clone(),
+                message,
+            }),
+            Channel::Stream => self.send_once(to, message),
+        }
     }
 
     pub(crate) fn emit(&mut self, kind: EventKind, why: String) {
@@ -589,7 +601,13 @@ impl Agent {
     }
 
     pub(crate) fn ignore(&mut self, what: &'static str) {
-        *self.ignored.entry(what).or_default() += 1;
+        self.ignore_all(what, 1);
+    }
+
+    pub(crate) fn ignore_all(&mut self, what: &'static str, count: usize) {
+        if count > 0 {
+            *self.ignored.entry(what).or_default() += u64::try_from(count).unwrap_or(u64::MAX);
+        }
     }
 
     fn persist(&mut self) {
@@ -640,7 +658,7 @@ impl Agent {
         }
     }
 
-    fn on_message(&mut self, from: &HostId, message: Message) {
+    pub(crate) fn on_message(&mut self, from: &HostId, message: Message) {
         if *from == self.me.host {
             self.issue(IssueCause::SameHostId, format!(
                 "a message came from another agent that calls itself {from} as well; give each host an id of its own"
@@ -685,6 +703,13 @@ impl Agent {
                 nonce,
                 generation,
             } => self.on_vouch(from, &datastore, nonce, generation),
+            Message::Acknowledge {
+                instance,
+                of,
+                epoch,
+                up_to,
+                again,
+            } => self.on_acknowledge(from, instance, of, (epoch, up_to), again),
         }
     }
 

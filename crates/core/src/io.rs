@@ -8,7 +8,7 @@ use crate::config::{ClusterConfig, VmSpec};
 use crate::event::{Event, StopReason};
 use crate::id::{DatastoreId, Generation, HostId, OpId, VmId};
 use crate::time::Instant;
-use crate::wire::{Message, PageWrite, RecordKey};
+use crate::wire::{Envelope, Message, PageWrite, RecordKey};
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 pub enum Channel {
     /// UDP: may be lost, doubled, reordered.
     Datagram,
-    /// TCP between primary and secondary: in order while the connection stands.
+    /// TCP: each message once and in order while both agents live and reach each other.
     Stream,
 }
 
@@ -269,12 +269,25 @@ pub enum FoundState {
 pub enum Input {
     /// The time of [`crate::Agent::poll_timeout`] came. Spurious ones do nothing.
     Timeout,
-    /// A message came; its sender is authenticated.
+    /// A datagram came; its sender is authenticated.
     Message {
         /// The sender.
         from: HostId,
         /// The message.
         message: Message,
+    },
+    /// A message came on a stream; its sender is authenticated. It may have come before.
+    Stream {
+        /// The sender.
+        from: HostId,
+        /// The message.
+        envelope: Envelope,
+    },
+    /// The stream to a host was connected anew: what was sent on the old connection may be lost. To be
+    /// said once the new one carries messages; it only makes repetitions come sooner.
+    StreamRenewed {
+        /// The other end.
+        to: HostId,
     },
     /// A ping ended.
     Pinged(OpId, PingOutcome),
@@ -305,14 +318,20 @@ pub enum Input {
 /// Something to do, in this order.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Output {
-    /// Send a message.
-    Send {
+    /// Send a message by datagram, over every network that leads to the receiver.
+    Datagram {
         /// The receiver.
         to: HostId,
-        /// How.
-        channel: Channel,
         /// The message.
         message: Message,
+    },
+    /// Send a message on the stream to that host, over any one network. It may be lost with a connection,
+    /// and must not overtake another.
+    Stream {
+        /// The receiver.
+        to: HostId,
+        /// The message.
+        envelope: Envelope,
     },
     /// Ping.
     Ping(OpId, PingTarget),

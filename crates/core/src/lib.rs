@@ -40,6 +40,7 @@ pub mod planted;
 pub mod provision;
 mod restart;
 pub mod rng;
+mod session;
 pub mod status;
 mod store;
 mod tasks;
@@ -50,3 +51,4 @@ mod watched;
 pub mod wire;
 
 pub use agent::{Agent, Command, CommandError, Identity};
+pub use session::Handed;

@@ -47,6 +47,8 @@ pub enum Bug {
     VouchThaws,
     /// A new owner breaks locks without waiting for what its predecessor may have answered (H6).
     NewOwnerHurries,
+    /// A stream message that comes again is handed on again.
+    StreamDoubled,
 }
 
 impl Bug {
@@ -73,5 +75,6 @@ impl Bug {
         Self::VouchFromAnswer,
         Self::VouchThaws,
         Self::NewOwnerHurries,
+        Self::StreamDoubled,
     ];
 }

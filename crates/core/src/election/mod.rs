@@ -260,6 +260,9 @@ impl Agent {
         primary: Option<HostId>,
         instance: InstanceId,
     ) {
+        if !self.meet(from, instance) {
+            return;
+        }
         self.note_heard(from);
         self.note_instance(from, instance);
         match role {

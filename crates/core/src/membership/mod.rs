@@ -310,6 +310,8 @@ impl Agent {
         }
         let others: Vec<HostId> = self.config.hosts.keys().cloned().collect();
         self.peers.retain(|h, _| self.config.hosts.contains_key(h));
+        self.sessions
+            .retain(|h, _| self.config.hosts.contains_key(h));
         for host in others {
             if host != self.me.host {
                 self.peers.entry(host).or_insert_with(|| Peer::new(now));

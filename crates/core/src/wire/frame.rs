@@ -34,6 +34,8 @@ pub enum FrameKind {
     Marker = 6,
     /// The cluster's configuration.
     Config = 7,
+    /// A message on the stream between two agents.
+    Envelope = 8,
 }
 
 /// Who wrote a record, and which of its writes it is.

@@ -215,6 +215,19 @@ pub enum Message {
     },
     /// The cluster's configuration.
     Config(Box<ClusterConfig>),
+    /// What has arrived on the stream, and which start of its agent the sender is; by datagram.
+    Acknowledge {
+        /// The sender's agent start.
+        instance: InstanceId,
+        /// The receiver's agent start as the sender knows it.
+        of: Option<InstanceId>,
+        /// The session of that start.
+        epoch: u64,
+        /// All numbers up to this one have arrived in it.
+        up_to: u64,
+        /// A later one has arrived: what is between them is to be sent again.
+        again: bool,
+    },
 }
 
 impl Message {

@@ -1,11 +1,13 @@
 //! Versioned codecs: records on datastores, messages between agents. Decoders are total: any bytes
 //! give a value or an error, never a panic.
 
+mod envelope;
 mod frame;
 mod message;
 mod record;
 mod table;
 
+pub use envelope::{Envelope, SessionId};
 pub use frame::{DecodeError, FORMAT_VERSION, FrameKind, RECORD_MAX_BYTES, Stamp, decode, encode};
 pub use message::{
     HostReport, Message, Rank, ReportChanges, RoleTag, StartOrder, StartOutcome, StartResult,

@@ -9,7 +9,7 @@ use mainstay_core::io::{
     PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue,
 };
 use mainstay_core::time::{Duration, Instant};
-use mainstay_core::wire::{Message, PAGE_BYTES, RecordKey};
+use mainstay_core::wire::{Envelope, Message, PAGE_BYTES, RecordKey};
 use mainstay_core::{Agent, Command, Identity, provision};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -230,7 +230,11 @@ impl Cluster {
     fn drain(&mut self, of: &HostId) {
         while let Some(output) = self.agents.get_mut(of).and_then(Agent::poll_output) {
             match output {
-                Output::Send { to, message, .. } => self.deliver(of, &to, message),
+                Output::Datagram { to, message } => {
+                    let from = of.clone();
+                    self.push(&to, Input::Message { from, message });
+                }
+                Output::Stream { to, envelope } => self.deliver(of, &to, envelope),
                 Output::Ping(op, target) => {
                     let answered = match target {
                         PingTarget::Host(host) => self.agents.contains_key(&host),
@@ -257,8 +261,8 @@ impl Cluster {
         }
     }
 
-    fn deliver(&mut self, of: &HostId, to: &HostId, message: Message) {
-        match &message {
+    fn deliver(&mut self, of: &HostId, to: &HostId, envelope: Envelope) {
+        match &envelope.message {
             Message::Changes(changes) if self.losing_changes > 0 && !changes.vms.is_empty() => {
                 self.losing_changes -= 1;
                 return;
@@ -268,7 +272,7 @@ impl Cluster {
             _ => {}
         }
         let from = of.clone();
-        self.push(to, Input::Message { from, message });
+        self.push(to, Input::Stream { from, envelope });
     }
 
     fn perform(&mut self, of: &HostId, op: OpId, on: &DatastoreId, request: StorageRequest) {

@@ -1,0 +1,141 @@
+//! What is sent to one peer: numbered, kept until it is acknowledged.
+
+use crate::time::{Duration, Instant};
+use crate::wire::Message;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+/// Messages on the wire that are not acknowledged yet. Far more than a peer is asked for at a time
+/// (`concurrent_restarts_per_host`), so that in practice nothing waits for room.
+const IN_FLIGHT: usize = 256;
+/// Messages behind them. When there is no room, the oldest of them goes.
+const WAITING: usize = 256;
+/// The time before a repetition doubles up to so often while nothing is acknowledged.
+const DOUBLINGS: u32 = 3;
+
+#[derive(Debug)]
+struct InFlight {
+    number: u64,
+    sent: Instant,
+    message: Message,
+}
+
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    epoch: u64,
+    next: u64,
+    in_flight: VecDeque<InFlight>,
+    waiting: VecDeque<Message>,
+    repetitions: u32,
+}
+
+/// A newer message of the same kind says all that this one says.
+fn is_whole(message: &Message) -> bool {
+    matches!(
+        message,
+        Message::Report(_)
+            | Message::Protected { .. }
+            | Message::ConfigVersion { .. }
+            | Message::Config(_)
+    )
+}
+
+impl Outgoing {
+    pub(super) fn new() -> Self {
+        Self {
+            epoch: 1,
+            next: 1,
+            in_flight: VecDeque::new(),
+            waiting: VecDeque::new(),
+            repetitions: 0,
+        }
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Nothing waits, and all has been acknowledged.
+    pub(super) fn is_idle(&self) -> bool {
+        self.in_flight.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Takes a message; true when another one was dropped for it. One that waits, and that this one makes
+    /// worthless, is dropped silently.
+    pub(super) fn queue(&mut self, message: Message) -> bool {
+        if is_whole(&message) {
+            let kind = core::mem::discriminant(&message);
+            self.waiting.retain(|m| core::mem::discriminant(m) != kind);
+        }
+        let full = self.waiting.len() >= WAITING;
+        if full {
+            self.waiting.pop_front();
+        }
+        self.waiting.push_back(message);
+        full
+    }
+
+    /// Numbers what there is room for, to be sent now.
+    pub(super) fn take_waiting(&mut self, now: Instant) -> Vec<(u64, Message)> {
+        let mut due = Vec::new();
+        while self.in_flight.len() < IN_FLIGHT {
+            let Some(message) = self.waiting.pop_front() else {
+                break;
+            };
+            let number = self.next;
+            self.next += 1;
+            due.push((number, message.clone()));
+            self.in_flight.push_back(InFlight {
+                number,
+                sent: now,
+                message,
+            });
+        }
+        due
+    }
+
+    /// All numbers up to this one have arrived. A number that was never sent says nothing.
+    pub(super) fn acknowledged(&mut self, up_to: u64) {
+        if up_to >= self.next {
+            return;
+        }
+        while self.in_flight.front().is_some_and(|m| m.number <= up_to) {
+            self.in_flight.pop_front();
+            self.repetitions = 0;
+        }
+    }
+
+    /// The oldest message in flight was sent so long ago, or longer.
+    pub(super) fn overdue(&self, now: Instant, time: Duration) -> bool {
+        let oldest = self.in_flight.front();
+        oldest.is_some_and(|m| now.since(m.sent) >= time)
+    }
+
+    /// It is time to send again what is in flight: later each time.
+    pub(super) fn is_late(&self, now: Instant, patience: Duration) -> bool {
+        self.overdue(now, patience * (1 << self.repetitions.min(DOUBLINGS)))
+    }
+
+    /// All that is in flight, to be sent again now.
+    pub(super) fn again(&mut self, now: Instant) -> Vec<(u64, Message)> {
+        self.repetitions += 1;
+        self.in_flight
+            .iter_mut()
+            .map(|m| {
+                m.sent = now;
+                (m.number, m.message.clone())
+            })
+            .collect()
+    }
+
+    /// Gives the session up; the next message begins another. Tells how many messages were dropped.
+    pub(super) fn end(&mut self) -> usize {
+        let dropped = self.in_flight.len() + self.waiting.len();
+        let epoch = self.epoch + 1;
+        *self = Self {
+            epoch,
+            ..Self::new()
+        };
+        dropped
+    }
+}
