@@ -393,6 +393,7 @@ fn weather(rng: &mut Rng, settings: &Settings, until: Nanos) -> Weather {
     let mut weather = Weather {
         loss: level(10, 200),
         duplication: level(10, 100),
+        reset: level(10, 100),
         delay: level(10, 200),
         delay_ms: 0,
         stall: level(5, 60),

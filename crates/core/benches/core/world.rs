@@ -10,8 +10,9 @@ use mainstay_core::io::{
 };
 use mainstay_core::time::{Duration, Instant};
 use mainstay_core::wire::{
-    Desired, HeartbeatRecord, HostReport, LockRecord, Message, PAGE_BYTES, Rank, RecordKey,
-    ReportChanges, RoleTag, Stamp, StartOutcome, StartResult, VmReport, VmReportState,
+    Desired, Envelope, HeartbeatRecord, HostReport, LockRecord, Message, PAGE_BYTES, Rank,
+    RecordKey, ReportChanges, RoleTag, SessionId, Stamp, StartOutcome, StartResult, VmReport,
+    VmReportState,
 };
 use mainstay_core::{Agent, Identity, provision};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -51,6 +52,11 @@ struct Neighbour {
     next_beat: Instant,
     beats: u64,
     report_seq: u64,
+    /// Messages that it has sent on its stream.
+    sent: u64,
+    /// Epoch and number of the last stream message that it got, to be acknowledged.
+    got: (u64, u64),
+    owes: bool,
     /// The next report is whole.
     whole: bool,
     lost: bool,
@@ -75,10 +81,14 @@ pub(crate) struct World<'a> {
     spent: Spent,
 }
 
+/// The start of every agent.
+const INSTANCE: InstanceId = InstanceId(7);
+
 /// An input on its way; messages travel as bytes.
 #[derive(Debug)]
 enum Incoming {
     Bytes(HostId, Vec<u8>),
+    StreamBytes(HostId, Vec<u8>),
     Other(Input),
 }
 
@@ -174,6 +184,9 @@ impl<'a> World<'a> {
                     // Their reports are spread as their starts were.
                     beats: u64::try_from(n).expect("few hosts"),
                     report_seq: 0,
+                    sent: 0,
+                    got: (0, 0),
+                    owes: false,
                     whole: true,
                     lost: false,
                 };
@@ -199,7 +212,7 @@ impl<'a> World<'a> {
         let identity = Identity {
             host: me,
             boot: BootId(7),
-            instance: InstanceId(7),
+            instance: INSTANCE,
             seed: 7,
         };
         let (agent, cost) =
@@ -317,13 +330,17 @@ impl<'a> World<'a> {
             return;
         }
         self.spent.inputs += u64::try_from(due.len()).expect("few inputs");
-        let bytes = due.values().any(|i| matches!(i, Incoming::Bytes(..)));
+        let bytes = due.values().any(|i| !matches!(i, Incoming::Other(_)));
         let decode = || {
             let decoded = due.into_iter().map(|((at, _), incoming)| match incoming {
                 Incoming::Other(input) => (at, input),
                 Incoming::Bytes(from, bytes) => {
                     let (_, message) = Message::decode(CLUSTER, &bytes).expect("sound");
                     (at, Input::Message { from, message })
+                }
+                Incoming::StreamBytes(from, bytes) => {
+                    let (_, envelope) = Envelope::decode(CLUSTER, &bytes).expect("sound");
+                    (at, Input::Stream { from, envelope })
                 }
             });
             decoded.collect::<VecDeque<_>>()
@@ -384,15 +401,20 @@ impl<'a> World<'a> {
 
     /// What the driver does with messages before they leave.
     fn encode(&mut self, outputs: &[(Instant, Output)]) {
-        let is_message = |(_, o): &(Instant, Output)| matches!(o, Output::Send { .. });
+        let is_message = |(_, o): &(Instant, Output)| {
+            matches!(o, Output::Datagram { .. } | Output::Stream { .. })
+        };
         if !outputs.iter().any(is_message) {
             return;
         }
         let stamp = stamp(&self.me, 1);
         let (_, cost) = self.meter.measure(|| {
             for (_, output) in outputs {
-                if let Output::Send { message, .. } = output {
+                if let Output::Datagram { message, .. } = output {
                     std::hint::black_box(message.encode(CLUSTER, &stamp));
+                }
+                if let Output::Stream { envelope, .. } = output {
+                    std::hint::black_box(envelope.encode(CLUSTER, &stamp));
                 }
             }
         });
@@ -402,6 +424,25 @@ impl<'a> World<'a> {
     fn push(&mut self, at: Instant, incoming: Incoming) {
         self.sequence += 1;
         self.queue.insert((at, self.sequence), incoming);
+    }
+
+    fn push_on_stream(&mut self, at: Instant, from: HostId, message: Message) {
+        let Some(neighbour) = self.neighbours.get_mut(&from) else {
+            return;
+        };
+        neighbour.sent += 1;
+        let session = SessionId {
+            from: INSTANCE,
+            to: INSTANCE,
+            epoch: 1,
+        };
+        let envelope = Envelope {
+            session,
+            number: neighbour.sent,
+            message,
+        };
+        let bytes = envelope.encode(CLUSTER, &stamp(&from, 1));
+        self.push(at, Incoming::StreamBytes(from, bytes));
     }
 
     fn neighbours_speak(&mut self, end: Instant) {
@@ -419,6 +460,9 @@ impl<'a> World<'a> {
                     continue;
                 }
                 said.push((at, id.clone(), heartbeat(neighbour, leads, &primary)));
+                if std::mem::take(&mut neighbour.owes) {
+                    said.push((at, id.clone(), acknowledge(neighbour)));
+                }
                 if !leads
                     && (neighbour.report_seq == 0 || neighbour.beats.is_multiple_of(BEATS_A_REPORT))
                 {
@@ -427,8 +471,12 @@ impl<'a> World<'a> {
             }
         }
         for (at, from, message) in said {
-            let bytes = message.encode(CLUSTER, &stamp(&from, 1));
-            self.push(at, Incoming::Bytes(from, bytes));
+            if matches!(message, Message::Report(_) | Message::Changes(_)) {
+                self.push_on_stream(at, from, message);
+            } else {
+                let bytes = message.encode(CLUSTER, &stamp(&from, 1));
+                self.push(at, Incoming::Bytes(from, bytes));
+            }
         }
     }
 
@@ -457,8 +505,13 @@ impl<'a> World<'a> {
                 Output::Ping(op, PingTarget::Isolation(_)) => {
                     Input::Pinged(op, PingOutcome::Answered)
                 }
-                Output::Send { to, message, .. } => {
-                    self.on_message(at, &to, message);
+                Output::Datagram { .. } => continue,
+                Output::Stream { to, envelope } => {
+                    if let Some(neighbour) = self.neighbours.get_mut(&to).filter(|n| !n.lost) {
+                        neighbour.got = (envelope.session.epoch, envelope.number);
+                        neighbour.owes = true;
+                    }
+                    self.on_message(at, &to, envelope.message);
                     continue;
                 }
                 Output::Event(event) => {
@@ -480,8 +533,7 @@ impl<'a> World<'a> {
                 if let Some(neighbour) = self.neighbours.get_mut(to).filter(|n| !n.lost) {
                     neighbour.whole = true;
                     let message = report(neighbour, &[]);
-                    let bytes = message.encode(CLUSTER, &stamp(to, 1));
-                    self.push(at, Incoming::Bytes(to.clone(), bytes));
+                    self.push_on_stream(at, to.clone(), message);
                 }
                 return;
             }
@@ -502,8 +554,7 @@ impl<'a> World<'a> {
             outcome: StartOutcome::Started(generation),
         });
         for message in [news, result] {
-            let bytes = message.encode(CLUSTER, &stamp(to, 1));
-            self.push(at, Incoming::Bytes(to.clone(), bytes));
+            self.push_on_stream(at, to.clone(), message);
         }
     }
 
@@ -573,8 +624,19 @@ fn stamp(writer: &HostId, seq: u64) -> Stamp {
     Stamp {
         writer: writer.clone(),
         boot: BootId(7),
-        instance: InstanceId(7),
+        instance: INSTANCE,
         seq,
+    }
+}
+
+fn acknowledge(neighbour: &Neighbour) -> Message {
+    let (epoch, up_to) = neighbour.got;
+    Message::Acknowledge {
+        instance: INSTANCE,
+        of: Some(INSTANCE),
+        epoch,
+        up_to,
+        again: false,
     }
 }
 
@@ -590,7 +652,7 @@ fn heartbeat(neighbour: &Neighbour, leads: bool, primary: &HostId) -> Message {
             host: neighbour.spec.id.clone(),
         },
         primary: Some(primary.clone()),
-        instance: InstanceId(7),
+        instance: INSTANCE,
     }
 }
 

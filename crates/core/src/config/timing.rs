@@ -136,6 +136,14 @@ fn ms(d: Duration) -> f64 {
 }
 
 impl Timing {
+    /// How long a connection between two agents may stand still before it is closed and made anew, over
+    /// another network where there is one: before anybody is called silent for it, and with time for TCP
+    /// to send a segment again (its time-out is at least 200 ms on Linux).
+    #[must_use]
+    pub fn stream_limit(&self) -> Duration {
+        (2 * self.network_heartbeat).max(Duration::from_millis(400))
+    }
+
     /// The table of a profile (`design`: section "Timing profiles").
     #[must_use]
     pub fn of(profile: Profile) -> Self {

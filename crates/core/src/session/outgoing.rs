@@ -29,15 +29,16 @@ pub(super) struct Outgoing {
     repetitions: u32,
 }
 
-/// A newer message of the same kind says all that this one says.
-fn is_whole(message: &Message) -> bool {
-    matches!(
-        message,
-        Message::Report(_)
-            | Message::Protected { .. }
-            | Message::ConfigVersion { .. }
-            | Message::Config(_)
-    )
+/// The newer message says all that the older one says.
+fn replaces(newer: &Message, older: &Message) -> bool {
+    match newer {
+        Message::Report(_) => matches!(older, Message::Report(_) | Message::Changes(_)),
+        Message::ReportWanted
+        | Message::Protected { .. }
+        | Message::ConfigVersion { .. }
+        | Message::Config(_) => core::mem::discriminant(newer) == core::mem::discriminant(older),
+        _ => false,
+    }
 }
 
 impl Outgoing {
@@ -63,10 +64,7 @@ impl Outgoing {
     /// Takes a message; true when another one was dropped for it. One that waits, and that this one makes
     /// worthless, is dropped silently.
     pub(super) fn queue(&mut self, message: Message) -> bool {
-        if is_whole(&message) {
-            let kind = core::mem::discriminant(&message);
-            self.waiting.retain(|m| core::mem::discriminant(m) != kind);
-        }
+        self.waiting.retain(|older| !replaces(&message, older));
         let full = self.waiting.len() >= WAITING;
         if full {
             self.waiting.pop_front();

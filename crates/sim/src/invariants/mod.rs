@@ -12,10 +12,12 @@ mod s3_intent;
 mod s4_mandatory_rules;
 mod s5_nothing_acknowledged_lost;
 mod s6_stated_cause;
+mod s7_streams;
 
 use crate::clock::Nanos;
 use mainstay_core::event::{EventKind, StopReason};
 use mainstay_core::id::Generation;
+use mainstay_core::wire::{Envelope, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// An instance that executes instructions at this moment.
@@ -137,6 +139,19 @@ pub(crate) enum Fact<'a> {
     },
     /// An isolated host stops a VM; `helps`: another host holds the lock of its datastore's owner.
     Response { vm: usize, host: usize, helps: bool },
+    /// An agent puts a message on its stream to another.
+    StreamSent {
+        from: usize,
+        to: usize,
+        envelope: &'a Envelope,
+    },
+    /// A message that came on a stream was given to the part of the agent that it is for.
+    StreamHanded {
+        from: usize,
+        to: usize,
+        session: SessionId,
+        number: u64,
+    },
     /// An event of an agent.
     Said {
         event: &'a EventKind,
@@ -209,6 +224,7 @@ impl Judge {
             Box::<s4_mandatory_rules::MandatoryRules>::default(),
             Box::<s5_nothing_acknowledged_lost::NothingLost>::default(),
             Box::<s6_stated_cause::StatedCause>::default(),
+            Box::<s7_streams::Streams>::default(),
             Box::<l1_one_primary::OnePrimary>::default(),
             Box::<l2_restarted::Restarted>::default(),
             Box::new(l3_retries_end::RetriesEnd::new(max_restart_attempts)),

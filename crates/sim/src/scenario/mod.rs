@@ -74,6 +74,8 @@ pub struct Weather {
     pub loss: u64,
     /// Datagrams doubled, in thousandths.
     pub duplication: u64,
+    /// Streams that break and are connected anew, in thousandths of their messages.
+    pub reset: u64,
     /// Messages late, in thousandths.
     pub delay: u64,
     /// How late at most, in milliseconds.

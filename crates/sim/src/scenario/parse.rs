@@ -82,6 +82,7 @@ const RULE: &[&str] = &["kind", "mandatory", "vms", "hosts"];
 const WEATHER: &[&str] = &[
     "loss",
     "duplication",
+    "reset",
     "delay",
     "delay_ms",
     "stall",
@@ -947,6 +948,7 @@ fn weather(top: &Section<'_, '_>) -> Read<Weather> {
     Ok(Weather {
         loss: get("loss")?,
         duplication: get("duplication")?,
+        reset: get("reset")?,
         delay: get("delay")?,
         delay_ms: get("delay_ms")?,
         stall: get("stall")?,

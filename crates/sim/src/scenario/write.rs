@@ -252,6 +252,7 @@ fn weather(w: &Weather, out: &mut String) -> std::fmt::Result {
     for (key, value) in [
         ("loss", w.loss),
         ("duplication", w.duplication),
+        ("reset", w.reset),
         ("delay", w.delay),
         ("delay_ms", w.delay_ms),
         ("stall", w.stall),

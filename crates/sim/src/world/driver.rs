@@ -51,15 +51,19 @@ impl World<'_> {
         }
         let h = &mut self.hosts[host];
         let reaches = match &input {
-            Input::Message { .. } => true,
+            Input::Message { .. } | Input::Stream { .. } => true,
             Input::Pinged(op, _) => h.gateway_pings.remove(op),
             _ => false,
         };
         if reaches {
             h.reached = self.now;
         }
+        let by_stream = matches!(input, Input::Stream { .. });
         if let Some(agent) = &mut h.agent {
             agent.handle(now, input);
+        }
+        if by_stream {
+            self.streams_handed(host);
         }
         self.drain(host);
     }
@@ -87,14 +91,15 @@ impl World<'_> {
 
     fn carry_out(&mut self, host: usize, output: Output) {
         match output {
-            Output::Send {
-                to,
-                channel,
-                message,
-            } => {
+            Output::Datagram { to, message } => {
                 self.overhear(host, &message);
                 if let Some(to) = self.host_index.get(&to).copied() {
-                    self.send(host, to, channel, message);
+                    self.send_datagram(host, to, message);
+                }
+            }
+            Output::Stream { to, envelope } => {
+                if let Some(to) = self.host_index.get(&to).copied() {
+                    self.send_on_stream(host, to, envelope);
                 }
             }
             Output::Ping(op, target) => self.ping(host, op, &target),
@@ -200,6 +205,7 @@ impl World<'_> {
         let names = self.isolation_addresses(host);
         if let Some(agent) = &mut self.hosts[host].agent {
             agent.set_isolation_addresses(names);
+            agent.note_handed();
         }
         self.hosts[host].isolated = false;
         self.hosts[host].wishes.clear();
@@ -356,7 +362,7 @@ impl World<'_> {
     }
 
     /// What a host says of itself on the wire.
-    fn overhear(&mut self, host: usize, message: &Message) {
+    pub(super) fn overhear(&mut self, host: usize, message: &Message) {
         match message {
             Message::Heartbeat { role, .. } => self.hosts[host].role = Some((*role, self.now)),
             Message::Start(order) => self.owner_orders(host, order),

@@ -10,6 +10,7 @@ mod instances;
 mod judge;
 mod net;
 mod settle;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -29,10 +30,10 @@ use mainstay_core::config::ClusterConfig;
 use mainstay_core::event::EventKind;
 use mainstay_core::guard::Guard;
 use mainstay_core::id::{BootId, DatastoreId, HostId, OpId, VmId};
-use mainstay_core::io::{Channel, Durable, ExitCause, Input};
+use mainstay_core::io::{Durable, ExitCause, Input};
 use mainstay_core::rng::Rng;
-use mainstay_core::wire::{Message, RoleTag};
-use net::Network;
+use mainstay_core::wire::RoleTag;
+use net::{Network, Parcel};
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 /// How to run a scenario.
@@ -95,9 +96,12 @@ enum Happening {
     Deliver {
         from: usize,
         to: usize,
-        message: Box<Message>,
-        channel: Channel,
+        parcel: Parcel,
         run: u64,
+    },
+    StreamMoves {
+        from: usize,
+        to: usize,
     },
     Input {
         host: usize,
@@ -474,12 +478,10 @@ impl<'s> World<'s> {
             Happening::Deliver {
                 from,
                 to,
-                message,
-                channel,
+                parcel,
                 run,
-            } => {
-                self.deliver(from, to, message, channel, run);
-            }
+            } => self.deliver(from, to, parcel, run),
+            Happening::StreamMoves { from, to } => self.stream_moves(from, to),
             Happening::Input { host, run, input } => {
                 if self.hosts[host].agent_run == run {
                     self.feed(host, *input);

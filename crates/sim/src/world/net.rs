@@ -1,23 +1,26 @@
 //! Management networks: who reaches whom, how late, and what is lost.
 
+use super::stream::Connection;
 use super::{Happening, World};
 use crate::clock::{MS, Nanos, SECOND};
 use crate::scenario::Scenario;
 use mainstay_core::id::OpId;
-use mainstay_core::io::{Channel, Input, PingOutcome, PingTarget};
+use mainstay_core::io::{Input, PingOutcome, PingTarget};
 use mainstay_core::time::nanos;
-use mainstay_core::wire::{Message, Stamp};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use mainstay_core::wire::{Envelope, Message, Stamp};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A connection that stands still for longer is reset.
-const STREAM_PATIENCE: Nanos = 15 * SECOND;
+pub(super) const STREAM_PATIENCE: Nanos = 15 * SECOND;
 /// One in so many messages goes through the wire format and must come back as it was.
 const CODEC_SAMPLE: u64 = 64;
 
-#[derive(Debug, Default)]
-struct Held {
-    since: Nanos,
-    messages: VecDeque<(Box<Message>, u64)>,
+/// What travels.
+#[derive(Clone, Debug)]
+pub(super) enum Parcel {
+    Datagram(Box<Message>),
+    Stream(Arc<Envelope>),
 }
 
 /// The state of all management networks.
@@ -32,9 +35,7 @@ pub(super) struct Network {
     delay: Vec<Nanos>,
     delay_all: Nanos,
     gateway_down: bool,
-    /// When the last message of each stream arrives: streams keep their order.
-    stream: BTreeMap<(usize, usize), Nanos>,
-    held: BTreeMap<(usize, usize), Held>,
+    pub(super) streams: BTreeMap<(usize, usize), Connection>,
     latency: Vec<Vec<Nanos>>,
 }
 
@@ -72,12 +73,26 @@ impl Network {
         self.groups.as_ref()?.get(host).copied()
     }
 
+    /// A message from one host reaches the other over that network, chance aside.
+    pub(super) fn link(&self, from: usize, to: usize, network: usize) -> bool {
+        self.attached(from).any(|n| n == network)
+            && self.attached(to).any(|n| n == network)
+            && !self.dropped.contains(&(from, to))
+            && self.group(from) == self.group(to)
+    }
+
+    /// A network over which a message from one host reaches the other, chance aside.
+    pub(super) fn any_link(&self, from: usize, to: usize) -> Option<usize> {
+        if self.dropped.contains(&(from, to)) || self.group(from) != self.group(to) {
+            return None;
+        }
+        self.attached(from)
+            .find(|n| self.attached(to).any(|m| m == *n))
+    }
+
     /// A message from one host reaches the other, chance aside.
     pub(super) fn path(&self, from: usize, to: usize) -> bool {
-        let common = self
-            .attached(from)
-            .any(|n| self.attached(to).any(|m| m == n));
-        common && !self.dropped.contains(&(from, to)) && self.group(from) == self.group(to)
+        self.any_link(from, to).is_some()
     }
 
     /// The gateway of a host's `index`th network answers it.
@@ -181,22 +196,15 @@ impl Network {
 }
 
 impl World<'_> {
-    pub(super) fn send(&mut self, from: usize, to: usize, channel: Channel, message: Message) {
+    /// An agent sends a datagram to another, over every network at once.
+    pub(super) fn send_datagram(&mut self, from: usize, to: usize, message: Message) {
         let message = self.through_the_wire(from, message);
-        let run = self.hosts[to].agent_run;
-        if !self.net.path(from, to) || !self.hosts[to].powered {
-            if channel == Channel::Stream {
-                self.hold(from, to, message, run);
-            }
-            return;
-        }
-        match channel {
-            Channel::Datagram => self.datagram(from, to, message),
-            Channel::Stream => self.stream(from, to, message, run),
+        if self.net.path(from, to) && self.hosts[to].powered {
+            self.datagram(from, to, message);
         }
     }
 
-    fn late(&mut self, from: usize, to: usize) -> Nanos {
+    pub(super) fn late(&mut self, from: usize, to: usize) -> Nanos {
         let base = self.net.pair(from, to) + self.dice.net.below(50_000);
         let slow = self.net.delay(from).max(self.net.delay(to));
         let weather = self.scenario.weather;
@@ -208,7 +216,7 @@ impl World<'_> {
         base + slow + storm
     }
 
-    fn lost(&mut self, from: usize, to: usize) -> bool {
+    pub(super) fn lost(&mut self, from: usize, to: usize) -> bool {
         let percent = self.net.loss(from).max(self.net.loss(to));
         (percent > 0 && self.dice.net.percent(percent))
             || (self.stormy() && self.dice.net.below(1000) < self.scenario.weather.loss)
@@ -216,122 +224,43 @@ impl World<'_> {
 
     fn datagram(&mut self, from: usize, to: usize, message: Box<Message>) {
         let run = self.hosts[to].agent_run;
+        let on_the_way = |message| Happening::Deliver {
+            from,
+            to,
+            parcel: Parcel::Datagram(message),
+            run,
+        };
         if self.stormy() && self.dice.net.below(1000) < self.scenario.weather.duplication {
             let late = self.late(from, to) + self.dice.net.below(200) * MS;
-            let message = message.clone();
-            self.after(
-                late,
-                Happening::Deliver {
-                    from,
-                    to,
-                    message,
-                    channel: Channel::Datagram,
-                    run,
-                },
-            );
+            self.after(late, on_the_way(message.clone()));
         }
         if self.lost(from, to) {
             return;
         }
         let late = self.late(from, to);
-        self.after(
-            late,
-            Happening::Deliver {
-                from,
-                to,
-                message,
-                channel: Channel::Datagram,
-                run,
-            },
-        );
+        self.after(late, on_the_way(message));
     }
 
-    fn stream(&mut self, from: usize, to: usize, message: Box<Message>, run: u64) {
-        let mut late = self.late(from, to);
-        // A lost segment is sent again, later each time.
-        let mut again = 200 * MS;
-        while again < 4 * SECOND && self.lost(from, to) {
-            late += again;
-            again *= 2;
-        }
-        let last = self.net.stream.get(&(from, to)).copied().unwrap_or(0);
-        let at = (self.now + late).max(last + 1);
-        self.net.stream.insert((from, to), at);
-        self.at(
-            at,
-            Happening::Deliver {
-                from,
-                to,
-                message,
-                channel: Channel::Stream,
-                run,
-            },
-        );
-    }
-
-    /// What is sent into a cut connection waits in the sender's socket until it is reset.
-    fn hold(&mut self, from: usize, to: usize, message: Box<Message>, run: u64) {
-        let now = self.now;
-        let held = self.net.held.entry((from, to)).or_insert_with(|| Held {
-            since: now,
-            messages: VecDeque::new(),
-        });
-        if now - held.since > STREAM_PATIENCE || held.messages.len() >= 256 {
-            held.messages.clear();
-            held.since = now;
-        }
-        held.messages.push_back((message, run));
-    }
-
-    /// Paths may have come back: connections go on, or were reset.
-    pub(super) fn release_held(&mut self) {
-        let pairs: Vec<(usize, usize)> = self.net.held.keys().copied().collect();
-        for (from, to) in pairs {
-            if !self.net.path(from, to) || !self.hosts[to].powered {
-                continue;
-            }
-            let Some(held) = self.net.held.remove(&(from, to)) else {
-                continue;
-            };
-            let reset = self.now - held.since > STREAM_PATIENCE || self.dice.net.percent(30);
-            if reset || !self.hosts[from].powered {
-                continue;
-            }
-            for (message, run) in held.messages {
-                self.stream(from, to, message, run);
-            }
+    pub(super) fn deliver(&mut self, from: usize, to: usize, parcel: Parcel, run: u64) {
+        match parcel {
+            Parcel::Datagram(message) => self.deliver_datagram(from, to, message, run),
+            Parcel::Stream(envelope) => self.deliver_on_stream(from, to, envelope, run),
         }
     }
 
-    pub(super) fn deliver(
-        &mut self,
-        from: usize,
-        to: usize,
-        message: Box<Message>,
-        channel: Channel,
-        run: u64,
-    ) {
+    fn deliver_datagram(&mut self, from: usize, to: usize, message: Box<Message>, run: u64) {
         let host = &self.hosts[to];
-        if !host.powered || host.agent.is_none() {
-            return;
-        }
-        if !self.net.path(from, to) {
-            if channel == Channel::Stream {
-                self.hold(from, to, message, run);
-            }
-            return;
-        }
-        // A connection ends with the process at its other end.
-        if channel == Channel::Stream && host.agent_run != run {
+        if !host.powered || host.agent.is_none() || !self.net.path(from, to) {
             return;
         }
         if host.paused {
-            if channel == Channel::Stream || self.dice.net.percent(30) {
+            // Its socket keeps some.
+            if self.dice.net.percent(30) {
+                let parcel = Parcel::Datagram(message);
                 let what = Happening::Deliver {
                     from,
                     to,
-                    message,
-                    channel,
+                    parcel,
                     run,
                 };
                 self.hosts[to].deferred.push(what);
@@ -339,13 +268,8 @@ impl World<'_> {
             return;
         }
         let from = self.hosts[from].id.clone();
-        self.feed(
-            to,
-            Input::Message {
-                from,
-                message: *message,
-            },
-        );
+        let message = *message;
+        self.feed(to, Input::Message { from, message });
     }
 
     pub(super) fn ping(&mut self, host: usize, op: OpId, target: &PingTarget) {
@@ -377,22 +301,43 @@ impl World<'_> {
         self.answer(host, wait, Input::Pinged(op, outcome));
     }
 
+    fn stamp_of(&self, host: usize) -> Stamp {
+        let host = &self.hosts[host];
+        Stamp {
+            writer: host.id.clone(),
+            boot: host.boot_id,
+            instance: mainstay_core::id::InstanceId(host.agent_run),
+            seq: self.seq,
+        }
+    }
+
     fn through_the_wire(&mut self, from: usize, message: Message) -> Box<Message> {
         if self.dice.codec.below(CODEC_SAMPLE) == 0 {
-            let host = &self.hosts[from];
-            let stamp = Stamp {
-                writer: host.id.clone(),
-                boot: host.boot_id,
-                instance: mainstay_core::id::InstanceId(host.agent_run),
-                seq: self.seq,
-            };
             let cluster = self.scenario.config.cluster_id;
-            let back = Message::decode(cluster, &message.encode(cluster, &stamp));
+            let bytes = message.encode(cluster, &self.stamp_of(from));
+            let back = Message::decode(cluster, &bytes);
             if back.as_ref().map(|(_, m)| m) != Ok(&message) {
                 self.error = Some(format!("a message did not survive the wire: {message:?}"));
                 self.ended = true;
             }
         }
         Box::new(message)
+    }
+
+    pub(super) fn envelope_through_the_wire(
+        &mut self,
+        from: usize,
+        envelope: Envelope,
+    ) -> Arc<Envelope> {
+        if self.dice.codec.below(CODEC_SAMPLE) == 0 {
+            let cluster = self.scenario.config.cluster_id;
+            let bytes = envelope.encode(cluster, &self.stamp_of(from));
+            let back = Envelope::decode(cluster, &bytes);
+            if back.as_ref().map(|(_, e)| e) != Ok(&envelope) {
+                self.error = Some(format!("a message did not survive the wire: {envelope:?}"));
+                self.ended = true;
+            }
+        }
+        Arc::new(envelope)
     }
 }
