@@ -3,6 +3,10 @@
 //! Unknown keys, duplicate ids, contradictory settings and names of what is not there are refused with
 //! the file, the line and the nearest key that exists. Nothing here touches the network or a datastore.
 
+mod networks;
+
+pub use networks::NetworkError;
+
 use mainstay_core::config::{
     ClusterConfig, ConfigError as CoreError, DatastoreSpec, HostSpec, IsolationResponse,
     RestartPriority, Rule, SettingError, Settings, VmSpec, nearest,
@@ -76,15 +80,15 @@ pub enum FileError {
         /// What is wrong.
         fault: Box<CoreError>,
     },
-    /// A host has no address.
-    #[error("{}:{line}: host \"{host}\" has no address; add address = \"IP:PORT\"", .path.display())]
-    NoAddress {
+    /// The addresses of a host make no sense.
+    #[error("{}:{line}: {fault}", .path.display())]
+    Network {
         /// The file.
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,
-        /// The host.
-        host: HostId,
+        /// What is wrong.
+        fault: NetworkError,
     },
     /// Two hosts have the same address.
     #[error("{}:{line}: hosts \"{first}\" and \"{second}\" both have the address {address}; give each host its own", .path.display())]
@@ -246,11 +250,19 @@ pub enum DriverKind {
 pub struct HostEntry {
     /// Its managed object id.
     pub id: HostId,
-    /// Its address; UDP and TCP both use the port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// Its address, if it has but one; UDP and TCP both use the port.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "networks::address"
+    )]
     pub address: Option<SocketAddr>,
-    /// Further addresses of the same host, or all of them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Further addresses of the same host, or all of them, in the order of their networks.
+    #[serde(
+        default,
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "networks::addresses"
+    )]
     pub addresses: Vec<SocketAddr>,
     /// Processor capacity for VMs in MHz.
     pub cpu_mhz: u64,
@@ -262,13 +274,13 @@ pub struct HostEntry {
     /// True: in maintenance, so no candidate for elections and placements.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub maintenance: bool,
-}
-
-impl HostEntry {
-    /// All its addresses, the first one first.
-    pub fn all_addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
-        self.address.iter().chain(&self.addresses).copied()
-    }
+    /// Its address on each management network, by the network's name, instead of `address` and `addresses`.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "networks::networks"
+    )]
+    pub networks: BTreeMap<String, SocketAddr>,
 }
 
 /// A `[[vm]]` of `cluster.toml`.
@@ -313,7 +325,7 @@ pub struct ClusterFile {
     /// Random id of the cluster: 16 hexadecimal digits.
     pub cluster_id: ClusterId,
     /// Addresses outside the cluster that answer pings as long as this host has a network.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "networks::ip_addresses")]
     pub isolation_addresses: Vec<IpAddr>,
     /// Settings by their keys (`mainstay_core::config::SETTINGS`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -436,6 +448,7 @@ impl ClusterFile {
                 .into_iter()
                 .collect(),
             maintenance: h.maintenance,
+            networks: h.by_network().into_iter().map(|(name, _)| name).collect(),
         };
         let vm = |v: &VmEntry| VmSpec {
             id: v.id.clone(),
@@ -485,34 +498,6 @@ impl ClusterFile {
                 })?;
         }
         Ok(settings)
-    }
-
-    fn check_addresses(&self) -> Result<(), FileError> {
-        let mut seen: BTreeMap<SocketAddr, &HostId> = BTreeMap::new();
-        for host in &self.hosts {
-            if host.all_addresses().next().is_none() {
-                return Err(FileError::NoAddress {
-                    path: self.origin.path.clone(),
-                    line: self.origin.line_of_id(host.id.as_str(), 0),
-                    host: host.id.clone(),
-                });
-            }
-            for address in host.all_addresses() {
-                match seen.insert(address, &host.id) {
-                    Some(first) if *first != host.id => {
-                        return Err(FileError::SameAddress {
-                            path: self.origin.path.clone(),
-                            line: self.origin.line_of_id(host.id.as_str(), 0),
-                            first: first.clone(),
-                            second: host.id.clone(),
-                            address,
-                        });
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
     }
 
     fn check_images(&self) -> Result<(), FileError> {

@@ -200,6 +200,7 @@ mod tests {
             memory_mb: 1,
             datastores: std::collections::BTreeSet::new(),
             maintenance: true,
+            networks: Default::default(),
         };
         let settings = mainstay_core::config::Settings::default();
         let config =

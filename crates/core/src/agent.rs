@@ -283,6 +283,7 @@ impl Agent {
         agent.adopt(found);
         agent.begin_election(ElectionCause::AgentStarted, "the agent started");
         agent.scan_orphans();
+        agent.report_redundancy();
         Ok(agent)
     }
 

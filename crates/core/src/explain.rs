@@ -26,6 +26,7 @@ impl Agent {
                 "the cluster has one host: nothing can be restarted elsewhere; add another",
             ));
         }
+        issues.extend(crate::redundancy::weakness(&self.config));
         if self.config.settings.accept_late_writes {
             issues.push(String::from("accept_late_writes is on: on open datastores a lost host's late writes may land after a restart"));
         }

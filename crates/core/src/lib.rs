@@ -38,6 +38,7 @@ mod placement;
 #[cfg(feature = "planted")]
 pub mod planted;
 pub mod provision;
+mod redundancy;
 mod restart;
 pub mod rng;
 mod session;

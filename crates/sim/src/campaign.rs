@@ -137,7 +137,10 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
     if bare {
         weather.guard_slow = 100;
     }
-    let config = cluster(&mut rng, &settings, hosts, datastores, vms);
+    let mut config = cluster(&mut rng, &settings, hosts, datastores, vms);
+    for spec in config.hosts.values_mut() {
+        spec.networks = (0..networks).map(|n| format!("mgmt{n}")).collect();
+    }
     let setups = host_setups(&mut rng, &config, &settings, networks);
     let vm_setups = (1..=vms)
         .filter_map(|n| VmId::new(&format!("vm-{n}")).ok())
@@ -295,6 +298,7 @@ fn cluster(
                 memory_mb,
                 datastores: mounts,
                 maintenance: false,
+                networks: Default::default(),
             }
         })
         .collect::<Vec<_>>();

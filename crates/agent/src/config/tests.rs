@@ -193,3 +193,89 @@ fn a_key_that_others_can_read_is_refused() {
         Err(FileError::KeyMode { mode: 0o640, .. })
     ));
 }
+
+const BY_NETWORK: &str = r#"networks = { mgmt0 = "10.99.0.1:7777", mgmt1 = "[fd00::1]:7777" }"#;
+
+fn with_networks() -> String {
+    CLUSTER.replace("address = \"10.99.0.1:7777\"", BY_NETWORK)
+}
+
+#[test]
+fn a_host_has_an_address_on_each_named_network() {
+    let file = read(&with_networks()).expect("sound");
+    let host = file.hosts.first().expect("host");
+    let socket = |text: &str| text.parse::<SocketAddr>().expect("address");
+    assert_eq!(
+        host.by_network(),
+        [
+            ("mgmt0".to_owned(), socket("10.99.0.1:7777")),
+            ("mgmt1".to_owned(), socket("[fd00::1]:7777")),
+        ]
+    );
+    let config = file.cluster_config().expect("sound");
+    for spec in config.hosts.values() {
+        // Unnamed addresses are on mgmt0 and mgmt1 in their order.
+        assert!(spec.networks.iter().eq(["mgmt0", "mgmt1"]), "{spec:?}");
+    }
+    let text = toml::to_string(&file).expect("text");
+    assert_eq!(read(&text).expect("sound"), file);
+}
+
+#[test]
+fn a_host_name_is_refused_wherever_an_address_belongs() {
+    for (address, name, line) in [
+        ("10.99.0.1:7777", "esx1.example:7777", 17),
+        ("10.98.0.2:7777", "localhost:7777", 23),
+        ("10.99.0.254", "gateway.example", 3),
+    ] {
+        let text = refusal(&CLUSTER.replace(address, name));
+        assert!(text.contains(&format!("cluster.toml:{line}:")), "{text}");
+        assert!(
+            text.contains(&format!("\"{name}\" is no IP address")),
+            "{text}"
+        );
+        assert!(text.contains("does not depend on DNS"), "{text}");
+    }
+    let text = refusal(&with_networks().replace("[fd00::1]", "esx1"));
+    assert!(text.contains("cluster.toml:17:"), "{text}");
+    assert!(text.contains("does not depend on DNS"), "{text}");
+}
+
+#[test]
+fn networks_that_make_no_sense_are_refused() {
+    let both = format!("{BY_NETWORK}\naddress = \"10.97.0.1:7777\"");
+    for (networks, wanted) in [
+        (both.as_str(), "networks beside address"),
+        ("networks = {}", "has no address"),
+        (
+            "networks = { \"a b\" = \"10.99.0.1:7777\" }",
+            "no name for a network",
+        ),
+        (
+            "networks = { a = \"10.99.0.1:1\", b = \"10.99.0.1:2\" }",
+            "on two networks",
+        ),
+    ] {
+        let text = refusal(&CLUSTER.replace("address = \"10.99.0.1:7777\"", networks));
+        assert!(text.contains(wanted), "{text}");
+        assert!(text.contains("cluster.toml:16:"), "{text}");
+    }
+}
+
+#[test]
+fn more_than_ten_isolation_addresses_are_refused_wherever_they_stand() {
+    let list = |n: u8| {
+        let all: Vec<String> = (1..=n).map(|i| format!("10.0.0.{i}")).collect();
+        all.join(",")
+    };
+    let with = |n| {
+        let line = format!("[settings]\nisolation_addresses = \"{}\"", list(n));
+        CLUSTER.replace("[settings]", &line)
+    };
+    let nine = read(&with(9)).and_then(|f| f.cluster_config());
+    assert_eq!(nine.expect("sound").settings.isolation_addresses.len(), 9);
+    let text = refusal(&with(10));
+    assert!(text.contains("names 11 addresses"), "{text}");
+    let text = refusal(&with(11));
+    assert!(text.contains("up to ten"), "{text}");
+}

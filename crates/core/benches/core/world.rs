@@ -125,6 +125,7 @@ fn configuration(hosts: u32, vms: u32) -> (ClusterConfig, BTreeMap<VmId, HostId>
             memory_mb: 1 << 20,
             datastores: mounts(n, hosts, datastores),
             maintenance: false,
+            networks: Default::default(),
         })
         .collect();
     let stores: Vec<DatastoreSpec> = (1..=datastores)

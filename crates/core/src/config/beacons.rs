@@ -103,6 +103,7 @@ mod tests {
             memory_mb: 1,
             datastores: (1..=if n <= 2 { 4 } else { 3 }).map(ds).collect(),
             maintenance: false,
+            networks: Default::default(),
         };
         let hosts = (1..=4).map(host).collect();
         ClusterConfig::new(1, settings, hosts, datastores.collect(), vec![], vec![]).expect("sound")

@@ -157,6 +157,7 @@ mod tests {
             memory_mb: 1,
             datastores: BTreeSet::new(),
             maintenance: false,
+            networks: Default::default(),
         };
         ClusterConfig::new(
             7,

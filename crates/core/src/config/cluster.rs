@@ -61,6 +61,9 @@ pub struct HostSpec {
     /// True: in maintenance, so no candidate for elections and placements.
     #[serde(default)]
     pub maintenance: bool,
+    /// The management networks on which it has an address; none: not known.
+    #[serde(default)]
+    pub networks: BTreeSet<String>,
 }
 
 /// One virtual machine.

@@ -95,6 +95,8 @@ pub enum IssueCause {
     ListNotWritten,
     /// The host has fewer heartbeat datastores than it should.
     FewHeartbeatDatastores,
+    /// The host has one management network.
+    OneNetwork,
     /// The datastore heartbeat cannot be written.
     HeartbeatNotWritten,
     /// The agent hangs, or goes on after it did.

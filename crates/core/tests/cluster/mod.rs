@@ -62,6 +62,7 @@ impl Cluster {
                 memory_mb: 65_536,
                 datastores: mounts.clone(),
                 maintenance: false,
+                networks: Default::default(),
             })
             .collect();
         let stores: Vec<DatastoreSpec> = mounts

@@ -33,6 +33,7 @@ fn config(cluster: u64) -> ClusterConfig {
         memory_mb: 1,
         datastores: [ds()].into(),
         maintenance: false,
+        networks: Default::default(),
     };
     let vm = VmSpec {
         id: vm(),

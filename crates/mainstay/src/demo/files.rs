@@ -3,7 +3,8 @@
 use super::net::{Network, PROBE_PORT};
 use crate::fail::{Context, Failure, Result};
 use mainstay_agent::config::{
-    AgentFile, ClusterFile, ClusterId, ClusterKey, DriverKind, HostEntry, Probe, VmEntry,
+    AgentFile, ClusterFile, ClusterId, ClusterKey, DriverKind, HostEntry, Probe, SettingValue,
+    VmEntry,
 };
 use mainstay_agent::pki;
 use mainstay_core::config::{
@@ -12,6 +13,7 @@ use mainstay_core::config::{
 use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_datastore::FileDatastore;
 use mainstay_hypervisor::{ImageKind, make_image};
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
@@ -210,6 +212,11 @@ fn cluster_file(plan: &Plan, network: &Network) -> Result<ClusterFile> {
     cluster
         .settings
         .insert("profile".into(), plan.profile.name().into());
+    // Its one network is a part of the demonstration, not something to mend.
+    cluster.settings.insert(
+        "ignore_redundant_network_warning".into(),
+        SettingValue::Truth(true),
+    );
     for number in 1..=DATASTORES {
         cluster.datastores.push(DatastoreSpec {
             id: datastore_id(number)?,
@@ -230,6 +237,7 @@ fn cluster_file(plan: &Plan, network: &Network) -> Result<ClusterFile> {
             memory_mb: VM_MEMORY_MB * u64::from(plan.vms.max(8)),
             datastores: None,
             maintenance: false,
+            networks: BTreeMap::new(),
         });
     }
     for number in 1..=plan.vms {

@@ -346,6 +346,10 @@ impl<'a> Building<'a> {
                     memory_mb: section.number("memory_mb")?.unwrap_or(65_536),
                     datastores: datastores.clone(),
                     maintenance: false,
+                    networks: networks
+                        .iter()
+                        .filter_map(|n| self.networks.get(*n).cloned())
+                        .collect(),
                 };
                 let setup = HostSetup {
                     id,
