@@ -9,11 +9,10 @@ use crate::control::server::{self, Ask, ControlError};
 use crate::datastores::{Datastores, Opened};
 use crate::events::EventLog;
 use crate::guard_link::{GuardLink, Seen, Starter};
-use crate::net::Rejects;
-use crate::net::isolation;
-use crate::net::ping::{icmp_available, ping};
-use crate::net::stream::{Streams, Tls, TlsError};
+use crate::net::ping::{Target, icmp_available, ping};
+use crate::net::stream::{Patience, Streamed, Streams, Tls, TlsError};
 use crate::net::udp::{Link, Received, Udp};
+use crate::net::{self, Addresses, OnNetwork, Rejects, isolation};
 use crate::persist::{self, Kept, Persister};
 use crate::twin::{Role, Seat, TwinError};
 use crate::vms::{Report, Vms, VmsConfig};
@@ -21,9 +20,7 @@ use crate::{clock, drivers, guard, logging, twin};
 use mainstay_core::config::{ClusterConfig, ConfigError, nearest};
 use mainstay_core::event::{Event, EventKind, IssueCause};
 use mainstay_core::id::{BootId, HostId, InstanceId, OpId, VmId};
-use mainstay_core::io::{
-    Channel, GuardRequest, HypervisorRequest, Input, Output, PingOutcome, PingTarget,
-};
+use mainstay_core::io::{GuardRequest, HypervisorRequest, Input, Output, PingOutcome, PingTarget};
 use mainstay_core::status::Status;
 use mainstay_core::wire::{Message, Stamp};
 use mainstay_core::{Agent, Command, Identity};
@@ -215,11 +212,11 @@ impl Starting<'_> {
         let (identity, boot) = self.identity()?;
         let (wake, wakes) = sync_channel(QUEUE_LENGTH);
         let rejects = Rejects::default();
-        let addresses: BTreeMap<HostId, Vec<SocketAddr>> = self
+        let addresses: Addresses = self
             .cluster_file
             .hosts
             .iter()
-            .map(|h| (h.id.clone(), h.all_addresses().collect()))
+            .map(|h| (h.id.clone(), h.by_network()))
             .collect();
         let (udp, streams) = self.network(&identity, &addresses, &rejects, &wake)?;
         let events = EventLog::start(&file.log_dir).map_err(system("start a thread"))?;
@@ -324,7 +321,7 @@ impl Starting<'_> {
     fn network(
         &self,
         identity: &Identity,
-        addresses: &BTreeMap<HostId, Vec<SocketAddr>>,
+        addresses: &Addresses,
         rejects: &Rejects,
         wake: &SyncSender<Wake>,
     ) -> Result<(Udp, Streams), AgentError> {
@@ -359,15 +356,25 @@ impl Starting<'_> {
         )?;
         let to_loop = wake.clone();
         // A full queue holds the connection up, as TCP is meant to.
-        let on_message =
-            move |from, message| drop(to_loop.send(Wake::Input(Input::Message { from, message })));
+        let on_streamed = move |streamed| {
+            let input = match streamed {
+                Streamed::Message(from, envelope) => Input::Stream { from, envelope },
+                Streamed::Renewed(to) => Input::StreamRenewed { to },
+            };
+            drop(to_loop.send(Wake::Input(input)));
+        };
+        let timing = &self.cluster.settings.timing;
+        let patience = Patience {
+            limit: timing.stream_limit(),
+            delivery: timing.dead,
+        };
         let streams = Streams::start(
             me,
             cluster,
             addresses,
-            &self.tls,
+            (&self.tls, patience),
             rejects.clone(),
-            on_message,
+            on_streamed,
         )
         .map_err(|(address, source)| AgentError::Address {
             address,
@@ -479,12 +486,12 @@ struct Shell {
     stamp: Stamp,
     cluster_id: u64,
     named_isolation_addresses: Vec<IpAddr>,
-    own_addresses: Vec<SocketAddr>,
+    own_addresses: Vec<OnNetwork>,
     isolation_addresses: Vec<isolation::Address>,
     probe: Probe,
     ping_timeout: Duration,
     pings: Arc<AtomicUsize>,
-    addresses: BTreeMap<HostId, Vec<SocketAddr>>,
+    addresses: Addresses,
     udp: Udp,
     streams: Streams,
     datastores: Datastores,
@@ -606,11 +613,14 @@ impl Shell {
 
     fn perform(&mut self, output: Output) {
         match output {
-            Output::Send {
-                to,
-                channel,
-                message,
-            } => self.send(&to, channel, &message),
+            Output::Datagram { to, message } => {
+                let bytes = message.encode(self.cluster_id, &self.next_stamp());
+                self.udp.send(&to, &bytes);
+            }
+            Output::Stream { to, envelope } => {
+                let bytes = envelope.encode(self.cluster_id, &self.next_stamp());
+                self.streams.send(&to, bytes);
+            }
             Output::Ping(op, target) => self.ping(op, &target),
             Output::Storage(op, datastore, request) => {
                 if let Err(outcome) = self.datastores.submit(op, &datastore, request) {
@@ -648,13 +658,9 @@ impl Shell {
         }
     }
 
-    fn send(&mut self, to: &HostId, channel: Channel, message: &Message) {
+    fn next_stamp(&mut self) -> Stamp {
         self.stamp.seq += 1;
-        let bytes = message.encode(self.cluster_id, &self.stamp);
-        match channel {
-            Channel::Datagram => self.udp.send(to, &bytes),
-            Channel::Stream => self.streams.send(to, bytes),
-        }
+        self.stamp.clone()
     }
 
     fn ping(&mut self, op: OpId, target: &PingTarget) {
@@ -662,8 +668,8 @@ impl Shell {
         let work: Box<dyn FnOnce() -> PingOutcome + Send> = match target {
             PingTarget::Host(host) => {
                 let of_host = self.addresses.get(host).into_iter().flatten();
-                let addresses: Vec<IpAddr> = of_host.map(SocketAddr::ip).collect();
-                Box::new(move || ping(&addresses, probe, timeout))
+                let targets: Vec<Target> = of_host.map(|(_, a)| a.ip().into()).collect();
+                Box::new(move || ping(&targets, probe, timeout))
             }
             PingTarget::Isolation(index) => {
                 let address = self.isolation_addresses.get(*index).copied();
@@ -704,7 +710,9 @@ impl Shell {
         }
     }
 
-    fn status(&self) -> Result<Status, String> {
+    fn status(&mut self) -> Result<Status, String> {
+        // A network may have come, or gone, since the last look.
+        self.set_issues("addresses", net::missing(&self.own_addresses));
         let status = self.agent.status(clock::now());
         let mut status = status.ok_or("the agent has no status yet; try again")?;
         status.ignored.extend(self.rejects.all());

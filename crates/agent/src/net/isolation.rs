@@ -3,11 +3,12 @@
 //! A network that this host's own kernel calls unreachable is a network that does not answer: a host
 //! without a route is as cut off as one without a cable. Only a probe that may not be sent is unknown.
 
-use super::ping::ping;
+use super::OnNetwork;
+use super::ping::{Target, ping};
 use crate::config::Probe;
 use mainstay_core::config::Settings;
 use mainstay_core::io::PingOutcome;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -17,7 +18,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Address {
     /// Pinged.
-    Ping(IpAddr),
+    Ping(Target),
     /// A TCP connection is tried; a refusal is an answer too.
     Tcp(SocketAddr),
 }
@@ -35,15 +36,15 @@ impl Address {
     fn parse(text: &str) -> Option<Self> {
         match text.strip_prefix("tcp://") {
             Some(socket) => socket.parse().ok().map(Self::Tcp),
-            None => text.parse().ok().map(Self::Ping),
+            None => text.parse().ok().map(|ip: IpAddr| Self::Ping(ip.into())),
         }
     }
 
     /// Whether it answers. Blocks for at most `timeout`.
     pub(crate) fn probe(self, probe: Probe, timeout: Duration) -> PingOutcome {
         match self {
-            Self::Ping(address) => match ping(&[address], probe, timeout) {
-                PingOutcome::CannotProbe if has_no_route(address) => PingOutcome::NoAnswer,
+            Self::Ping(target) => match ping(&[target], probe, timeout) {
+                PingOutcome::CannotProbe if has_no_route(target) => PingOutcome::NoAnswer,
                 outcome => outcome,
             },
             Self::Tcp(socket) => match TcpStream::connect_timeout(&socket, timeout) {
@@ -69,18 +70,18 @@ fn outcome_of(error: &io::Error) -> PingOutcome {
 }
 
 /// The kernel knows no way to that address. Nothing is sent.
-fn has_no_route(address: IpAddr) -> bool {
-    let any: IpAddr = match address {
+fn has_no_route(target: Target) -> bool {
+    let any: IpAddr = match target.ip {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let way = UdpSocket::bind((any, 0)).and_then(|s| s.connect((address, 9)));
+    let way = UdpSocket::bind((any, 0)).and_then(|s| s.connect(target.at(9)));
     way.is_err_and(|e| outcome_of(&e) == PingOutcome::NoAnswer)
 }
 
 /// The isolation addresses of this host: the gateways of its management networks, unless they are
 /// switched off, then what `cluster.toml` and the settings name, each once.
-pub(crate) fn addresses(named: &[IpAddr], settings: &Settings, own: &[SocketAddr]) -> Vec<Address> {
+pub(crate) fn addresses(named: &[IpAddr], settings: &Settings, own: &[OnNetwork]) -> Vec<Address> {
     let mut all: Vec<Address> = Vec::new();
     if settings.use_default_isolation_address {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
@@ -88,7 +89,7 @@ pub(crate) fn addresses(named: &[IpAddr], settings: &Settings, own: &[SocketAddr
         all.extend(gateways_v4(&read("/proc/net/route"), &interfaces).map(Address::Ping));
         all.extend(gateways_v6(&read("/proc/net/ipv6_route"), &interfaces).map(Address::Ping));
     }
-    all.extend(named.iter().copied().map(Address::Ping));
+    all.extend(named.iter().map(|ip| Address::Ping((*ip).into())));
     all.extend(
         settings
             .isolation_addresses
@@ -104,10 +105,10 @@ pub(crate) fn addresses(named: &[IpAddr], settings: &Settings, own: &[SocketAddr
     once
 }
 
-/// The interfaces that carry this host's management addresses.
-fn interfaces_of(own: &[SocketAddr]) -> BTreeSet<String> {
+/// The interfaces that carry this host's management addresses, with their numbers.
+fn interfaces_of(own: &[OnNetwork]) -> BTreeMap<String, u32> {
     let Ok(all) = nix::ifaddrs::getifaddrs() else {
-        return BTreeSet::new();
+        return BTreeMap::new();
     };
     all.filter_map(|interface| {
         let address = interface.address?;
@@ -115,9 +116,10 @@ fn interfaces_of(own: &[SocketAddr]) -> BTreeSet<String> {
             .as_sockaddr_in()
             .map(|a| IpAddr::V4(a.ip()))
             .or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))?;
-        own.iter()
-            .any(|o| o.ip() == ip)
-            .then_some(interface.interface_name)
+        let name = interface.interface_name;
+        let index = nix::net::if_::if_nametoindex(name.as_str()).ok()?;
+        let carries = own.iter().any(|(_, o)| o.ip() == ip);
+        carries.then_some((name, index))
     })
     .collect()
 }
@@ -126,23 +128,23 @@ fn interfaces_of(own: &[SocketAddr]) -> BTreeSet<String> {
 /// in the machine's byte order.
 fn gateways_v4<'a>(
     table: &'a str,
-    interfaces: &'a BTreeSet<String>,
-) -> impl Iterator<Item = IpAddr> + 'a {
+    interfaces: &'a BTreeMap<String, u32>,
+) -> impl Iterator<Item = Target> + 'a {
     table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         let (interface, destination, gateway) = (fields.next()?, fields.next()?, fields.next()?);
         let gateway = u32::from_str_radix(gateway, 16).ok()?;
-        let fits = destination == "00000000" && gateway != 0 && interfaces.contains(interface);
-        fits.then(|| IpAddr::V4(Ipv4Addr::from(gateway.to_ne_bytes())))
+        let fits = destination == "00000000" && gateway != 0 && interfaces.contains_key(interface);
+        fits.then(|| IpAddr::V4(Ipv4Addr::from(gateway.to_ne_bytes())).into())
     })
 }
 
-/// Default gateways in the kernel's IPv6 table. A link-local gateway needs an interface beside its
-/// address, which a probe does not have: it is left out.
+/// Default gateways in the kernel's IPv6 table. A link-local one, as routers announce themselves, means
+/// something together with its interface only.
 fn gateways_v6<'a>(
     table: &'a str,
-    interfaces: &'a BTreeSet<String>,
-) -> impl Iterator<Item = IpAddr> + 'a {
+    interfaces: &'a BTreeMap<String, u32>,
+) -> impl Iterator<Item = Target> + 'a {
     table.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let [destination, length, _, _, gateway, .., interface] = fields.as_slice() else {
@@ -150,8 +152,14 @@ fn gateways_v6<'a>(
         };
         let gateway = Ipv6Addr::from(u128::from_str_radix(gateway, 16).ok()?);
         let default = destination.bytes().all(|b| b == b'0') && *length == "00";
-        let local = gateway.is_unicast_link_local() || gateway.is_unspecified();
-        (default && !local && interfaces.contains(*interface)).then_some(IpAddr::V6(gateway))
+        let index = interfaces.get(*interface).copied()?;
+        let scope = if gateway.is_unicast_link_local() {
+            index
+        } else {
+            0
+        };
+        let ip = IpAddr::V6(gateway);
+        (default && !gateway.is_unspecified()).then_some(Target { ip, scope })
     })
 }
 
@@ -162,8 +170,8 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(300);
 
-    fn interfaces() -> BTreeSet<String> {
-        BTreeSet::from(["eth0".to_owned()])
+    fn interfaces() -> BTreeMap<String, u32> {
+        BTreeMap::from([("eth0".to_owned(), 4)])
     }
 
     #[test]
@@ -173,12 +181,12 @@ mod tests {
                      eth1\t00000000\t0103A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
                      eth0\t0002A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
         let wanted = Ipv4Addr::from(0x0102_A8C0_u32.to_ne_bytes());
-        let found: Vec<IpAddr> = gateways_v4(table, &interfaces()).collect();
-        assert_eq!(found, [IpAddr::V4(wanted)]);
+        let found: Vec<Target> = gateways_v4(table, &interfaces()).collect();
+        assert_eq!(found, [IpAddr::V4(wanted).into()]);
     }
 
     #[test]
-    fn an_ipv6_gateway_is_found_and_a_link_local_one_is_not() {
+    fn an_ipv6_gateway_is_found_and_a_link_local_one_with_its_interface() {
         let zero = "00000000000000000000000000000000";
         let line = |gateway: &str, on: &str| {
             format!("{zero} 00 {zero} 00 {gateway} 00000400 00000001 00000000 00000003 {on}\n")
@@ -186,8 +194,13 @@ mod tests {
         let table = line("20010db8000000000000000000000001", "eth0")
             + &line("fe800000000000000000000000000001", "eth0")
             + &line("20010db8000000000000000000000002", "eth9");
-        let found: Vec<IpAddr> = gateways_v6(&table, &interfaces()).collect();
-        assert_eq!(found, ["2001:db8::1".parse::<IpAddr>().expect("ip")]);
+        let found: Vec<Target> = gateways_v6(&table, &interfaces()).collect();
+        let at = |ip: &str, scope| {
+            let ip = ip.parse().expect("ip");
+            Target { ip, scope }
+        };
+        assert_eq!(found, [at("2001:db8::1", 0), at("fe80::1", 4)]);
+        assert_eq!(found[1].at(7).to_string(), "[fe80::1%4]:7");
     }
 
     #[test]

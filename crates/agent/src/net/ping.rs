@@ -7,21 +7,60 @@ use crate::probe::{ANSWER, QUESTION};
 use mainstay_core::io::PingOutcome;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use socket2::{Domain, Protocol, Socket, Type};
+use std::fmt;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::time::{Duration, Instant};
 
 /// Probes in one ping: a lost one is no silence.
 const TRIES: u32 = 3;
 const COOKIE_BYTES: usize = 16;
 
-/// Pings all `addresses` at once; one answer is enough. Blocks for at most `timeout`.
-pub(crate) fn ping(addresses: &[IpAddr], probe: Probe, timeout: Duration) -> PingOutcome {
+/// What is pinged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Target {
+    /// Its address.
+    pub(crate) ip: IpAddr,
+    /// The number of the interface that leads to it; 0: as the kernel's routes say.
+    pub(crate) scope: u32,
+}
+
+impl Target {
+    /// The address with a port.
+    pub(crate) fn at(self, port: u16) -> SocketAddr {
+        match self.ip {
+            IpAddr::V4(ip) => (ip, port).into(),
+            IpAddr::V6(ip) => SocketAddrV6::new(ip, port, 0, self.scope).into(),
+        }
+    }
+}
+
+impl From<IpAddr> for Target {
+    fn from(ip: IpAddr) -> Self {
+        Self { ip, scope: 0 }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.ip)?;
+        if self.scope == 0 {
+            return Ok(());
+        }
+        match nix::net::if_::if_indextoname(self.scope) {
+            Ok(name) => write!(f, "%{}", name.to_string_lossy()),
+            Err(_) => write!(f, "%{}", self.scope),
+        }
+    }
+}
+
+/// Pings all `targets` at once; one answer is enough. Blocks for at most `timeout`.
+pub(crate) fn ping(targets: &[Target], probe: Probe, timeout: Duration) -> PingOutcome {
     let Ok(cookie) = cookie() else {
         return PingOutcome::CannotProbe;
     };
-    let probes: Vec<Echo> = addresses
+    let probes: Vec<Echo> = targets
         .iter()
         .filter_map(|a| Echo::open(*a, probe, cookie).ok())
         .collect();
@@ -85,7 +124,8 @@ struct Echo {
 }
 
 impl Echo {
-    fn open(address: IpAddr, probe: Probe, cookie: [u8; COOKIE_BYTES]) -> io::Result<Self> {
+    fn open(to: Target, probe: Probe, cookie: [u8; COOKIE_BYTES]) -> io::Result<Self> {
+        let address = to.ip;
         let domain = if address.is_ipv4() {
             Domain::IPV4
         } else {
@@ -107,7 +147,7 @@ impl Echo {
         socket.set_nonblocking(true)?;
         Ok(Self {
             socket,
-            target: SocketAddr::new(address, port),
+            target: to.at(port),
             cookie,
             icmp: probe == Probe::Icmp,
         })
@@ -213,17 +253,25 @@ mod tests {
 
     const SHORT: Duration = Duration::from_millis(150);
 
+    fn at(ip: &str) -> Target {
+        ip.parse::<IpAddr>().expect("ip").into()
+    }
+
+    fn local() -> Target {
+        at("127.0.0.1")
+    }
+
     #[test]
     fn a_probe_that_nobody_answers_is_no_answer_and_an_unroutable_one_cannot_be_sent() {
         let port = std::net::UdpSocket::bind("127.0.0.1:0").expect("port");
         let probe = Probe::Udp {
             port: port.local_addr().expect("address").port(),
         };
-        let silent = ping(&["127.0.0.1".parse().expect("ip")], probe, SHORT);
+        let silent = ping(&[local()], probe, SHORT);
         assert_eq!(silent, PingOutcome::NoAnswer);
         assert_eq!(ping(&[], probe, SHORT), PingOutcome::CannotProbe);
         // Not a unicast address: the kernel refuses to send.
-        let refused = ping(&["255.255.255.255".parse().expect("ip")], probe, SHORT);
+        let refused = ping(&[at("255.255.255.255")], probe, SHORT);
         assert_eq!(refused, PingOutcome::CannotProbe);
     }
 
@@ -234,21 +282,13 @@ mod tests {
             port: socket.local_addr().expect("address").port(),
         };
         std::thread::spawn(move || crate::probe::serve(&socket));
-        let outcome = ping(
-            &["127.0.0.1".parse().expect("ip")],
-            probe,
-            Duration::from_secs(5),
-        );
+        let outcome = ping(&[local()], probe, Duration::from_secs(5));
         assert_eq!(outcome, PingOutcome::Answered);
     }
 
     #[test]
     fn icmp_reaches_this_host_where_it_may_be_used() {
-        let outcome = ping(
-            &["127.0.0.1".parse().expect("ip")],
-            Probe::Icmp,
-            Duration::from_secs(5),
-        );
+        let outcome = ping(&[local()], Probe::Icmp, Duration::from_secs(5));
         if icmp_available() {
             assert_eq!(outcome, PingOutcome::Answered);
         } else {

@@ -2,35 +2,40 @@
 //!
 //! Each agent dials a connection of its own to a peer for what it sends, and accepts connections for
 //! what it receives. A connection begins with a frame that names the dialler; its certificate must be
-//! valid for that name. Frames have a length of four bytes. Messages that cannot be delivered within a
-//! few seconds are dropped: every message is safe to lose.
+//! valid for that name. Frames have a length of four bytes.
+//!
+//! ```text
+//!   dial mgmt0 ──▶ connected ──▶ nothing acknowledged for the limit, or closed by the other end
+//!     ▲  refused, or no answer        │
+//!     └── dial mgmt1 ◀────────────────┘   the core is told that the stream was connected anew
+//! ```
+//! What was under way on a connection that broke may be lost, and what is sent again may come twice: the
+//! core numbers messages, repeats them and drops repetitions. Here they only keep their order.
 
-use super::Rejects;
+use super::{Addresses, OnNetwork, Rejects, bind, from_here};
 use crate::config::AgentFile;
 use mainstay_core::id::HostId;
-use mainstay_core::wire::{Message, RECORD_MAX_BYTES};
+use mainstay_core::wire::{Envelope, RECORD_MAX_BYTES};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
 };
-use socket2::{SockRef, TcpKeepalive};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 /// Messages that wait for one peer.
 const QUEUE_LENGTH: usize = 256;
-/// A message older than this is dropped.
-const DELIVERY_LIMIT: Duration = Duration::from_secs(3);
-const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A handshake gets at least so long: it needs the processor of both hosts.
+const LEAST_HANDSHAKE: Duration = Duration::from_secs(1);
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
 /// Connections that are accepted at once, for each host of the cluster.
@@ -150,15 +155,33 @@ fn is_valid_for(cert: &CertificateDer<'_>, host: &HostId) -> bool {
         .is_ok_and(|c| rustls::client::verify_server_name(&c, &name).is_ok())
 }
 
-fn tune(stream: &TcpStream) -> io::Result<()> {
+/// How long streams wait, by the timers of the cluster.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// For an acknowledgement of the other end's kernel, and for a connection.
+    pub(crate) limit: Duration,
+    /// For the delivery of one message, over whatever connection; then the core has given it up.
+    pub(crate) delivery: Duration,
+}
+
+impl Patience {
+    fn handshake(self) -> Duration {
+        self.limit.max(LEAST_HANDSHAKE)
+    }
+}
+
+fn tune(stream: &TcpStream, patience: Patience) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
+    // The kernel counts these in whole seconds; they find a dead connection that nothing is sent on.
     let keepalive = TcpKeepalive::new()
         .with_time(Duration::from_secs(1))
         .with_interval(Duration::from_secs(1))
         .with_retries(3);
     socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(Duration::from_secs(3)))
+    socket.set_tcp_user_timeout(Some(patience.limit))?;
+    stream.set_read_timeout(Some(patience.handshake()))?;
+    stream.set_write_timeout(Some(patience.handshake()))
 }
 
 fn write_frame(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
@@ -179,6 +202,15 @@ fn read_frame(from: &mut impl Read, limit: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// What streams have to say.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Streamed {
+    /// A message came; its sender is authenticated.
+    Message(HostId, Envelope),
+    /// The stream to that host was connected anew.
+    Renewed(HostId),
+}
+
 /// The connections of one agent.
 #[derive(Debug)]
 pub(crate) struct Streams {
@@ -191,29 +223,31 @@ impl Streams {
     pub(crate) fn start<F>(
         me: &HostId,
         cluster: u64,
-        addresses: &BTreeMap<HostId, Vec<SocketAddr>>,
-        tls: &Tls,
+        addresses: &Addresses,
+        (tls, patience): (&Tls, Patience),
         rejects: Rejects,
-        on_message: F,
+        on_streamed: F,
     ) -> Result<Self, (SocketAddr, io::Error)>
     where
-        F: Fn(HostId, Message) + Clone + Send + 'static,
+        F: Fn(Streamed) + Clone + Send + 'static,
     {
         let limit = addresses.len() * CONNECTIONS_PER_HOST;
         let open = Arc::new(AtomicUsize::new(0));
         let hosts: Arc<Vec<HostId>> =
             Arc::new(addresses.keys().filter(|h| *h != me).cloned().collect());
-        for address in addresses.get(me).into_iter().flatten() {
+        let own = addresses.get(me).cloned().unwrap_or_default();
+        for (_, address) in &own {
             let fault = |e| (*address, e);
-            let listener = TcpListener::bind(address).map_err(fault)?;
+            let listener = listen(*address, &own).map_err(fault)?;
             let accepting = Accepting {
                 cluster,
                 hosts: Arc::clone(&hosts),
                 server: Arc::clone(&tls.server),
+                patience,
                 rejects: rejects.clone(),
                 open: Arc::clone(&open),
                 limit,
-                on_message: on_message.clone(),
+                on_streamed: on_streamed.clone(),
             };
             std::thread::Builder::new()
                 .name(format!("tcp {address}"))
@@ -223,18 +257,14 @@ impl Streams {
         let mut senders = BTreeMap::new();
         for (host, addresses) in addresses.iter().filter(|(h, _)| *h != me) {
             let (sender, receiver) = sync_channel(QUEUE_LENGTH);
-            let dialler = Dialler {
-                me: me.clone(),
-                peer: host.clone(),
-                addresses: addresses.clone(),
-                client: Arc::clone(&tls.client),
-                connection: None,
-                backoff: FIRST_BACKOFF,
-            };
-            let first = addresses.first().copied();
+            let ways = ways(&own, addresses);
+            let first = ways.first().map(|w| w.address);
+            let dialler = Dialler::new(me, host, ways, &tls.client, patience);
+            let (to, on_streamed) = (host.clone(), on_streamed.clone());
+            let on_renewed = move || on_streamed(Streamed::Renewed(to.clone()));
             std::thread::Builder::new()
                 .name(format!("to {host}"))
-                .spawn(move || dialler.run(&receiver))
+                .spawn(move || dialler.run(&receiver, on_renewed))
                 .map_err(|e| (first.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))), e))?;
             senders.insert(host.clone(), sender);
         }
@@ -257,13 +287,14 @@ struct Accepting<F> {
     cluster: u64,
     hosts: Arc<Vec<HostId>>,
     server: Arc<ServerConfig>,
+    patience: Patience,
     rejects: Rejects,
     open: Arc<AtomicUsize>,
     limit: usize,
-    on_message: F,
+    on_streamed: F,
 }
 
-impl<F: Fn(HostId, Message) + Clone + Send + 'static> Accepting<F> {
+impl<F: Fn(Streamed) + Clone + Send + 'static> Accepting<F> {
     fn run(&self, listener: &TcpListener) {
         for stream in listener.incoming() {
             let Ok(stream) = stream else {
@@ -294,13 +325,7 @@ impl<F: Fn(HostId, Message) + Clone + Send + 'static> Accepting<F> {
     /// Receives until the connection ends; an error is something to count.
     fn receive(&self, stream: TcpStream) -> Result<(), &'static str> {
         const BROKEN: &str = "stream_handshake_failed";
-        tune(&stream).map_err(|_| BROKEN)?;
-        stream
-            .set_read_timeout(Some(HANDSHAKE_TIMEOUT))
-            .map_err(|_| BROKEN)?;
-        stream
-            .set_write_timeout(Some(HANDSHAKE_TIMEOUT))
-            .map_err(|_| BROKEN)?;
+        tune(&stream, self.patience).map_err(|_| BROKEN)?;
         let connection = ServerConnection::new(Arc::clone(&self.server)).map_err(|_| BROKEN)?;
         let mut tls = StreamOwned::new(connection, stream);
         let hello = read_frame(&mut tls, 256).map_err(|_| BROKEN)?;
@@ -327,9 +352,9 @@ impl<F: Fn(HostId, Message) + Clone + Send + 'static> Accepting<F> {
                 // It went away; it dials again.
                 Err(_) => return Ok(()),
             };
-            match Message::decode(self.cluster, &bytes) {
-                Ok((stamp, message)) if stamp.writer == peer => {
-                    (self.on_message)(stamp.writer, message)
+            match Envelope::decode(self.cluster, &bytes) {
+                Ok((stamp, envelope)) if stamp.writer == peer => {
+                    (self.on_streamed)(Streamed::Message(stamp.writer, envelope));
                 }
                 Ok(_) => return Err("stream_wrong_writer"),
                 Err(_) => return Err("stream_damaged"),
@@ -338,69 +363,159 @@ impl<F: Fn(HostId, Message) + Clone + Send + 'static> Accepting<F> {
     }
 }
 
+fn listen(address: SocketAddr, own: &[OnNetwork]) -> io::Result<TcpListener> {
+    let socket = bind(address, Type::STREAM, own)?;
+    socket.listen(128)?;
+    Ok(socket.into())
+}
+
+/// One way to a peer: from an own address, so that it goes over that network, to one of the peer's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Way {
+    from: Option<IpAddr>,
+    address: SocketAddr,
+}
+
+fn ways(own: &[OnNetwork], to: &[OnNetwork]) -> Vec<Way> {
+    let way = |to: &OnNetwork| Way {
+        from: from_here(own.iter(), to).map(|(_, a)| a.ip()),
+        address: to.1,
+    };
+    to.iter().map(way).collect()
+}
+
+/// Keeps one connection to a peer for what is sent there.
 struct Dialler {
     me: HostId,
     peer: HostId,
-    addresses: Vec<SocketAddr>,
+    ways: Vec<Way>,
+    /// The way that is tried first: that of the last connection, or the one after it when it broke.
+    first: usize,
     client: Arc<ClientConfig>,
+    patience: Patience,
     connection: Option<StreamOwned<ClientConnection, TcpStream>>,
+    was_connected: bool,
     backoff: Duration,
 }
 
 impl Dialler {
-    fn run(mut self, queue: &Receiver<(Instant, Vec<u8>)>) {
-        while let Ok((queued, bytes)) = queue.recv() {
-            while queued.elapsed() < DELIVERY_LIMIT {
-                match self.deliver(&bytes) {
-                    Ok(()) => {
-                        self.backoff = FIRST_BACKOFF;
-                        break;
-                    }
-                    Err(error) => {
-                        self.connection = None;
-                        tracing::debug!(peer = %self.peer, %error, "stream");
-                        // A bounded pause between two dials.
-                        crate::clock::pause(self.backoff);
-                        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
-                    }
+    fn new(
+        me: &HostId,
+        peer: &HostId,
+        ways: Vec<Way>,
+        client: &Arc<ClientConfig>,
+        patience: Patience,
+    ) -> Self {
+        Self {
+            me: me.clone(),
+            peer: peer.clone(),
+            ways,
+            first: 0,
+            client: Arc::clone(client),
+            patience,
+            connection: None,
+            was_connected: false,
+            backoff: FIRST_BACKOFF,
+        }
+    }
+
+    fn run(mut self, queue: &Receiver<(Instant, Vec<u8>)>, on_renewed: impl Fn()) {
+        loop {
+            match queue.recv_timeout(self.patience.limit / 2) {
+                Ok((queued, bytes)) => self.deliver_in_time(queued, &bytes, &on_renewed),
+                Err(RecvTimeoutError::Timeout) => self.replace_broken(&on_renewed),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn deliver_in_time(&mut self, queued: Instant, bytes: &[u8], on_renewed: &impl Fn()) {
+        while queued.elapsed() < self.patience.delivery {
+            match self.deliver(bytes, on_renewed) {
+                Ok(()) => {
+                    self.backoff = FIRST_BACKOFF;
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(peer = %self.peer, %error, "stream");
+                    // A bounded pause between two dials.
+                    crate::clock::pause(self.backoff);
+                    self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
                 }
             }
         }
     }
 
-    fn deliver(&mut self, bytes: &[u8]) -> io::Result<()> {
-        if self.connection.as_ref().is_some_and(|c| is_ended(&c.sock)) {
-            self.connection = None;
+    /// The next connection begins with the next way.
+    fn give_up(&mut self) {
+        if self.connection.take().is_some() {
+            self.first = (self.first + 1) % self.ways.len().max(1);
         }
-        let connection = match self.connection.take() {
-            Some(connection) => self.connection.insert(connection),
-            None => {
-                let dialled = self.dial()?;
-                self.connection.insert(dialled)
-            }
-        };
-        write_frame(connection, bytes)
     }
 
-    fn dial(&self) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+    /// A connection that broke while nothing was sent is replaced before something is to be sent.
+    fn replace_broken(&mut self, on_renewed: &impl Fn()) {
+        if self.connection.as_ref().is_some_and(|c| is_ended(&c.sock)) {
+            self.give_up();
+            // Where no way leads there now, the next message tries again.
+            drop(self.connect(on_renewed));
+        }
+    }
+
+    fn connect(&mut self, on_renewed: &impl Fn()) -> io::Result<()> {
+        self.connection = Some(self.dial()?);
+        if std::mem::replace(&mut self.was_connected, true) {
+            on_renewed();
+        }
+        Ok(())
+    }
+
+    fn deliver(&mut self, bytes: &[u8], on_renewed: &impl Fn()) -> io::Result<()> {
+        if self.connection.as_ref().is_some_and(|c| is_ended(&c.sock)) {
+            self.give_up();
+        }
+        if self.connection.is_none() {
+            self.connect(on_renewed)?;
+        }
+        let Some(connection) = &mut self.connection else {
+            return Err(io::Error::other("there is no connection"));
+        };
+        let written = write_frame(connection, bytes);
+        if written.is_err() {
+            self.give_up();
+        }
+        written
+    }
+
+    /// Tries all ways, each once.
+    fn dial(&mut self) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
         let mut last = io::Error::other("the host has no address");
-        for address in &self.addresses {
-            match self.dial_one(*address) {
-                Ok(connection) => return Ok(connection),
+        let count = self.ways.len();
+        for index in (self.first..count).chain(0..self.first) {
+            let Some(way) = self.ways.get(index) else {
+                continue;
+            };
+            match self.dial_one(*way) {
+                Ok(connection) => {
+                    tracing::info!(peer = %self.peer, address = %way.address, "stream connected");
+                    self.first = index;
+                    return Ok(connection);
+                }
                 Err(e) => last = e,
             }
         }
         Err(last)
     }
 
-    fn dial_one(
-        &self,
-        address: SocketAddr,
-    ) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
-        let stream = TcpStream::connect_timeout(&address, CONNECT_TIMEOUT)?;
-        tune(&stream)?;
-        stream.set_read_timeout(Some(HANDSHAKE_TIMEOUT))?;
-        stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
+    fn dial_one(&self, way: Way) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+        let domain = Domain::for_address(way.address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        if let Some(from) = way.from {
+            socket.bind(&SocketAddr::new(from, 0).into())?;
+        }
+        socket.connect_timeout(&way.address.into(), self.patience.limit)?;
+        let stream = TcpStream::from(socket);
+        tune(&stream, self.patience)?;
         let name = ServerName::try_from(self.peer.as_str().to_owned()).map_err(io::Error::other)?;
         let connection =
             ClientConnection::new(Arc::clone(&self.client), name).map_err(io::Error::other)?;

@@ -12,7 +12,7 @@
 //!
 //! Never here: what a message means.
 
-use super::Rejects;
+use super::{Addresses, OnNetwork, Rejects, bind, from_here};
 use crate::config::ClusterKey;
 use mainstay_core::id::{HostId, InstanceId};
 use mainstay_core::time::{Duration, Instant};
@@ -136,24 +136,34 @@ struct Window {
     seen: u64,
 }
 
+/// What a counter is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Count {
+    New,
+    /// It was seen, and not long ago.
+    Seen,
+    /// Too old to know.
+    Old,
+}
+
 impl Window {
-    /// True when this counter is new.
-    fn take(&mut self, counter: u64) -> bool {
+    /// Judges a counter and remembers it.
+    fn take(&mut self, counter: u64) -> Count {
         if counter > self.highest {
             let by = u32::try_from(counter - self.highest).unwrap_or(u32::MAX);
             self.seen = self.seen.checked_shl(by).unwrap_or(0) | 1;
             self.highest = counter;
-            return true;
+            return Count::New;
         }
         let Some(bit) = u32::try_from(self.highest - counter)
             .ok()
             .and_then(|n| 1_u64.checked_shl(n))
         else {
-            return false;
+            return Count::Old;
         };
-        let new = self.seen & bit == 0;
+        let seen = self.seen & bit != 0;
         self.seen |= bit;
-        new
+        if seen { Count::Seen } else { Count::New }
     }
 }
 
@@ -190,6 +200,8 @@ pub(crate) enum Opened {
     },
     /// Nothing to hand on; this goes back to where it came from.
     Answer(Vec<u8>),
+    /// A datagram that has just come, as it does over each network: nothing to hand on.
+    Doubled,
     /// Refused, with the kind under which it is counted.
     Rejected(&'static str),
     /// Refused: another agent uses this host id.
@@ -363,8 +375,10 @@ impl Link {
         }
         match &mut peer.current {
             Some((instance, window)) if *instance == datagram.instance => {
-                if !window.take(datagram.counter) {
-                    return Opened::Rejected("datagram_replayed");
+                match window.take(datagram.counter) {
+                    Count::New => {}
+                    Count::Seen => return Opened::Doubled,
+                    Count::Old => return Opened::Rejected("datagram_replayed"),
                 }
             }
             current => {
@@ -430,20 +444,21 @@ pub(crate) enum Received {
     },
 }
 
-/// The sockets.
+/// The sockets: one for each own address. The link is one for all of them, so that a datagram counts
+/// once, over however many networks it comes.
 #[derive(Debug)]
 pub(crate) struct Udp {
-    sockets: Vec<Arc<UdpSocket>>,
+    sockets: Vec<(OnNetwork, Arc<UdpSocket>)>,
     link: Arc<Mutex<Link>>,
-    addresses: BTreeMap<HostId, Vec<SocketAddr>>,
+    addresses: Addresses,
     rejects: Rejects,
 }
 
 impl Udp {
     /// Binds this host's addresses and starts a receiving thread for each.
     pub(crate) fn start<F>(
-        own: &[SocketAddr],
-        addresses: BTreeMap<HostId, Vec<SocketAddr>>,
+        own: &[OnNetwork],
+        addresses: Addresses,
         link: Link,
         rejects: Rejects,
         on_received: F,
@@ -453,16 +468,17 @@ impl Udp {
     {
         let link = Arc::new(Mutex::new(link));
         let mut sockets = Vec::new();
-        for address in own {
+        for (network, address) in own {
             let fault = |e| (*address, e);
-            let socket = Arc::new(UdpSocket::bind(address).map_err(fault)?);
+            let socket = bind(*address, socket2::Type::DGRAM, own).map_err(fault)?;
+            let socket: Arc<UdpSocket> = Arc::new(socket.into());
             let (mine, link) = (Arc::clone(&socket), Arc::clone(&link));
             let (rejects, on_received) = (rejects.clone(), on_received.clone());
             std::thread::Builder::new()
                 .name(format!("udp {address}"))
                 .spawn(move || receive(&mine, &link, &rejects, &on_received))
                 .map_err(fault)?;
-            sockets.push(socket);
+            sockets.push(((network.clone(), *address), socket));
         }
         Ok(Self {
             sockets,
@@ -472,38 +488,36 @@ impl Udp {
         })
     }
 
-    /// Sends a framed message to every known address of a host; what the network refuses is lost.
+    /// Sends a framed message to a host over all of its networks at once; what the network refuses is lost.
     pub(crate) fn send(&self, to: &HostId, payload: &[u8]) {
+        let sealed = self
+            .link
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .seal(to, payload);
+        let Some(datagram) = sealed else { return };
+        if datagram.len() > DATAGRAM_MAX_BYTES {
+            self.rejects.count("datagram_too_long_to_send");
+            return;
+        }
         for address in self.addresses.get(to).into_iter().flatten() {
-            let Some(socket) = self.socket_for(*address) else {
+            let Some(socket) = self.socket_for(address) else {
                 continue;
             };
-            let sealed = self
-                .link
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .seal(to, payload);
-            let Some(datagram) = sealed else { continue };
-            if datagram.len() > DATAGRAM_MAX_BYTES {
-                self.rejects.count("datagram_too_long_to_send");
-                continue;
-            }
             // A full buffer or a missing route loses it, as the wire might.
             let _ = nix::sys::socket::sendto(
                 std::os::fd::AsRawFd::as_raw_fd(socket.as_ref()),
                 &datagram,
-                &nix::sys::socket::SockaddrStorage::from(*address),
+                &nix::sys::socket::SockaddrStorage::from(address.1),
                 nix::sys::socket::MsgFlags::MSG_DONTWAIT,
             );
         }
     }
 
-    fn socket_for(&self, address: SocketAddr) -> Option<&Arc<UdpSocket>> {
-        let same = |s: &&Arc<UdpSocket>| {
-            s.local_addr()
-                .is_ok_and(|a| a.is_ipv4() == address.is_ipv4())
-        };
-        self.sockets.iter().find(same)
+    fn socket_for(&self, to: &OnNetwork) -> Option<&Arc<UdpSocket>> {
+        let own = from_here(self.sockets.iter().map(|(own, _)| own), to)?;
+        let mine = |(address, _): &&(OnNetwork, _)| address == own;
+        self.sockets.iter().find(mine).map(|(_, socket)| socket)
     }
 }
 
@@ -533,6 +547,7 @@ fn receive(
             Opened::Answer(bytes) => {
                 let _ = socket.send_to(&bytes, address);
             }
+            Opened::Doubled => {}
             Opened::Rejected(kind) => rejects.count(kind),
             Opened::SameId(host) => {
                 rejects.count("datagram_same_host_id");

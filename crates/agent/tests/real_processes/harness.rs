@@ -11,6 +11,7 @@ use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_core::status::Status;
 use mainstay_datastore::FileDatastore;
 use mainstay_hypervisor::{ImageKind, make_image, read_counter};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
@@ -65,6 +66,18 @@ fn address(n: usize) -> IpAddr {
     IpAddr::from([127, high.max(1), low, u8::try_from(n).expect("few hosts")])
 }
 
+/// Each host has an address of each family, so that either network can go.
+fn networks(n: usize, port: u16) -> BTreeMap<String, SocketAddr> {
+    let mut all = BTreeMap::from([("mgmt0".to_owned(), SocketAddr::new(address(n), port))]);
+    // Of the other family where there is one.
+    let second = ["[::1]:0", "127.0.0.1:0"].into_iter().find_map(|at| {
+        let listener = TcpListener::bind(at).ok()?;
+        listener.local_addr().ok()
+    });
+    all.extend(second.map(|a| ("mgmt1".to_owned(), a)));
+    all
+}
+
 impl Cluster {
     /// `hosts` hosts, two datastores and `vms` VMs, nothing started yet.
     pub(crate) fn new(hosts: usize, vms: usize) -> Self {
@@ -89,12 +102,13 @@ impl Cluster {
         for n in 1..=hosts {
             file.hosts.push(HostEntry {
                 id: host(n),
-                address: Some(SocketAddr::new(address(n), port)),
+                address: None,
                 addresses: vec![],
                 cpu_mhz: 4000,
                 memory_mb: 4096,
                 datastores: None,
                 maintenance: false,
+                networks: networks(n, port),
             });
         }
         for n in 1..=vms {
@@ -190,6 +204,26 @@ impl Cluster {
 
     pub(crate) fn socket(&self, n: usize) -> PathBuf {
         self.home(n).join("run/control.sock")
+    }
+
+    /// The first address of a host.
+    pub(crate) fn first_address(&self, n: usize) -> SocketAddr {
+        let file = ClusterFile::read(&self.path().join("cluster.toml")).expect("cluster.toml");
+        let entry = file.hosts.iter().find(|h| h.id == host(n)).expect("host");
+        *entry.networks.get("mgmt0").expect("network")
+    }
+
+    /// Lets host `n` reach host `of` over its first network at another address.
+    pub(crate) fn reach_by(&self, n: usize, of: usize, at: SocketAddr) {
+        let mut file = ClusterFile::read(&self.path().join("cluster.toml")).expect("cluster.toml");
+        for entry in file.hosts.iter_mut().filter(|h| h.id == host(of)) {
+            entry.networks.insert("mgmt0".to_owned(), at);
+        }
+        file.write(&self.home(n).join("cluster.toml"))
+            .expect("cluster.toml");
+        let mut agent = AgentFile::read(&self.config(n)).expect("agent.toml");
+        agent.cluster = self.home(n).join("cluster.toml");
+        agent.write(&self.config(n)).expect("agent.toml");
     }
 
     /// Gives a host another boot id.

@@ -4,3 +4,4 @@ mod cluster;
 mod control;
 mod guard;
 mod harness;
+mod networks;

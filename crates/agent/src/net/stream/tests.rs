@@ -2,7 +2,7 @@ use super::*;
 use crate::config::{DriverKind, Probe};
 use crate::pki::{Ca, make_ca};
 use mainstay_core::id::{BootId, InstanceId};
-use mainstay_core::wire::{Rank, Stamp};
+use mainstay_core::wire::{Message, SessionId, Stamp};
 use std::sync::mpsc::channel;
 
 const CLUSTER: u64 = 5;
@@ -39,11 +39,16 @@ fn tls(dir: &Path, ca: &Ca, host: &HostId) -> Tls {
     .expect("tls")
 }
 
-fn message(n: u32) -> Message {
-    Message::Candidate {
-        rank: Rank {
-            datastores: n,
-            host: host(1),
+fn envelope(n: u32) -> Envelope {
+    Envelope {
+        session: SessionId {
+            from: InstanceId(1),
+            to: InstanceId(2),
+            epoch: 1,
+        },
+        number: u64::from(n),
+        message: Message::ConfigVersion {
+            version: u64::from(n),
         },
     }
 }
@@ -55,8 +60,13 @@ fn framed(writer: u32, n: u32) -> Vec<u8> {
         instance: InstanceId(1),
         seq: 1,
     };
-    message(n).encode(CLUSTER, &stamp)
+    envelope(n).encode(CLUSTER, &stamp)
 }
+
+const LONG: Patience = Patience {
+    limit: PATIENCE,
+    delivery: PATIENCE,
+};
 
 fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0")
@@ -64,42 +74,55 @@ fn free_address() -> SocketAddr {
         .expect("address")
 }
 
+fn on(network: &str, address: SocketAddr) -> OnNetwork {
+    (network.to_owned(), address)
+}
+
 struct Pair {
     _dir: tempfile::TempDir,
     sender: Streams,
     rejects: Rejects,
-    received: Receiver<(HostId, Message)>,
+    received: Receiver<Streamed>,
+    /// What the sender's side says.
+    renewed: Receiver<Streamed>,
 }
 
 /// Host 1 with a certificate of `ca`, and host 2 under `other`.
 fn pair(ca: &Ca, other: &Ca) -> Pair {
-    let dir = tempfile::tempdir().expect("directory");
-    let addresses: BTreeMap<_, _> = [
-        (host(1), vec![free_address()]),
-        (host(2), vec![free_address()]),
+    let addresses: Addresses = [
+        (host(1), vec![on("mgmt0", free_address())]),
+        (host(2), vec![on("mgmt0", free_address())]),
     ]
     .into();
+    pair_at((&addresses, &addresses), ca, other)
+}
+
+/// The same, each with the addresses that it knows.
+fn pair_at((one, two): (&Addresses, &Addresses), ca: &Ca, other: &Ca) -> Pair {
+    let dir = tempfile::tempdir().expect("directory");
     let (to, received) = channel();
+    let (to_first, renewed) = channel();
     let rejects = Rejects::default();
     let tls1 = tls(dir.path(), ca, &host(1));
     let tls2 = tls(dir.path(), other, &host(2));
+    let on_first = move |streamed| drop(to_first.send(streamed));
     let sender = Streams::start(
         &host(1),
         CLUSTER,
-        &addresses,
-        &tls1,
+        one,
+        (&tls1, LONG),
         Rejects::default(),
-        |_, _| {},
+        on_first,
     )
     .expect("host 1");
-    let on_message = move |from, message| drop(to.send((from, message)));
+    let on_streamed = move |streamed| drop(to.send(streamed));
     Streams::start(
         &host(2),
         CLUSTER,
-        &addresses,
-        &tls2,
+        two,
+        (&tls2, LONG),
         rejects.clone(),
-        on_message,
+        on_streamed,
     )
     .expect("host 2");
     Pair {
@@ -107,6 +130,7 @@ fn pair(ca: &Ca, other: &Ca) -> Pair {
         sender,
         rejects,
         received,
+        renewed,
     }
 }
 
@@ -127,7 +151,7 @@ fn messages_arrive_in_order_with_their_authenticated_sender() {
     }
     for n in 0..50 {
         let got = pair.received.recv_timeout(PATIENCE).expect("message");
-        assert_eq!(got, (host(1), message(n)));
+        assert_eq!(got, Streamed::Message(host(1), envelope(n)));
     }
 }
 
@@ -155,14 +179,13 @@ fn a_receiver_that_comes_back_is_dialled_again() {
     let address = free_address();
     let tls1 = tls(dir.path(), &ca, &host(1));
     let tls2 = tls(dir.path(), &ca, &host(2));
-    let mut dialler = Dialler {
-        me: host(1),
-        peer: host(2),
-        addresses: vec![address],
-        client: tls1.client,
-        connection: None,
-        backoff: FIRST_BACKOFF,
-    };
+    let ways = vec![Way {
+        from: None,
+        address,
+    }];
+    let mut dialler = Dialler::new(&host(1), &host(2), ways, &tls1.client, LONG);
+    let renewed = std::cell::Cell::new(0);
+    let on_renewed = || renewed.set(renewed.get() + 1);
     let listener = TcpListener::bind(address).expect("listen");
     for n in 0..3 {
         // One connection each time: the receiver ends it after one message.
@@ -176,9 +199,95 @@ fn a_receiver_that_comes_back_is_dialled_again() {
             assert_eq!(read_frame(&mut tls, 100).expect("hello"), b"host-1");
             read_frame(&mut tls, 100).expect("frame")
         });
-        dialler.deliver(&[n; 10]).expect("delivered");
+        dialler.deliver(&[n; 10], &on_renewed).expect("delivered");
         assert_eq!(receiver.join().expect("receiver"), [n; 10]);
+        assert_eq!(renewed.get(), n);
     }
+}
+
+/// Passes connections on to `to` until it is dropped; then all of them are closed.
+struct Relay {
+    address: SocketAddr,
+    open: Arc<std::sync::Mutex<Option<Vec<TcpStream>>>>,
+}
+
+impl Relay {
+    fn new(to: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("relay");
+        let address = listener.local_addr().expect("address");
+        let open = Arc::new(std::sync::Mutex::new(Some(Vec::new())));
+        let known = Arc::clone(&open);
+        std::thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                let Some(all) = &mut *known.lock().expect("lock") else {
+                    return;
+                };
+                let far = TcpStream::connect(to).expect("the other end");
+                for (from, into) in [(&near, &far), (&far, &near)] {
+                    let clone = |s: &TcpStream| s.try_clone().expect("clone");
+                    let (mut from, mut into) = (clone(from), clone(into));
+                    std::thread::spawn(move || drop(io::copy(&mut from, &mut into)));
+                }
+                all.extend([near, far]);
+            }
+        });
+        Self { address, open }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        let closed = self.open.lock().expect("lock").take();
+        for stream in closed.into_iter().flatten() {
+            drop(stream.shutdown(std::net::Shutdown::Both));
+        }
+        // Ends its listener.
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+#[test]
+fn a_stream_moves_to_another_network_when_its_own_is_gone_and_says_so() {
+    let ca = make_ca().expect("ca");
+    let other = || {
+        // Of the other family where there is one.
+        let bound = TcpListener::bind("[::1]:0").or_else(|_| TcpListener::bind("127.0.0.1:0"));
+        bound.and_then(|l| l.local_addr()).expect("address")
+    };
+    let at = |a, b| vec![on("mgmt0", a), on("mgmt1", b)];
+    let first = at(free_address(), other());
+    let second = at(free_address(), other());
+    let two: Addresses = [(host(1), first.clone()), (host(2), second.clone())].into();
+    // Host 1 reaches host 2's first network through something that can break.
+    let relay = Relay::new(second[0].1);
+    let seen = at(relay.address, second[1].1);
+    let one: Addresses = [(host(1), first), (host(2), seen)].into();
+    let pair = pair_at((&one, &two), &ca, &ca);
+    for n in 0..10 {
+        pair.sender.send(&host(2), framed(1, n));
+        let got = pair.received.recv_timeout(PATIENCE).expect("message");
+        assert_eq!(got, Streamed::Message(host(1), envelope(n)));
+    }
+    assert!(
+        pair.renewed.try_recv().is_err(),
+        "it is the first connection"
+    );
+    drop(relay);
+    // As the core does: what was not acknowledged is sent again.
+    let start = Instant::now();
+    let got = loop {
+        assert!(
+            start.elapsed() < PATIENCE,
+            "nothing comes over the other network"
+        );
+        pair.sender.send(&host(2), framed(1, 10));
+        if let Ok(got) = pair.received.recv_timeout(Duration::from_millis(100)) {
+            break got;
+        }
+    };
+    assert_eq!(got, Streamed::Message(host(1), envelope(10)));
+    let renewed = pair.renewed.recv_timeout(PATIENCE).expect("it is said");
+    assert_eq!(renewed, Streamed::Renewed(host(2)));
 }
 
 #[test]
