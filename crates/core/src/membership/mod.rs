@@ -310,8 +310,7 @@ impl Agent {
         }
         let others: Vec<HostId> = self.config.hosts.keys().cloned().collect();
         self.peers.retain(|h, _| self.config.hosts.contains_key(h));
-        self.sessions
-            .retain(|h, _| self.config.hosts.contains_key(h));
+        self.end_sessions_without_a_member();
         for host in others {
             if host != self.me.host {
                 self.peers.entry(host).or_insert_with(|| Peer::new(now));

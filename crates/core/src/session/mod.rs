@@ -333,6 +333,16 @@ impl Agent {
         }
     }
 
+    /// Gives up the sessions to hosts that are no members any more. They are kept in mind: a host that
+    /// joins again would take numbers that begin anew in the same session for repetitions.
+    pub(crate) fn end_sessions_without_a_member(&mut self) {
+        for (host, session) in &mut self.sessions {
+            if !self.config.hosts.contains_key(host) && !session.out.is_idle() {
+                session.out.end();
+            }
+        }
+    }
+
     /// This agent did not listen for a while: nobody's silence counts.
     pub(crate) fn sessions_listen_from(&mut self, now: Instant) {
         for session in self.sessions.values_mut() {

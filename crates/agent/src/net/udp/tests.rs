@@ -279,7 +279,10 @@ fn what_goes_over_all_networks_is_taken_once_and_one_network_is_enough() {
         // Challenges are rare, so the first may be refused.
         other.send(&host(2), b"over one");
         let pause = std::time::Duration::from_millis(50);
-        if received.recv_timeout(pause).is_ok_and(|got| got == b"over one") {
+        if received
+            .recv_timeout(pause)
+            .is_ok_and(|got| got == b"over one")
+        {
             break;
         }
     }
