@@ -69,7 +69,7 @@ pub enum Command {
     /// [`Agent::may_leave`] says when that is done.
     Leave,
     /// Agent or guard are about to be restarted on purpose: VMs move to longer rights to run, so that none
-    /// is frozen or taken over meanwhile; [`Agent::may_restart`] says when that is done.
+    /// is frozen or taken over meanwhile; [`Agent::may_be_restarted`] says when that is done.
     PrepareRestart,
 }
 

@@ -26,7 +26,7 @@ mod tests;
 use crate::agent::{Agent, planted};
 use crate::id::{HostId, InstanceId};
 use crate::io::{Channel, Output};
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::{Envelope, Message, SessionId};
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -36,6 +36,9 @@ use outgoing::Outgoing;
 /// Former starts of a peer's agent that are remembered, so that what they still had under way is not
 /// taken for a new start.
 const RETIRED: usize = 8;
+/// Heartbeat intervals without a sign of the start that is taken for the present one before another that
+/// is heard takes its place again: what a dead agent had under way may have come after its successor.
+const DOUBTED_AFTER: u32 = 3;
 /// Messages taken since the last acknowledgement that bring the next one at once.
 const ACKNOWLEDGE_AFTER: u32 = 16;
 /// Heartbeat intervals without an acknowledgement before all in flight is sent again. Acknowledgements go
@@ -58,7 +61,8 @@ pub struct Handed {
 pub(crate) struct Session {
     /// The peer's start of its agent, once something came from it.
     remote: Option<InstanceId>,
-    retired: VecDeque<InstanceId>,
+    /// Those before, with what has come from each.
+    retired: VecDeque<(InstanceId, Incoming)>,
     /// When something last came from that start, or was first wanted from it.
     sign: Instant,
     out: Outgoing,
@@ -76,26 +80,31 @@ impl Session {
         }
     }
 
-    /// Something came from that start of the peer's agent; false: of one that has been replaced.
-    /// Gives how many messages were dropped with the session to its predecessor.
-    fn meet(&mut self, now: Instant, instance: InstanceId) -> Result<usize, ()> {
+    /// Something came from that start of the peer's agent. Gives how many messages were dropped with the
+    /// session to another start; none at all: it has been replaced, and its successor is heard.
+    ///
+    /// Starts have no order by which to tell the newer one: only that the older one falls silent.
+    fn meet(&mut self, now: Instant, instance: InstanceId, doubted: Duration) -> Option<usize> {
         if self.remote == Some(instance) {
             self.sign = now;
-            return Ok(0);
+            return Some(0);
         }
-        if self.retired.contains(&instance) {
-            return Err(());
+        let known = self.retired.iter().position(|(r, _)| *r == instance);
+        if known.is_some() && now.since(self.sign) <= doubted {
+            return None;
         }
         self.sign = now;
+        let back = known.and_then(|at| self.retired.remove(at));
+        let incoming = back.map_or_else(Incoming::default, |(_, incoming)| incoming);
+        let before = core::mem::replace(&mut self.incoming, incoming);
         let Some(old) = self.remote.replace(instance) else {
-            return Ok(0);
+            return Some(0);
         };
         if self.retired.len() >= RETIRED {
             self.retired.pop_front();
         }
-        self.retired.push_back(old);
-        self.incoming = Incoming::default();
-        Ok(self.out.end())
+        self.retired.push_back((old, before));
+        Some(self.out.end())
     }
 }
 
@@ -183,17 +192,27 @@ impl Agent {
         self.put_on_the_wire(to, remote, epoch, again);
     }
 
-    /// The connection to a peer was made anew: what was under way on the old one may be lost.
+    /// The connection to a peer was made anew: what was under way on the old one may be lost. Where one
+    /// breaks again and again, all that is in flight must not go out each time.
     pub(crate) fn on_stream_renewed(&mut self, to: &HostId) {
-        self.send_again(to);
+        let (now, interval) = (self.now, self.timing().network_heartbeat);
+        let Some(session) = self.sessions.get_mut(to) else {
+            return;
+        };
+        if session.out.overdue(now, interval / 2) {
+            self.send_again(to);
+        } else {
+            session.out.doubt();
+        }
     }
 
     /// Something came from that start of a peer's agent. False: it has been replaced, and what comes from
     /// it is void.
     pub(crate) fn meet(&mut self, peer: &HostId, instance: InstanceId) -> bool {
         let now = self.now;
-        match self.session(peer).meet(now, instance) {
-            Ok(dropped) => {
+        let doubted = DOUBTED_AFTER * self.timing().network_heartbeat;
+        match self.session(peer).meet(now, instance, doubted) {
+            Some(dropped) => {
                 self.ignore_all(
                     "stream message for an agent that was started again",
                     dropped,
@@ -201,7 +220,7 @@ impl Agent {
                 self.pump(peer);
                 true
             }
-            Err(()) => {
+            None => {
                 self.ignore("message of an agent that was replaced");
                 false
             }
@@ -323,7 +342,7 @@ impl Agent {
             if !idle && now.since(session.sign) > silence {
                 let dropped = session.out.end();
                 self.ignore_all("stream message for a host that is silent", dropped);
-            } else if session.out.is_late(now, patience) {
+            } else if session.out.is_in_doubt() || session.out.is_late(now, patience) {
                 self.send_again(&peer);
             }
             let session = self.session(&peer);

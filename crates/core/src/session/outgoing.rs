@@ -27,6 +27,8 @@ pub(super) struct Outgoing {
     in_flight: VecDeque<InFlight>,
     waiting: VecDeque<Message>,
     repetitions: u32,
+    /// The connection was made anew since the last repetition, and that was too recent for another.
+    renewed: bool,
 }
 
 /// The newer message says all that the older one says.
@@ -49,6 +51,7 @@ impl Outgoing {
             in_flight: VecDeque::new(),
             waiting: VecDeque::new(),
             repetitions: 0,
+            renewed: false,
         }
     }
 
@@ -114,9 +117,20 @@ impl Outgoing {
         self.overdue(now, patience * (1 << self.repetitions.min(DOUBLINGS)))
     }
 
+    /// What is in flight may be lost with a connection: it is to be sent again soon.
+    pub(super) fn doubt(&mut self) {
+        self.renewed = !self.in_flight.is_empty();
+    }
+
+    /// It is to be sent again because of that.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.renewed
+    }
+
     /// All that is in flight, to be sent again now.
     pub(super) fn again(&mut self, now: Instant) -> Vec<(u64, Message)> {
         self.repetitions += 1;
+        self.renewed = false;
         self.in_flight
             .iter_mut()
             .map(|m| {

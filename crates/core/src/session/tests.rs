@@ -158,13 +158,30 @@ fn a_session_that_was_given_up_begins_again_and_its_rest_is_void() {
 
 #[test]
 fn a_replaced_agent_is_not_taken_for_a_new_one() {
+    let doubted = Duration::from_millis(300);
     let mut session = Session::new(at(0));
     session.out.queue(vote(1));
-    assert_eq!(session.meet(at(1), InstanceId(7)), Ok(0));
+    assert_eq!(session.meet(at(1), InstanceId(7), doubted), Some(0));
     session.out.take_waiting(at(1));
     // Its successor gets nothing of what was meant for it.
-    assert_eq!(session.meet(at(2), InstanceId(8)), Ok(1));
+    assert_eq!(session.meet(at(2), InstanceId(8), doubted), Some(1));
     assert!(session.out.is_idle());
-    assert_eq!(session.meet(at(3), InstanceId(7)), Err(()));
+    assert_eq!(session.meet(at(302), InstanceId(7), doubted), None);
     assert_eq!(session.remote, Some(InstanceId(8)));
+}
+
+#[test]
+fn an_agent_that_a_late_message_of_its_predecessor_replaced_comes_back_where_it_was() {
+    let doubted = Duration::from_millis(300);
+    let mut session = Session::new(at(0));
+    session.meet(at(0), InstanceId(8), doubted);
+    assert_eq!(session.incoming.take(1, 1), Taken::New);
+    assert_eq!(session.incoming.take(1, 2), Taken::New);
+    // Of the start before, which was not known here.
+    assert!(session.meet(at(1), InstanceId(7), doubted).is_some());
+    assert_eq!(session.meet(at(301), InstanceId(8), doubted), None);
+    assert!(session.meet(at(302), InstanceId(8), doubted).is_some());
+    assert_eq!(session.incoming.take(1, 2), Taken::Again);
+    assert_eq!(session.incoming.take(1, 3), Taken::New);
+    assert_eq!(session.meet(at(303), InstanceId(7), doubted), None);
 }
