@@ -10,6 +10,7 @@ use crate::id::{DatastoreId, HostId, VmId};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec;
 use alloc::vec::Vec;
 
 /// A host that VMs may be placed on.
@@ -32,6 +33,21 @@ pub(crate) struct Room {
 }
 
 impl Room {
+    /// As many starts are under way there as may be.
+    fn busy(&self) -> Option<String> {
+        (self.starting >= self.starts_at_once).then(|| {
+            format!(
+                "{} starts are under way there, as many as concurrent_restarts_per_host allows",
+                self.starting
+            )
+        })
+    }
+
+    /// It cannot use the datastore.
+    fn lacks(&self, datastore: &DatastoreId) -> Option<String> {
+        (!self.datastores.contains(datastore)).then(|| format!("it cannot use {datastore} now"))
+    }
+
     /// A VM is started there.
     pub(crate) fn take(&mut self, vm: &VmSpec) {
         self.cpu_mhz.1 += vm.cpu_mhz;
@@ -45,8 +61,9 @@ impl Room {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct View {
     pub(crate) hosts: BTreeMap<HostId, Room>,
-    /// VMs that wait for one host.
-    pub(crate) only: BTreeMap<VmId, HostId>,
+    /// VMs that waited for a host: they go there unless there is no room for them. True: what keeps it
+    /// from taking them may pass, and is waited for.
+    pub(crate) home: BTreeMap<VmId, (HostId, bool)>,
 }
 
 /// What became of one VM.
@@ -58,14 +75,20 @@ pub(crate) enum Choice {
     Nowhere(Vec<String>),
 }
 
-/// How well a host suits, best first: no wish broken, much memory left, few VMs.
-type Standing = (bool, core::cmp::Reverse<u64>, usize);
+/// How well a host suits, best first: the one that the VM waited for, no wish broken, much memory left,
+/// few VMs.
+type Standing = (bool, bool, core::cmp::Reverse<u64>, usize);
 
 /// Chooses a host for each VM, in the given order; each placement counts for the next.
 pub(crate) fn plan(view: &View, rules: &[Rule], vms: &[VmSpec]) -> Vec<(VmId, Choice)> {
     let mut view = view.clone();
     let mut choices = Vec::new();
     for vm in vms {
+        let home = view.home.get(&vm.id).map(|(home, _)| home);
+        if let Some(why) = waits_for_home(&view, vm) {
+            choices.push((vm.id.clone(), Choice::Nowhere(vec![why])));
+            continue;
+        }
         let mut refusals = Vec::new();
         let mut best: Option<(Standing, HostId)> = None;
         for (host, room) in &view.hosts {
@@ -74,7 +97,8 @@ pub(crate) fn plan(view: &View, rules: &[Rule], vms: &[VmSpec]) -> Vec<(VmId, Ch
                 Ok(wishes_broken) => {
                     let left = room.memory_mb.0 - room.memory_mb.1 - vm.memory_mb;
                     let share = left.saturating_mul(1000) / room.memory_mb.0.max(1);
-                    let rank = (wishes_broken, core::cmp::Reverse(share), room.count);
+                    let away = home.is_some_and(|h| h != host);
+                    let rank = (away, wishes_broken, core::cmp::Reverse(share), room.count);
                     if best.as_ref().is_none_or(|(r, _)| rank < *r) {
                         best = Some((rank, host.clone()));
                     }
@@ -95,6 +119,18 @@ pub(crate) fn plan(view: &View, rules: &[Rule], vms: &[VmSpec]) -> Vec<(VmId, Ch
     choices
 }
 
+/// Why a VM waits for its host to be ready, instead of going elsewhere.
+fn waits_for_home(view: &View, vm: &VmSpec) -> Option<String> {
+    let (home, true) = view.home.get(&vm.id)? else {
+        return None;
+    };
+    let why = match view.hosts.get(home) {
+        None => Some(String::from("it takes no starts yet")),
+        Some(room) => room.busy().or_else(|| room.lacks(&vm.datastore)),
+    };
+    Some(format!("{home}: {}", why?))
+}
+
 /// Can the VM go there? True in the answer: only by breaking a wish (a rule that is not mandatory).
 fn fits(
     view: &View,
@@ -103,17 +139,8 @@ fn fits(
     rules: &[Rule],
     vm: &VmSpec,
 ) -> Result<bool, String> {
-    if let Some(only) = view.only.get(&vm.id).filter(|only| *only != host) {
-        return Err(format!("it waits for {only}"));
-    }
-    if room.starting >= room.starts_at_once {
-        return Err(format!(
-            "{} starts are under way there, as many as concurrent_restarts_per_host allows",
-            room.starting
-        ));
-    }
-    if !room.datastores.contains(&vm.datastore) {
-        return Err(format!("it cannot use {} now", vm.datastore));
+    if let Some(why) = room.busy().or_else(|| room.lacks(&vm.datastore)) {
+        return Err(why);
     }
     let free = |(capacity, used): (u64, u64)| capacity.saturating_sub(used);
     if free(room.memory_mb) < vm.memory_mb {
@@ -235,7 +262,7 @@ mod tests {
     fn view(rooms: &[(u8, Room)]) -> View {
         View {
             hosts: rooms.iter().map(|(n, r)| (host(*n), r.clone())).collect(),
-            only: BTreeMap::new(),
+            home: BTreeMap::new(),
         }
     }
 
@@ -255,6 +282,21 @@ mod tests {
         let vms: Vec<VmSpec> = (0..4).map(|n| spec(n, 100)).collect();
         let hosts = placed(&plan(&view, &[], &vms));
         assert_eq!(hosts.iter().filter(|h| **h == Some(host(1))).count(), 2);
+    }
+
+    #[test]
+    fn a_vm_that_waited_for_its_host_goes_there_unless_it_has_no_room_for_it() {
+        let mut view = view(&[(1, room(1000, 0)), (2, room(9000, 0))]);
+        view.home.insert(vm_id(1), (host(1), true));
+        assert_eq!(placed(&plan(&view, &[], &[spec(1, 100)])), [Some(host(1))]);
+        assert_eq!(placed(&plan(&view, &[], &[spec(1, 1100)])), [Some(host(2))]);
+        // Starts that are under way there end soon; they are not waited for without end.
+        view.hosts.get_mut(&host(1)).expect("there").starting = 32;
+        assert_eq!(placed(&plan(&view, &[], &[spec(1, 100)])), [None]);
+        view.home.insert(vm_id(1), (host(1), false));
+        assert_eq!(placed(&plan(&view, &[], &[spec(1, 100)])), [Some(host(2))]);
+        view.hosts.remove(&host(1));
+        assert_eq!(placed(&plan(&view, &[], &[spec(1, 100)])), [Some(host(2))]);
     }
 
     #[test]

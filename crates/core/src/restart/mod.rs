@@ -46,6 +46,8 @@ pub(crate) struct Restart {
     order: u64,
     /// When it was first seen that the VM does not run.
     since: Instant,
+    /// Since when the host for which it waits is back.
+    home_back: Option<Instant>,
 }
 
 /// Where a restart stands.
@@ -241,6 +243,7 @@ impl Agent {
                     step: Step::Look(now),
                     why: String::from("no connected host reports it"),
                     said: String::new(),
+                    home_back: None,
                     requested: None,
                     order: 0,
                     since: now,
@@ -697,6 +700,13 @@ impl Agent {
         view
     }
 
+    /// The host for which a VM waited is back since less than `order_timeout`: it may not be ready yet.
+    fn has_patience_with_home(&mut self, vm: &VmId) -> bool {
+        let (now, limit) = (self.now, self.config.settings.order_timeout);
+        let restart = self.restarts.get_mut(vm);
+        restart.is_some_and(|r| now.since(*r.home_back.get_or_insert(now)) < limit)
+    }
+
     fn order_starts(&mut self, mut ready: Vec<(VmSpec, LockRecord, Option<HostId>)>) {
         ready.sort_by(|(a, ..), (b, ..)| {
             (a.restart_priority, core::cmp::Reverse(a.memory_mb), &a.id).cmp(&(
@@ -709,7 +719,8 @@ impl Agent {
         let mut view = self.view();
         for (spec, record, _) in &ready {
             if let Some(host) = self.waits_for(record) {
-                view.only.insert(spec.id.clone(), host);
+                let patient = self.has_patience_with_home(&spec.id);
+                view.home.insert(spec.id.clone(), (host, patient));
             }
         }
         let choices = plan(&view, &self.config.rules, &specs);
@@ -744,6 +755,11 @@ impl Agent {
         }
         let number = self.number();
         let now = self.now;
+        let best = if self.waits_for(record).as_ref() == Some(&host) {
+            format!("{host}, on which it ran, is back")
+        } else {
+            format!("{host} has the most room")
+        };
         let Some(restart) = self.restarts.get_mut(&vm) else {
             return;
         };
@@ -765,7 +781,7 @@ impl Agent {
         } else {
             format!("; not on {}", refusals.join("; not on "))
         };
-        restart.why = format!("{proof}; {host} has the most room{others}");
+        restart.why = format!("{proof}; {best}{others}");
         let (attempt, why) = (restart.attempt, restart.why.clone());
         let said = restart.requested.replace((attempt, host.clone()));
         if said != Some((attempt, host.clone())) {

@@ -233,6 +233,8 @@ impl Agent {
             self.on_message(from, envelope.message);
             return;
         }
+        // Whatever becomes of the message: this host is reached.
+        self.note_company();
         let Envelope {
             session: id,
             number,
