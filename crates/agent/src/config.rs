@@ -570,6 +570,9 @@ pub struct AgentFile {
     /// A cgroup (v2) directory below which each VM gets a cgroup of its own; else VMs are stopped by signal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup_parent: Option<PathBuf>,
+    /// The watchdog device that the guard feeds (`/dev/watchdog0`); none when it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<PathBuf>,
     /// How pings go.
     #[serde(default)]
     pub probe: Probe,

@@ -15,6 +15,7 @@
 use crate::config::{AgentFile, ClusterFile, FileError};
 use crate::shm::{Shm, ShmError, Weakness};
 use crate::twin::{Backoff, Role, Seat, TwinError};
+use crate::watchdog::Watchdog;
 use crate::{clock, drivers, logging, twin};
 use mainstay_core::event::{Event, EventKind, IssueCause};
 use mainstay_core::guard::{Guard, GuardAction, SlotState, Words as _};
@@ -137,6 +138,7 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
         })?;
     shm.enter_guard(&me);
     harden(&shm);
+    let watchdog = open_watchdog(&file, &shm);
     tracing::info!(pid = me.pid, "guard started");
     let program = file
         .program
@@ -156,10 +158,24 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
         log_dir: file.log_dir.clone(),
         backoff: Backoff::default(),
         hung: false,
+        watchdog,
     };
     let result = watch.run(&stop);
     seat.leave();
     result
+}
+
+/// The host's watchdog, if one is named; the agent says when there is none.
+fn open_watchdog(file: &AgentFile, shm: &Shm) -> Option<Watchdog> {
+    let path = file.watchdog.as_ref()?;
+    match Watchdog::open(path) {
+        Ok(watchdog) => Some(watchdog),
+        Err(error) => {
+            tracing::error!(path = %path.display(), %error, "the watchdog is not fed");
+            shm.add_weakness(Weakness::NoWatchdog);
+            None
+        }
+    }
 }
 
 /// The table that is there, or a fresh one after everything that runs here was frozen.
@@ -258,6 +274,7 @@ struct Watch {
     log_dir: PathBuf,
     backoff: Backoff,
     hung: bool,
+    watchdog: Option<Watchdog>,
 }
 
 impl Watch {
@@ -270,6 +287,7 @@ impl Watch {
                 self.perform(now, action);
             }
             self.check_slots(now);
+            self.feed_watchdog(now);
             if now >= next_look {
                 next_look = now + AGENT_LOOK;
                 self.look_at_agent(now);
@@ -280,6 +298,9 @@ impl Watch {
             }
             if stop.load(Ordering::Relaxed) {
                 self.stop();
+                if let Some(Err(error)) = self.watchdog.take().map(Watchdog::let_go) {
+                    tracing::error!(%error, "the watchdog was not let go; it resets this host");
+                }
                 return Ok(());
             }
             let due = self
@@ -287,6 +308,17 @@ impl Watch {
                 .next(self.shm.as_ref())
                 .map_or(TICK, |at| at.since(clock::now()).min(TICK));
             clock::pause(due);
+        }
+    }
+
+    /// What had to be frozen is: the host may live on.
+    fn feed_watchdog(&mut self, now: Instant) {
+        if let Some(watchdog) = &mut self.watchdog
+            && let Err(error) = watchdog.feed(now)
+        {
+            tracing::error!(%error, "the watchdog is not fed any more");
+            self.shm.add_weakness(Weakness::NoWatchdog);
+            self.watchdog = None;
         }
     }
 

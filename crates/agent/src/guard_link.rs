@@ -500,6 +500,13 @@ fn weaknesses(shm: &Shm, run_dir: &Path) -> Vec<String> {
     if shm.has_weakness(Weakness::OomKillable) {
         all.push("the guard may be taken by the OOM killer: allow CAP_SYS_RESOURCE".into());
     }
+    if shm.has_weakness(Weakness::NoWatchdog) {
+        all.push(
+            "the guard cannot feed the watchdog that agent.toml names: see its log; load the driver, or end \
+             whatever else feeds it"
+                .into(),
+        );
+    }
     let memory = nix::sys::statfs::statfs(run_dir)
         .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
     if !memory {

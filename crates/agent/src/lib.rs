@@ -21,6 +21,8 @@ mod shell;
 mod shm;
 mod twin;
 mod vms;
+mod watchdog;
+mod weak;
 
 pub use control::server::ControlError;
 pub use guard::{GuardError, run_guard};

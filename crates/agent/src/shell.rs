@@ -16,13 +16,15 @@ use crate::net::{self, Addresses, OnNetwork, Rejects, isolation};
 use crate::persist::{self, Kept, Persister};
 use crate::twin::{Role, Seat, TwinError};
 use crate::vms::{Report, Vms, VmsConfig};
+use crate::weak::Source;
 use crate::{clock, drivers, guard, logging, twin};
 use mainstay_core::config::{ClusterConfig, ConfigError, nearest};
 use mainstay_core::event::{Event, EventKind, IssueCause};
+use mainstay_core::health::Issue;
 use mainstay_core::id::{BootId, HostId, InstanceId, OpId, VmId};
 use mainstay_core::io::{GuardRequest, HypervisorRequest, Input, Output, PingOutcome, PingTarget};
 use mainstay_core::status::Status;
-use mainstay_core::wire::{Message, Stamp};
+use mainstay_core::wire::{Message, Stamp, understood_by_writer};
 use mainstay_core::{Agent, Command, Identity};
 use mainstay_hypervisor::CgroupPlacement;
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -30,9 +32,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Events that wait for the loop.
@@ -107,7 +109,7 @@ enum Wake {
     Seen(Seen),
     Opened(Opened),
     SameId(HostId, SocketAddr),
-    Issues(&'static str, Vec<String>),
+    Issues(Source, Vec<String>),
     Stop(i32),
 }
 
@@ -308,7 +310,7 @@ impl Starting<'_> {
             wake,
         };
         let kept = self.kept_issues.iter().cloned();
-        shell.set_issues("state", state_issue.into_iter().chain(kept).collect());
+        shell.set_issues(Source::State, state_issue.into_iter().chain(kept).collect());
         tracing::info!(
             host = %shell.stamp.writer,
             version = env!("CARGO_PKG_VERSION"),
@@ -332,11 +334,21 @@ impl Starting<'_> {
             .map_err(system("get random numbers"))?;
         let own = addresses.get(me).cloned().unwrap_or_default();
         let (to_loop, refused) = (wake.clone(), rejects.clone());
+        let versions = Arc::new(Mutex::new(BTreeMap::<HostId, u16>::new()));
         let on_received = move |received| {
             let wake = match received {
                 Received::SameId { host, address } => Wake::SameId(host, address),
                 Received::Message { from, payload } => match Message::decode(cluster, &payload) {
                     Ok((stamp, message)) if stamp.writer == from => {
+                        // Datagrams come all the time: streams need not be looked at.
+                        if let Some(version) = understood_by_writer(&payload)
+                            && let Ok(mut versions) = versions.lock()
+                            && versions.insert(from.clone(), version) != Some(version)
+                        {
+                            let host = from.clone();
+                            let shown = Input::Understands { host, version };
+                            drop(to_loop.try_send(Wake::Input(shown)));
+                        }
                         Wake::Input(Input::Message { from, message })
                     }
                     Ok(_) => return refused.count("datagram_wrong_writer"),
@@ -460,6 +472,12 @@ fn probe_weaknesses(
                 .to_owned(),
         ),
     }
+    let no_watchdog = file.watchdog.is_none().then(|| {
+        "this host has no watchdog: when its kernel hangs, or agent and guard are both gone, nothing resets \
+         it; name a device that the guard feeds (watchdog = \"/dev/watchdog0\" in agent.toml; modprobe \
+         softdog where there is no other)"
+            .to_owned()
+    });
     let used: Vec<_> = drivers
         .iter()
         .filter(|(kind, _)| {
@@ -472,9 +490,11 @@ fn probe_weaknesses(
         .collect();
     let to_loop = wake.clone();
     spawn("weaknesses", move || {
-        drop(to_loop.send(Wake::Issues("network", network)));
+        drop(to_loop.send(Wake::Issues(Source::Network, network)));
+        let watchdog = no_watchdog.into_iter().collect();
+        drop(to_loop.send(Wake::Issues(Source::Watchdog, watchdog)));
         let all = used.iter().flat_map(|d| d.weaknesses()).collect();
-        drop(to_loop.send(Wake::Issues("hypervisor", all)));
+        drop(to_loop.send(Wake::Issues(Source::Hypervisor, all)));
     })
 }
 
@@ -502,7 +522,7 @@ struct Shell {
     events: EventLog,
     link: Arc<GuardLink>,
     rejects: Rejects,
-    issues: BTreeMap<&'static str, Vec<String>>,
+    issues: BTreeMap<Source, Vec<String>>,
     wake: SyncSender<Wake>,
 }
 
@@ -531,7 +551,7 @@ impl Shell {
                 self.handle(Input::Timeout);
             }
             if let Some(issues) = self.datastores.changed_issues() {
-                self.set_issues("datastores", issues);
+                self.set_issues(Source::Datastores, issues);
             }
         }
     }
@@ -552,7 +572,7 @@ impl Shell {
                 self.handle(Input::VmLapsed { vm, generation })
             }
             Wake::Seen(Seen::Event(event)) => self.events.push(event),
-            Wake::Seen(Seen::Issues(issues)) => self.set_issues("guard", issues),
+            Wake::Seen(Seen::Issues(issues)) => self.set_issues(Source::Guard, issues),
             Wake::Opened(opened) => self.datastores.opened(opened),
             Wake::Issues(source, issues) => self.set_issues(source, issues),
             Wake::SameId(host, address) => self.on_same_id(&host, address),
@@ -565,7 +585,11 @@ impl Shell {
             "another agent uses the host id \"{host}\" at {address}; stop it, or give it an id of its own \
              in its agent.toml"
         );
-        let mut all = self.issues.get("same id").cloned().unwrap_or_default();
+        let mut all = self
+            .issues
+            .get(&Source::SameId)
+            .cloned()
+            .unwrap_or_default();
         if !all.contains(&issue) {
             let kind = EventKind::ConfigIssue {
                 issue: issue.clone(),
@@ -579,23 +603,30 @@ impl Shell {
                 why,
             });
             all.push(issue);
-            self.set_issues("same id", all);
+            self.set_issues(Source::SameId, all);
         }
     }
 
-    fn set_issues(&mut self, source: &'static str, issues: Vec<String>) {
+    fn set_issues(&mut self, source: Source, issues: Vec<String>) {
         for issue in &issues {
             if !self
                 .issues
-                .get(source)
+                .get(&source)
                 .is_some_and(|old| old.contains(issue))
             {
-                tracing::warn!(source, issue, "weakness");
+                tracing::warn!(?source, issue, "weakness");
             }
         }
         self.issues.insert(source, issues);
-        self.agent
-            .set_shell_issues(self.issues.values().flatten().cloned().collect());
+        let host = &self.stamp.writer;
+        let all = self.issues.iter().flat_map(|(source, issues)| {
+            issues.iter().map(|text| Issue {
+                cause: source.cause(),
+                host: Some(host.clone()),
+                text: text.clone(),
+            })
+        });
+        self.agent.set_shell_issues(all.collect());
         self.drain();
     }
 
@@ -712,7 +743,7 @@ impl Shell {
 
     fn status(&mut self) -> Result<Status, String> {
         // A network may have come, or gone, since the last look.
-        self.set_issues("addresses", net::missing(&self.own_addresses));
+        self.set_issues(Source::Addresses, net::missing(&self.own_addresses));
         let status = self.agent.status(clock::now());
         let mut status = status.ok_or("the agent has no status yet; try again")?;
         status.ignored.extend(self.rejects.all());

@@ -116,6 +116,8 @@ pub(crate) enum Weakness {
     OrdinaryPriority = 2,
     /// The OOM killer may take it.
     OomKillable = 4,
+    /// The watchdog that was named cannot be fed.
+    NoWatchdog = 8,
 }
 
 /// The mapped table.

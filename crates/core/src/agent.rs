@@ -3,6 +3,7 @@
 use crate::config::{ClusterConfig, ConfigError, HostSpec, Timing, Topology};
 use crate::election::Role;
 use crate::event::{ElectionCause, Event, EventKind, IssueCause};
+use crate::health::{Issue, LockChecks, Said, Telling};
 use crate::id::{BootId, DatastoreId, Generation, Holder, HostId, InstanceId, OpId, VmId};
 use crate::inventory::{Inventory, Reporting};
 use crate::io::{
@@ -21,7 +22,7 @@ use crate::tasks::Tasks;
 use crate::time::{Duration, Instant};
 use crate::vms::LocalVm;
 use crate::watched::Watched;
-use crate::wire::{Message, Rank, Stamp};
+use crate::wire::{FORMAT_VERSION, Message, Rank, Stamp};
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
@@ -122,6 +123,10 @@ pub(crate) enum Pending {
     PoweronRead {
         host: HostId,
     },
+    ProbeLock {
+        datastore: DatastoreId,
+        host: HostId,
+    },
     Scan {
         datastore: DatastoreId,
     },
@@ -204,9 +209,15 @@ pub struct Agent {
     /// Guests that were asked to shut down, not by their own wish.
     pub(crate) asked: BTreeMap<VmId, Asked>,
     pub(crate) journal: VecDeque<Event>,
-    pub(crate) shell_issues: Vec<String>,
+    pub(crate) shell_issues: Vec<Issue>,
     pub(crate) ignored: BTreeMap<&'static str, u64>,
-    pub(crate) said: BTreeSet<String>,
+    pub(crate) said: BTreeMap<String, IssueCause>,
+    /// Weaknesses of the cluster that this primary has said.
+    pub(crate) said_of_cluster: BTreeSet<Said>,
+    pub(crate) telling: Telling,
+    pub(crate) lock_checks: LockChecks,
+    /// The newest format version that this agent understands.
+    pub(crate) understands: u16,
     #[cfg(feature = "planted")]
     pub(crate) bug: Option<crate::planted::Bug>,
 }
@@ -275,7 +286,11 @@ impl Agent {
             journal: VecDeque::new(),
             shell_issues: Vec::new(),
             ignored: BTreeMap::new(),
-            said: BTreeSet::new(),
+            said: BTreeMap::new(),
+            said_of_cluster: BTreeSet::new(),
+            telling: Telling::default(),
+            lock_checks: LockChecks::default(),
+            understands: FORMAT_VERSION,
             me: identity,
             #[cfg(feature = "planted")]
             bug: None,
@@ -301,6 +316,7 @@ impl Agent {
             Input::Timeout => {}
             Input::Message { from, message } => self.on_message(&from, message),
             Input::Stream { from, envelope } => self.on_stream(&from, envelope),
+            Input::Understands { host, version } => self.on_understands(&host, version),
             Input::StreamRenewed { to } => self.on_stream_renewed(&to),
             Input::Pinged(op, outcome) => match self.pending.remove(&op) {
                 Some(Pending::Ping { target, issued }) => self.on_ping(target, issued, outcome),
@@ -388,6 +404,7 @@ impl Agent {
         self.run_rearm();
         self.renew_beacons();
         self.audit_inventory();
+        self.run_health();
         self.reconcile();
         self.tell_protected();
         if self.report_dirty || self.beats.is_multiple_of(8) {
@@ -454,7 +471,7 @@ impl Agent {
     }
 
     /// Adds to the list of weaknesses what the shell found (no O_DIRECT, no raw ICMP, ...).
-    pub fn set_shell_issues(&mut self, issues: Vec<String>) {
+    pub fn set_shell_issues(&mut self, issues: Vec<Issue>) {
         self.shell_issues = issues;
     }
 
@@ -583,7 +600,7 @@ impl Agent {
 
     /// Reports a weakness once.
     pub(crate) fn issue(&mut self, cause: IssueCause, issue: String) {
-        if self.said.insert(issue.clone()) {
+        if self.said.insert(issue.clone(), cause).is_none() {
             let host = self.me.host.clone();
             self.emit(
                 EventKind::ConfigIssue {
@@ -639,6 +656,9 @@ impl Agent {
                 issued,
             } => self.on_observed(&datastore, &host, issued, outcome),
             Pending::Poweron { datastore } => self.on_poweron_written(&datastore, outcome),
+            Pending::ProbeLock { datastore, host } => {
+                self.on_lock_probed(&datastore, &host, outcome)
+            }
             Pending::PoweronRead { host } => self.on_poweron_read(&host, outcome),
             Pending::Scan { datastore } => self.on_scanned(&datastore, outcome),
             Pending::List {
@@ -711,6 +731,8 @@ impl Agent {
                 up_to,
                 again,
             } => self.on_acknowledge(from, instance, of, (epoch, up_to), again),
+            Message::Facts(facts) => self.on_facts(from, *facts),
+            Message::Clock { instance, at } => self.on_clock(from, instance, at),
         }
     }
 

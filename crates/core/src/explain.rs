@@ -19,17 +19,6 @@ impl Agent {
     /// The agent's view of the cluster.
     #[must_use]
     pub fn status(&self, now: Instant) -> Option<Status> {
-        let mut issues: Vec<String> = self.said.iter().cloned().collect();
-        issues.extend(self.shell_issues.iter().cloned());
-        if self.config.hosts.len() < 2 {
-            issues.push(String::from(
-                "the cluster has one host: nothing can be restarted elsewhere; add another",
-            ));
-        }
-        issues.extend(crate::redundancy::weakness(&self.config));
-        if self.config.settings.accept_late_writes {
-            issues.push(String::from("accept_late_writes is on: on open datastores a lost host's late writes may land after a restart"));
-        }
         Some(Status {
             host: self.host().clone(),
             role: self.role.tag(),
@@ -54,7 +43,7 @@ impl Agent {
                 .values()
                 .map(|spec| self.vm_status(spec))
                 .collect(),
-            issues,
+            issues: self.issues(now),
             ignored: self
                 .ignored
                 .iter()

@@ -63,6 +63,9 @@ pub enum StorageRequest {
     Link(RecordKey, Vec<u8>),
     /// Removes a record.
     Remove(RecordKey),
+    /// Does this host see the lock that another host's agent holds on its own probe file there, of the kind
+    /// that hypervisors put on disk images? Gives [`StorageValue::Held`] or not found.
+    ProbeLock(HostId),
     /// Lists the generations of one VM's lock.
     ListVmLock(VmId),
     /// Lists the keys of all VM locks.
@@ -88,6 +91,8 @@ pub enum StorageValue {
     NotFound,
     /// There is one already (link only).
     Exists,
+    /// The lock is held, as far as this host sees (probe only).
+    Held(bool),
 }
 
 /// Why an operation did not succeed for certain.
@@ -282,6 +287,14 @@ pub enum Input {
         from: HostId,
         /// The message.
         envelope: Envelope,
+    },
+    /// A host's agent understands formats up to that version, as its messages show. To be said before the
+    /// first message that shows it.
+    Understands {
+        /// The host.
+        host: HostId,
+        /// The version.
+        version: u16,
     },
     /// The stream to a host was connected anew: what was sent on the old connection may be lost. To be
     /// said once the new one carries messages; it only makes repetitions come sooner.

@@ -26,6 +26,7 @@ mod election;
 pub mod event;
 mod explain;
 pub mod guard;
+pub mod health;
 pub mod id;
 mod inventory;
 pub mod io;

@@ -2,6 +2,7 @@
 
 use crate::config::Inequality;
 use crate::event::HostState;
+use crate::health::Issue;
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::wire::RoleTag;
 use alloc::string::String;
@@ -30,7 +31,7 @@ pub struct Status {
     /// VMs as this agent sees them.
     pub vms: Vec<VmStatus>,
     /// What is weaker than it should be, with remedies.
-    pub issues: Vec<String>,
+    pub issues: Vec<Issue>,
     /// Inputs that were ignored because they were damaged, foreign or stale, by kind.
     pub ignored: Vec<(String, u64)>,
 }

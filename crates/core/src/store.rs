@@ -160,7 +160,7 @@ impl Agent {
         let seq = stamp.seq;
         let (freeze, r#break) = self.constants();
         let record = HeartbeatRecord { freeze, r#break };
-        let bytes = record.encode(self.config.cluster_id, &stamp);
+        let bytes = record.encode_by(self.understands, self.config.cluster_id, &stamp);
         if let Some(store) = self.stores.get_mut(datastore) {
             store.writing = true;
             store.next_write += interval;
@@ -278,10 +278,12 @@ impl Agent {
         };
         let mut named = Duration::ZERO;
         let mut damaged = None;
+        let mut understood = None;
         if let Seen::Bytes(bytes) = &value {
             match HeartbeatRecord::decode(cluster, bytes) {
                 Ok((stamp, record)) => {
                     named = record.r#break;
+                    understood = crate::wire::understood_by_writer(bytes);
                     if own && stamp.instance == instance {
                         let back = store
                             .writes
@@ -302,6 +304,9 @@ impl Agent {
                 let window = Window::new(value, issued, now, named);
                 store.windows.insert(host.clone(), window);
             }
+        }
+        if let Some(version) = understood.filter(|_| !own) {
+            self.on_understands(host, version);
         }
         if let Some(error) = damaged {
             self.issue(

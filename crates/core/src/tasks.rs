@@ -166,6 +166,8 @@ impl Agent {
         desired: Desired,
         given_back: Option<GivenBack>,
     ) {
+        // A member of the first version could not read such a lock, and would wait for ever.
+        let given_back = given_back.filter(|_| self.level() >= 2);
         let (freeze, r#break) = self.constants();
         let new = LockRecord {
             generation: from.0.next(),

@@ -2,6 +2,7 @@
 
 use crate::direct::Direct;
 use crate::error::{OpenError, fault, is_refusal};
+use crate::probe::{self, Probe};
 use mainstay_core::id::{DatastoreId, HostId};
 use mainstay_core::io::{IoFault, StorageOutcome, StorageRequest, StorageValue};
 use mainstay_core::provision::MARKER_FILE;
@@ -45,6 +46,8 @@ pub struct FileDatastore {
     marker: Mutex<FileId>,
     marker_bytes: Vec<u8>,
     direct: Direct,
+    /// Held by an agent, once it could be taken.
+    probe: Mutex<Option<Probe>>,
 }
 
 /// The directory of a cluster's records on a datastore.
@@ -66,6 +69,7 @@ impl FileDatastore {
     ) -> Result<Self, OpenError> {
         let datastore = Self::attach(mount, cluster, id, host)?;
         datastore.remove_strays();
+        datastore.hold_probe();
         Ok(datastore)
     }
 
@@ -122,6 +126,7 @@ impl FileDatastore {
             marker: Mutex::new(FileId::of(&meta)),
             marker_bytes,
             direct,
+            probe: Mutex::new(None),
         })
     }
 
@@ -156,6 +161,28 @@ impl FileDatastore {
         })
     }
 
+    /// Takes the lock by which others see whether locks work here; tried again with each heartbeat.
+    fn hold_probe(&self) {
+        let Ok(mut probe) = self.probe.lock() else {
+            return;
+        };
+        if probe.is_some() {
+            return;
+        }
+        match Probe::take(&self.dir, &self.host) {
+            Ok(taken) => *probe = Some(taken),
+            Err(error) => tracing::debug!(datastore = %self.id, %error, "no probe lock"),
+        }
+    }
+
+    fn probe_of(&self, host: &HostId) -> StorageOutcome {
+        match probe::is_held(&self.dir, host) {
+            Ok(Some(held)) => StorageOutcome::Ok(StorageValue::Held(held)),
+            Ok(None) => StorageOutcome::Ok(StorageValue::NotFound),
+            Err(error) => StorageOutcome::NotDone(fault(&error)),
+        }
+    }
+
     /// Performs one operation. Blocks for as long as the storage does.
     #[must_use]
     pub fn perform(&self, request: &StorageRequest) -> StorageOutcome {
@@ -164,7 +191,12 @@ impl FileDatastore {
         }
         match request {
             StorageRequest::Read(key) => self.read(key),
-            StorageRequest::Renew(key, bytes) => self.renew(key, bytes),
+            StorageRequest::Renew(key, bytes) => {
+                let outcome = self.renew(key, bytes);
+                self.hold_probe();
+                outcome
+            }
+            StorageRequest::ProbeLock(host) => self.probe_of(host),
             StorageRequest::Put(key, bytes) => self.put(key, bytes),
             StorageRequest::PutPages(key, pages) => self.put_pages(key, pages),
             StorageRequest::Link(key, bytes) => self.link(key, bytes),

@@ -11,6 +11,7 @@ mod create;
 mod direct;
 mod error;
 mod file;
+mod probe;
 mod worker;
 
 pub use error::{AddError, CreateError, OpenError};

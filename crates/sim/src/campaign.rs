@@ -23,6 +23,7 @@ use mainstay_core::config::{
 use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_core::rng::Rng;
 use mainstay_core::time::{Duration, nanos};
+use mainstay_core::wire::{FORMAT_VERSION, OLDEST_VERSION};
 use std::collections::BTreeSet;
 
 /// What a campaign fixes; the rest is drawn.
@@ -369,6 +370,8 @@ fn host_setups(
     networks: usize,
 ) -> Vec<HostSetup> {
     let bound = u64::from(settings.timing.clock_drift_ppm);
+    // One campaign in eight is in the middle of an upgrade.
+    let mixed = rng.percent(12);
     config
         .hosts
         .keys()
@@ -377,6 +380,11 @@ fn host_setups(
             networks: (0..networks).collect(),
             boot_time: rng.between(2, 40) * SECOND,
             ppm: drift(rng, bound),
+            formats: if mixed && rng.percent(40) {
+                OLDEST_VERSION
+            } else {
+                FORMAT_VERSION
+            },
         })
         .collect()
 }

@@ -62,7 +62,7 @@ fn bad_requests_get_an_error_line_and_good_ones_an_answer() {
         let issues = client.status().ok()?.issues;
         issues
             .iter()
-            .any(|i| i.contains("probe = udp"))
+            .any(|i| i.text.contains("probe = udp"))
             .then_some(())
     });
     let events: Vec<_> = client.events(Some(1), false).expect("events").collect();

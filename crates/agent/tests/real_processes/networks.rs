@@ -75,7 +75,9 @@ fn reports_go_on_over_the_second_network_when_the_first_is_gone() {
     relay.close();
     protected(&cluster, 2);
     let status = cluster.client(2).status().expect("status");
-    let redundant = |issue: &String| issue.contains("no redundant management network");
+    let redundant = |issue: &mainstay_core::health::Issue| {
+        issue.text.contains("no redundant management network")
+    };
     assert!(!status.issues.iter().any(redundant), "{:?}", status.issues);
     let events: Vec<_> = cluster
         .client(2)

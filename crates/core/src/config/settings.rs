@@ -4,7 +4,7 @@
 use super::timing::{Profile, Timing};
 use crate::id::DatastoreId;
 use crate::time::Duration;
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -98,6 +98,7 @@ pub enum HeartbeatPolicy {
 
 /// All settings of a cluster.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(from = "super::text::Written", into = "super::text::Written")]
 pub struct Settings {
     /// The profile that the timers began with.
     pub profile: Profile,
@@ -130,43 +131,34 @@ pub struct Settings {
     /// A host given an order that says nothing for this long is asked again.
     pub order_timeout: Duration,
     /// Time between two checks of each isolation address while other hosts are heard.
-    #[serde(default = "isolation_check_interval")]
     pub isolation_check_interval: Duration,
     /// Starts under way on one host at a time; further ones wait (`das.perHostConcurrentFailoversLimit`: 32).
-    #[serde(default = "concurrent_restarts")]
     pub concurrent_restarts_per_host: u32,
     /// A VM waits no longer than this for the VMs that it depends on.
-    #[serde(default = "dependency_timeout")]
     pub dependency_timeout: Duration,
     /// Guests get so long to shut down when their host is shut down; then they are switched off.
-    #[serde(default = "host_shutdown_timeout")]
     pub host_shutdown_timeout: Duration,
     /// Addresses outside the cluster that answer as long as a host has a network, beyond the gateways: IP
     /// addresses, or `tcp://IP:PORT` where pings are dropped. At most ten.
-    #[serde(default)]
     pub isolation_addresses: Vec<String>,
     /// The default gateway of each management network is an isolation address too.
-    #[serde(default = "yes")]
     pub use_default_isolation_address: bool,
     /// How heartbeat datastores are chosen.
-    #[serde(default)]
     pub heartbeat_datastore_policy: HeartbeatPolicy,
     /// The admin's list of heartbeat datastores.
-    #[serde(default)]
     pub heartbeat_datastores: BTreeSet<DatastoreId>,
     /// Say nothing of hosts with one management network.
-    #[serde(default)]
     pub ignore_redundant_network_warning: bool,
     /// Say nothing of hosts with too few heartbeat datastores.
-    #[serde(default)]
     pub ignore_insufficient_heartbeat_datastores: bool,
     /// Right to run of a host's VMs while its agent or guard are restarted on purpose.
-    #[serde(default = "planned_restart")]
     pub planned_restart: Duration,
-}
-
-fn yes() -> bool {
-    true
+    /// Time between two looks whether hypervisors' locks on disk images are seen by other hosts.
+    pub image_lock_check_interval: Duration,
+    /// Time over which other hosts' clocks are compared with this one.
+    pub clock_check_interval: Duration,
+    /// Settings of a newer version, as text: kept for the agents that know them.
+    pub later: BTreeMap<String, String>,
 }
 
 /// Longer than replacing a package and starting two daemons takes.
@@ -365,6 +357,16 @@ pub const SETTINGS: &[SettingDoc] = &[
         "a host that was told to start a VM and says nothing is asked again",
     ),
     doc(
+        "clock_check_interval",
+        "time",
+        "over which the primary compares each host's clock with its own; longer measures finer drifts",
+    ),
+    doc(
+        "image_lock_check_interval",
+        "time",
+        "between two looks whether a datastore shows one host the image locks of another",
+    ),
+    doc(
         "isolation_check_interval",
         "time",
         "between two checks of each isolation address while all is well",
@@ -520,6 +522,9 @@ impl Settings {
             dependency_timeout: dependency_timeout(),
             host_shutdown_timeout: host_shutdown_timeout(),
             planned_restart: planned_restart(),
+            image_lock_check_interval: Duration::from_secs(300),
+            clock_check_interval: Duration::from_secs(300),
+            later: BTreeMap::new(),
             isolation_addresses: Vec::new(),
             use_default_isolation_address: true,
             heartbeat_datastore_policy: HeartbeatPolicy::Prefer,
@@ -604,6 +609,8 @@ impl Settings {
             "dependency_timeout" => &mut self.dependency_timeout,
             "host_shutdown_timeout" => &mut self.host_shutdown_timeout,
             "planned_restart" => &mut self.planned_restart,
+            "image_lock_check_interval" => &mut self.image_lock_check_interval,
+            "clock_check_interval" => &mut self.clock_check_interval,
             _ => return None,
         })
     }

@@ -1,11 +1,54 @@
-//! The value of each setting as text, as [`Settings::set`] takes it.
+//! The value of each setting as text, as [`Settings::set`] takes it, and settings as they are written.
 
 use super::settings::{
-    ApdResponse, HeartbeatPolicy, HostShutdown, IsolationResponse, PdlResponse, Settings,
+    ApdResponse, HeartbeatPolicy, HostShutdown, IsolationResponse, PdlResponse, SETTINGS, Settings,
     format_duration,
 };
+use super::timing::Profile;
+use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+/// Settings on disk and on the wire: the profile, and by name what differs from it. An agent of another
+/// version reads what it knows, and keeps the rest.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Written {
+    profile: String,
+    others: BTreeMap<String, String>,
+}
+
+impl From<Settings> for Written {
+    fn from(settings: Settings) -> Self {
+        let plain = Settings::of(settings.profile);
+        let differs = |key: &&str| settings.get(key) != plain.get(key);
+        let named = SETTINGS
+            .iter()
+            .map(|s| s.key)
+            .filter(|key| *key != "profile")
+            .filter(differs)
+            .filter_map(|key| Some((key.to_string(), settings.get(key)?)));
+        let mut others = settings.later.clone();
+        others.extend(named);
+        Self {
+            profile: settings.profile.name().to_string(),
+            others,
+        }
+    }
+}
+
+impl From<Written> for Settings {
+    fn from(written: Written) -> Self {
+        let profile = Profile::from_name(&written.profile).unwrap_or_default();
+        let mut settings = Self::of(profile);
+        for (key, value) in written.others {
+            if settings.set(&key, &value).is_err() {
+                settings.later.insert(key, value);
+            }
+        }
+        settings
+    }
+}
 
 impl Settings {
     /// The value of the setting `key`, written as [`Settings::set`] reads it; none: there is no such

@@ -66,7 +66,7 @@ pub enum WaitCause {
 }
 
 /// What kind of weakness a `config.issue` names.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IssueCause {
     /// A start that a user asked for came to nothing.
@@ -101,4 +101,34 @@ pub enum IssueCause {
     HeartbeatNotWritten,
     /// The agent hangs, or goes on after it did.
     AgentHangs,
+    /// `host_monitoring` is off: no host failure is reacted to.
+    MonitoringOff,
+    /// Fewer than two hosts take VMs.
+    OneHost,
+    /// VMs are on datastores that one host mounts.
+    NoSharedDatastore,
+    /// VMs are not restarted because their priority says so.
+    RestartDisabled,
+    /// Late writes of lost hosts are accepted.
+    LateWritesAccepted,
+    /// Two hosts' clocks run apart faster than the rights to run allow.
+    ClockDrift,
+    /// An agent is of an older version.
+    OldAgent,
+    /// A host has another configuration, and perhaps another timing profile.
+    ConfigDiffers,
+    /// A datastore does not show one host the image locks of another.
+    ImageLocksOpen,
+    /// The host has no watchdog.
+    NoWatchdog,
+    /// The guard is not fully protected from the rest of its host, or not well.
+    GuardWeak,
+    /// The hypervisor lacks something.
+    HypervisorWeak,
+    /// A datastore cannot be opened, or is used in a weaker way.
+    DatastoreWeak,
+    /// What the agent keeps on local disk could not be read.
+    StateNotKept,
+    /// An address of this host is missing.
+    AddressMissing,
 }

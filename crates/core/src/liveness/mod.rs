@@ -19,11 +19,12 @@ pub(crate) use window::{Seen, Window};
 
 use crate::agent::{Agent, Pending};
 use crate::event::{EventKind, HostState, IssueCause};
+use crate::health::Drift;
 use crate::id::{DatastoreId, HostId, InstanceId};
 use crate::inventory::Reported;
 use crate::io::{PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue};
 use crate::time::{Duration, Instant};
-use crate::wire::{PoweronRecord, RecordKey, RoleTag};
+use crate::wire::{Facts, PoweronRecord, RecordKey, RoleTag};
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -55,6 +56,14 @@ pub(crate) struct Peer {
     /// When a whole report was last asked for.
     pub(crate) report_asked: Option<Instant>,
     pub(crate) poweron: Option<PoweronRecord>,
+    /// The newest format version that its agent understands, once that was seen.
+    pub(crate) understands: Option<u16>,
+    /// What it last said of itself.
+    pub(crate) facts: Option<Facts>,
+    /// It has another version of the configuration since then.
+    pub(crate) behind_since: Option<Instant>,
+    /// Its clock against this host's.
+    pub(crate) drift: Drift,
 }
 
 impl Peer {
@@ -76,6 +85,10 @@ impl Peer {
             report_missing: false,
             report_asked: None,
             poweron: None,
+            understands: None,
+            facts: None,
+            behind_since: None,
+            drift: Drift::default(),
         }
     }
 
@@ -141,6 +154,8 @@ impl Agent {
         if peer.instance != Some(instance) {
             peer.instance = Some(instance);
             peer.leaving = false;
+            peer.facts = None;
+            peer.behind_since = None;
             // A new agent counts its reports from the beginning.
             self.drop_report(from);
         }

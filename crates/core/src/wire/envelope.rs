@@ -1,6 +1,6 @@
 //! What travels on the stream between two agents: a message with its place in their session.
 
-use super::frame::{DecodeError, FrameKind, Stamp, decode, encode};
+use super::frame::{DecodeError, FrameKind, Stamp, Versions, decode, encode_as};
 use super::message::Message;
 use crate::id::InstanceId;
 use alloc::vec::Vec;
@@ -32,7 +32,8 @@ impl Envelope {
     /// Frames the envelope.
     #[must_use]
     pub fn encode(&self, cluster: u64, stamp: &Stamp) -> Vec<u8> {
-        encode(FrameKind::Envelope, cluster, stamp, self)
+        let versions = Versions::of(self.message.version());
+        encode_as(FrameKind::Envelope, versions, cluster, stamp, self)
     }
 
     /// Reads an envelope.

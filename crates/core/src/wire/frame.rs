@@ -1,13 +1,22 @@
-//! The frame around every record and message: magic, format version, kind, cluster id, stamp
-//! (writer, boot, instance, sequence), body, checksum.
+//! The frame around every record and message: magic, format version, kind, newest version that the
+//! writer understands, cluster id, stamp (writer, boot, instance, sequence), body, checksum.
+//!
+//! A frame carries the version in which its contents could first be said, not the writer's: what an
+//! older agent can understand, it gets to read. What it cannot understand is not written while it is a
+//! member (`docs/protocol.md`, "Versions").
 
 use crate::id::{BootId, HostId, InstanceId};
 use alloc::vec::Vec;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Version of all formats. One version back is understood; a newer one is refused by name.
-pub const FORMAT_VERSION: u16 = 1;
+/// The newest version of the formats. It and the one before are understood; a newer one is refused by
+/// name.
+///
+/// 1: the first. 2: locks say who gave them back; agents tell each other how they are ([`super::Facts`]).
+pub const FORMAT_VERSION: u16 = 2;
+/// The oldest version that is understood.
+pub const OLDEST_VERSION: u16 = 1;
 
 /// Longest record or message that is decoded (a powered-on list of 2,048 VMs holds at most 140 KB; seed
 /// "vSphere 5.0 High Availability (HA)"; a protected list of 16,000 VMs fits, with both copies of each page).
@@ -74,6 +83,14 @@ pub enum DecodeError {
         /// The version in the record.
         found: u16,
     },
+    /// Written by a version that is too old.
+    #[error(
+        "format version {found} is older than {OLDEST_VERSION}, the oldest that this agent understands; upgrade the agent that wrote it, one version at a time"
+    )]
+    Outdated {
+        /// The version in the record.
+        found: u16,
+    },
     /// Another kind of record.
     #[error("a record of kind {found} where {wanted:?} belongs")]
     Kind {
@@ -101,16 +118,66 @@ pub enum DecodeError {
     TooLong(usize),
 }
 
-/// Frames a body.
+/// What a frame says of versions.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Versions {
+    /// That of the contents.
+    pub(super) of: u16,
+    /// The newest that the writer understands.
+    pub(super) understood: u16,
+}
+
+impl Versions {
+    /// Contents of the first version by an agent of this one.
+    pub(super) const FIRST: Self = Self::of(1);
+
+    /// Contents of that version by an agent of this one.
+    pub(super) const fn of(version: u16) -> Self {
+        Self {
+            of: version,
+            understood: FORMAT_VERSION,
+        }
+    }
+}
+
+/// The newest format version that the writer of a frame understands; none: this is no frame.
+#[must_use]
+pub fn understood_by_writer(bytes: &[u8]) -> Option<u16> {
+    if bytes.get(..MAGIC.len())? != MAGIC {
+        return None;
+    }
+    let of = u16::from_le_bytes(array(bytes, 4)?);
+    // The first version had a zero there.
+    Some(of.max(u16::from(*bytes.get(7)?)).max(1))
+}
+
+/// The format version of a frame's contents; none: this is no frame.
+#[must_use]
+pub fn version_of(bytes: &[u8]) -> Option<u16> {
+    (bytes.get(..MAGIC.len())? == MAGIC).then_some(u16::from_le_bytes(array(bytes, 4)?))
+}
+
+/// Frames a body of the first version.
 #[must_use]
 pub fn encode<T: Serialize>(kind: FrameKind, cluster: u64, stamp: &Stamp, body: &T) -> Vec<u8> {
+    encode_as(kind, Versions::FIRST, cluster, stamp, body)
+}
+
+/// Frames a body of a version.
+pub(super) fn encode_as<T: Serialize>(
+    kind: FrameKind,
+    versions: Versions,
+    cluster: u64,
+    stamp: &Stamp,
+    body: &T,
+) -> Vec<u8> {
     // Serialising our own types into memory cannot fail; an empty body would fail its decoding.
     let payload = postcard::to_allocvec(&(stamp, body)).unwrap_or_default();
     let mut out = Vec::with_capacity(HEAD + payload.len() + 4);
     out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
+    out.extend_from_slice(&versions.of.to_le_bytes());
     out.push(kind as u8);
-    out.push(0);
+    out.push(u8::try_from(versions.understood).unwrap_or(u8::MAX));
     out.extend_from_slice(&cluster.to_le_bytes());
     out.extend_from_slice(
         &u32::try_from(payload.len())
@@ -127,7 +194,8 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
 
-/// Reads a frame; bytes behind it (padding of a sector) are ignored.
+/// Reads a frame whose body is the same in all versions that are understood; bytes behind it (padding of
+/// a sector) are ignored.
 ///
 /// # Errors
 /// [`DecodeError`] for anything that is not a sound frame of this kind and cluster.
@@ -136,6 +204,20 @@ pub fn decode<T: DeserializeOwned>(
     cluster: u64,
     bytes: &[u8],
 ) -> Result<(Stamp, T), DecodeError> {
+    body(open(kind, cluster, bytes)?.1)
+}
+
+/// Reads a body.
+pub(super) fn body<T: DeserializeOwned>(payload: &[u8]) -> Result<(Stamp, T), DecodeError> {
+    postcard::from_bytes::<(Stamp, T)>(payload).map_err(|_| DecodeError::Body)
+}
+
+/// Checks a frame; gives the version of its contents, and stamp and body as they were framed.
+pub(super) fn open(
+    kind: FrameKind,
+    cluster: u64,
+    bytes: &[u8],
+) -> Result<(u16, &[u8]), DecodeError> {
     let torn = |need| DecodeError::Torn {
         have: bytes.len(),
         need,
@@ -147,6 +229,9 @@ pub fn decode<T: DeserializeOwned>(
     let version = u16::from_le_bytes(array(bytes, 4).ok_or(torn(HEAD))?);
     if version > FORMAT_VERSION {
         return Err(DecodeError::Version { found: version });
+    }
+    if version < OLDEST_VERSION {
+        return Err(DecodeError::Outdated { found: version });
     }
     let found_kind = *bytes.get(6).ok_or(torn(HEAD))?;
     let found_cluster = u64::from_le_bytes(array(bytes, 8).ok_or(torn(HEAD))?);
@@ -174,5 +259,5 @@ pub fn decode<T: DeserializeOwned>(
             own: cluster,
         });
     }
-    postcard::from_bytes::<(Stamp, T)>(payload).map_err(|_| DecodeError::Body)
+    Ok((version, payload))
 }

@@ -1,7 +1,11 @@
 //! Messages between agents. Heartbeats and elections go by datagram, the rest by the stream between
 //! a primary and its secondaries. Every message is safe to lose, to repeat and to deliver late.
+//!
+//! A new kind of message goes to the end of [`Message`], with a version of its own: the numbers of the
+//! others are on the wire.
 
-use super::frame::{DecodeError, FrameKind, Stamp, decode, encode};
+use super::facts::Facts;
+use super::frame::{DecodeError, FrameKind, Stamp, Versions, decode, encode_as};
 use crate::config::{Change, ClusterConfig, VmSpec};
 use crate::id::{DatastoreId, Generation, HostId, InstanceId, Nonce, VmId};
 use alloc::boxed::Box;
@@ -228,13 +232,33 @@ pub enum Message {
         /// A later one has arrived: what is between them is to be sent again.
         again: bool,
     },
+    /// How the sender's host is. Since version 2.
+    Facts(Box<Facts>),
+    /// What the sender's clock shows; by datagram. Since version 2.
+    Clock {
+        /// The sender's agent start.
+        instance: InstanceId,
+        /// Nanoseconds since some moment before it.
+        at: u64,
+    },
 }
 
 impl Message {
+    /// The format version in which it could first be said: an agent that understands only an older one
+    /// must not be sent it.
+    #[must_use]
+    pub fn version(&self) -> u16 {
+        match self {
+            Self::Facts(_) | Self::Clock { .. } => 2,
+            _ => 1,
+        }
+    }
+
     /// Frames the message.
     #[must_use]
     pub fn encode(&self, cluster: u64, stamp: &Stamp) -> Vec<u8> {
-        encode(FrameKind::Message, cluster, stamp, self)
+        let versions = Versions::of(self.version());
+        encode_as(FrameKind::Message, versions, cluster, stamp, self)
     }
 
     /// Reads a message.

@@ -2,13 +2,18 @@
 //! give a value or an error, never a panic.
 
 mod envelope;
+mod facts;
 mod frame;
 mod message;
 mod record;
 mod table;
 
 pub use envelope::{Envelope, SessionId};
-pub use frame::{DecodeError, FORMAT_VERSION, FrameKind, RECORD_MAX_BYTES, Stamp, decode, encode};
+pub use facts::Facts;
+pub use frame::{
+    DecodeError, FORMAT_VERSION, FrameKind, OLDEST_VERSION, RECORD_MAX_BYTES, Stamp, decode,
+    encode, understood_by_writer, version_of,
+};
 pub use message::{
     HostReport, Message, Rank, ReportChanges, RoleTag, StartOrder, StartOutcome, StartResult,
     VmReport, VmReportState,

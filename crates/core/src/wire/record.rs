@@ -1,6 +1,8 @@
 //! The records on a datastore, and the keys under which they lie.
 
-use super::frame::{DecodeError, FrameKind, Stamp, decode, encode};
+use super::frame::{
+    DecodeError, FrameKind, Stamp, Versions, body, decode, encode, encode_as, open,
+};
 use super::table::{self, Entry, Table};
 use crate::config::{ClusterConfig, RestartPriority};
 use crate::event::StopReason;
@@ -324,7 +326,66 @@ macro_rules! record {
 }
 
 record!(HeartbeatRecord, FrameKind::Heartbeat);
-record!(LockRecord, FrameKind::Lock);
+
+impl HeartbeatRecord {
+    /// Frames this record of an agent that understands formats up to that version.
+    pub(crate) fn encode_by(&self, understood: u16, cluster: u64, stamp: &Stamp) -> Vec<u8> {
+        let versions = Versions { of: 1, understood };
+        encode_as(FrameKind::Heartbeat, versions, cluster, stamp, self)
+    }
+}
+
+/// A generation of a lock in version 1, which did not say who gave it back.
+#[derive(Serialize, Deserialize)]
+struct FirstLock {
+    generation: Generation,
+    nonce: Nonce,
+    holder: Option<Holder>,
+    desired: Desired,
+    freeze: Duration,
+    r#break: Duration,
+}
+
+impl LockRecord {
+    /// Frames this record: in version 1 as long as that can say it.
+    #[must_use]
+    pub fn encode(&self, cluster: u64, stamp: &Stamp) -> Vec<u8> {
+        if self.given_back.is_some() {
+            return encode_as(FrameKind::Lock, Versions::of(2), cluster, stamp, self);
+        }
+        let first = FirstLock {
+            generation: self.generation,
+            nonce: self.nonce,
+            holder: self.holder.clone(),
+            desired: self.desired,
+            freeze: self.freeze,
+            r#break: self.r#break,
+        };
+        encode(FrameKind::Lock, cluster, stamp, &first)
+    }
+
+    /// Reads this record.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for anything else than a sound record of this kind and cluster.
+    pub fn decode(cluster: u64, bytes: &[u8]) -> Result<(Stamp, Self), DecodeError> {
+        let (version, payload) = open(FrameKind::Lock, cluster, bytes)?;
+        if version > 1 {
+            return body(payload);
+        }
+        let (stamp, first) = body::<FirstLock>(payload)?;
+        let record = Self {
+            generation: first.generation,
+            nonce: first.nonce,
+            holder: first.holder,
+            desired: first.desired,
+            freeze: first.freeze,
+            r#break: first.r#break,
+            given_back: None,
+        };
+        Ok((stamp, record))
+    }
+}
 
 /// The cluster's configuration on its home datastore.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

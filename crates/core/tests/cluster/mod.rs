@@ -331,6 +331,7 @@ impl Cluster {
             }
             StorageRequest::ListAllVmLocks => keys(disk, |k| matches!(k, RecordKey::VmLock(..))),
             StorageRequest::ListOwnerLock => keys(disk, |k| matches!(k, RecordKey::OwnerLock(_))),
+            StorageRequest::ProbeLock(_) => StorageValue::Held(true),
             StorageRequest::ListConfig => keys(disk, |k| matches!(k, RecordKey::Config(..))),
             StorageRequest::ListProtected => keys(disk, |k| matches!(k, RecordKey::Protected(..))),
         };

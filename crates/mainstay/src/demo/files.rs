@@ -292,6 +292,7 @@ fn write_host(
         cert_file: "cert.pem".into(),
         cert_key_file: "cert.key".into(),
         boot_id_file: Some("boot_id".into()),
+        watchdog: None,
         cgroup_parent: places.cgroup.map(|parent| parent.join(host.id.as_str())),
         probe: if network.needs_probes() {
             Probe::Udp { port: PROBE_PORT }

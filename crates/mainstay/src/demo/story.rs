@@ -118,7 +118,7 @@ fn weaknesses(session: &Session<'_>) -> BTreeSet<String> {
         status
             .issues
             .into_iter()
-            .map(move |issue| issue.replace(&name, "<host>/"))
+            .map(move |issue| issue.text.replace(&name, "<host>/"))
     })
     .collect()
 }

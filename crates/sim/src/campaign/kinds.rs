@@ -6,6 +6,7 @@ use crate::clock::{MS, Nanos, SECOND};
 use crate::scenario::{Fault, StorageFault};
 use mainstay_core::config::Change;
 use mainstay_core::id::HostId;
+use mainstay_core::wire::FORMAT_VERSION;
 
 /// When a fault comes and goes, and whom it meets.
 #[derive(Clone, Copy)]
@@ -245,7 +246,17 @@ impl<'a> Drawing<'a> {
 
     fn restarted_on_purpose(&mut self, s: Stroke) {
         let time = self.rng.between(1, 45) * SECOND;
-        self.push(s.at, Fault::AgentRestart { host: s.host, time });
+        // A restart is what an upgrade needs.
+        let formats = self.rng.percent(60).then_some(FORMAT_VERSION);
+        let host = s.host;
+        self.push(
+            s.at,
+            Fault::AgentRestart {
+                host,
+                time,
+                formats,
+            },
+        );
     }
 
     fn maintenance(&mut self, at: Nanos, host: usize, on: bool) {

@@ -51,6 +51,8 @@ pub enum Fault {
     AgentRestart {
         host: usize,
         time: Nanos,
+        /// It comes back in another version, which understands formats up to this one.
+        formats: Option<u16>,
     },
     GuardKill {
         host: usize,
@@ -205,7 +207,7 @@ pub const EVENTS: &[EventDoc] = &[
     doc("host.shutdown", &["host"], &[]),
     doc("host.reboot", &["host"], &[]),
     doc("agent.kill", &["host"], &[]),
-    doc("agent.restart", &["host"], &["time"]),
+    doc("agent.restart", &["host"], &["time", "formats"]),
     doc("guard.kill", &["host"], &[]),
     doc("agent.hang", &["host"], &[]),
     doc("agent.resume", &["host"], &[]),
@@ -404,9 +406,14 @@ impl Fault {
                 );
                 out.extend(h.iter().map(host));
             }
-            Self::AgentRestart { host: h, time: t } => {
+            Self::AgentRestart {
+                host: h,
+                time: t,
+                formats,
+            } => {
                 out.push(host(h));
                 out.push(("time", time(*t)));
+                out.extend(formats.iter().map(|f| ("formats", Value::from(*f))));
             }
             Self::Config {
                 changes, host: h, ..

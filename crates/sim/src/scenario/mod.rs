@@ -29,6 +29,8 @@ pub struct HostSetup {
     pub boot_time: Nanos,
     /// Drift of its clock at the start, in millionths.
     pub ppm: i64,
+    /// The newest format version that its agent understands at the start.
+    pub formats: u16,
 }
 
 /// What a scenario says of a VM beyond its configuration.

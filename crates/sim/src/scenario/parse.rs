@@ -9,6 +9,7 @@ use mainstay_core::config::{
     RestartPriority, Rule, RuleKind, Settings, VmSpec,
 };
 use mainstay_core::id::{DatastoreId, HostId, VmId};
+use mainstay_core::wire::{FORMAT_VERSION, OLDEST_VERSION};
 use std::collections::{BTreeMap, BTreeSet};
 use toml::de::{DeTable, DeValue};
 
@@ -62,6 +63,7 @@ const HOST: &[&str] = &[
     "networks",
     "boot_time",
     "clock_ppm",
+    "formats",
 ];
 const VM: &[&str] = &[
     "id",
@@ -280,6 +282,7 @@ impl<'a> Building<'a> {
                     networks: networks.clone(),
                     boot_time: section.time("boot_time")?.unwrap_or(60 * SECOND),
                     ppm: section.integer("clock_ppm")?.unwrap_or(0),
+                    formats: formats(&section)?.unwrap_or(FORMAT_VERSION),
                 };
                 self.hosts.push((spec, setup));
             }
@@ -504,6 +507,20 @@ fn weather(top: &Section<'_, '_>) -> Read<Weather> {
         guard_slow: get("guard_slow")?,
         until_ms: get("until_ms")?,
     })
+}
+
+/// The newest format version that an agent understands.
+fn formats(section: &Section<'_, '_>) -> Read<Option<u16>> {
+    let Some(number) = section.number("formats")? else {
+        return Ok(None);
+    };
+    match u16::try_from(number) {
+        Ok(version) if (OLDEST_VERSION..=FORMAT_VERSION).contains(&version) => Ok(Some(version)),
+        _ => section.error(
+            "formats",
+            format!("formats is a version between {OLDEST_VERSION} and {FORMAT_VERSION}"),
+        ),
+    }
 }
 
 /// The ids that a section makes: its own, or `count` numbered ones, numbers in use left out.

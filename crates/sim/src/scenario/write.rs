@@ -95,7 +95,7 @@ fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
             list(networks),
             ms(h.boot_time)
         )?;
-        writeln!(out, "clock_ppm = {}", h.ppm)?;
+        writeln!(out, "clock_ppm = {}\nformats = {}", h.ppm, h.formats)?;
     }
     for v in &s.vms {
         let Some(spec) = s.config.vms.get(&v.id) else {

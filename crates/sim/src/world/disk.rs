@@ -7,7 +7,9 @@ use crate::scenario::StorageFault;
 use mainstay_core::config::FenceClass;
 use mainstay_core::id::{DatastoreId, Generation, OpId, VmId};
 use mainstay_core::io::{Input, IoFault, StorageOutcome, StorageRequest, StorageValue};
-use mainstay_core::wire::{LockRecord, PAGE_BYTES, PageWrite, RecordKey};
+use mainstay_core::wire::{
+    LockRecord, OLDEST_VERSION, PAGE_BYTES, PageWrite, RecordKey, version_of,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -132,6 +134,7 @@ impl Disk {
                 Some(_) => StorageValue::Done,
                 None => StorageValue::NotFound,
             },
+            StorageRequest::ProbeLock(_) => StorageValue::Held(self.image_locks),
             StorageRequest::ListVmLock(vm) => {
                 self.keys(&Self::lock(vm, 0), &Self::lock(vm, u64::MAX))
             }
@@ -269,6 +272,32 @@ fn write_at(file: &mut Vec<u8>, at: usize, bytes: &[u8]) {
 }
 
 impl World<'_> {
+    /// What is written, every agent that mounts the datastore must understand.
+    fn must_be_readable(&mut self, disk: usize, request: &StorageRequest) {
+        use StorageRequest::{Link, Put, Renew};
+        let (Renew(key, bytes) | Put(key, bytes) | Link(key, bytes)) = request else {
+            return;
+        };
+        let Some(version) = version_of(bytes).filter(|v| *v > OLDEST_VERSION) else {
+            return;
+        };
+        let mounts = |h: &&super::Host| h.mounts.get(disk).copied().unwrap_or(false);
+        let old = self
+            .hosts
+            .iter()
+            .filter(mounts)
+            .find(|h| h.formats < version);
+        if let Some(old) = old {
+            let error = format!(
+                "{} was written in version {version}, and {} understands {}",
+                key.file_name(),
+                old.id,
+                old.formats
+            );
+            self.fail(error);
+        }
+    }
+
     pub(super) fn storage(
         &mut self,
         host: usize,
@@ -295,6 +324,7 @@ impl World<'_> {
             self.settle_older_renewals(host, disk, &request);
         }
         self.owner_acts_on_disk(host, disk, &request);
+        self.must_be_readable(disk, &request);
         let faults = self.disks[disk].faults(host);
         let storm = self.stormy();
         let weather = self.scenario.weather;

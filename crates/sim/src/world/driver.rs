@@ -175,6 +175,7 @@ impl World<'_> {
         h.agent_hung = false;
         h.inbox.clear();
         h.timer = None;
+        h.seen_formats.clear();
         let identity = Identity {
             host: h.id.clone(),
             boot: h.boot_id,
@@ -203,9 +204,11 @@ impl World<'_> {
             }
         }
         let names = self.isolation_addresses(host);
+        let formats = self.hosts[host].formats;
         if let Some(agent) = &mut self.hosts[host].agent {
             agent.set_isolation_addresses(names);
             agent.note_handed();
+            agent.understand_up_to(formats);
         }
         self.hosts[host].isolated = false;
         self.hosts[host].wishes.clear();

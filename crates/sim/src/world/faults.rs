@@ -46,7 +46,11 @@ impl World<'_> {
             Fault::HostShutdown { host } => self.shut_host_down(*host, false),
             Fault::HostReboot { host } => self.shut_host_down(*host, true),
             Fault::AgentKill { host } => self.agent_kill(*host),
-            Fault::AgentRestart { host, time } => self.restart_on_purpose(*host, *time),
+            Fault::AgentRestart {
+                host,
+                time,
+                formats,
+            } => self.restart_on_purpose(*host, *time, *formats),
             Fault::GuardKill { host } => self.guard_kill(*host),
             Fault::AgentHang { host } => self.agent_hang(*host),
             Fault::AgentResume { host } => self.agent_resume(*host),
@@ -287,9 +291,9 @@ impl World<'_> {
     }
 
     /// The agent is told that it will be restarted; it is stopped when it says that it may be.
-    fn restart_on_purpose(&mut self, host: usize, away: u64) {
+    fn restart_on_purpose(&mut self, host: usize, away: u64, formats: Option<u16>) {
         if self.hosts[host].shutting.is_none() && self.command(host, Command::PrepareRestart) {
-            self.hosts[host].restarting = Some(away);
+            self.hosts[host].restarting = Some((away, formats));
             self.leave_when_ready(host);
         }
     }
@@ -299,8 +303,10 @@ impl World<'_> {
         let now = self.hosts[host].clock.local(self.now);
         let restarts = self.hosts[host].restarting;
         let agent = self.hosts[host].agent.as_ref();
-        if let Some(away) = restarts.filter(|_| agent.is_some_and(|a| a.may_be_restarted(now))) {
+        let ready = agent.is_some_and(|a| a.may_be_restarted(now));
+        if let Some((away, formats)) = restarts.filter(|_| ready) {
             self.hosts[host].restarting = None;
+            self.hosts[host].formats = formats.unwrap_or(self.hosts[host].formats);
             self.agent_stop(host, away);
             return;
         }

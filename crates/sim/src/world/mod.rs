@@ -265,7 +265,11 @@ struct Host {
     /// Its operating system is being shut down, and comes back if so.
     shutting: Option<bool>,
     /// Its agent is being restarted on purpose, and will be away for so long.
-    restarting: Option<Nanos>,
+    restarting: Option<(Nanos, Option<u16>)>,
+    /// The newest format version that its agent understands.
+    formats: u16,
+    /// What this start of its agent has seen of others' agents, by host.
+    seen_formats: BTreeMap<usize, u16>,
     /// Changes that were asked for at its agent, by ticket.
     wishes: BTreeMap<u64, Wish>,
     in_flight: usize,

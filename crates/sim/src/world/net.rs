@@ -248,6 +248,28 @@ impl World<'_> {
         }
     }
 
+    /// A message shows which formats its sender understands, and the receiver must understand its own.
+    pub(super) fn show_formats(&mut self, from: usize, to: usize, version: u16) {
+        let (shown, understood) = (self.hosts[from].formats, self.hosts[to].formats);
+        if version > understood {
+            self.fail(format!(
+                "{} was sent a message of version {version} and understands {understood}",
+                self.hosts[to].id
+            ));
+        }
+        if self.hosts[to].seen_formats.insert(from, shown) != Some(shown) {
+            let host = self.hosts[from].id.clone();
+            let version = shown;
+            self.feed(to, Input::Understands { host, version });
+        }
+    }
+
+    /// The simulation ends: something happened that must never.
+    pub(super) fn fail(&mut self, error: String) {
+        self.error = Some(error);
+        self.ended = true;
+    }
+
     fn deliver_datagram(&mut self, from: usize, to: usize, message: Box<Message>, run: u64) {
         let host = &self.hosts[to];
         if !host.powered || host.agent.is_none() || !self.net.path(from, to) {
@@ -267,6 +289,7 @@ impl World<'_> {
             }
             return;
         }
+        self.show_formats(from, to, message.version());
         let from = self.hosts[from].id.clone();
         let message = *message;
         self.feed(to, Input::Message { from, message });

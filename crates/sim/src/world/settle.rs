@@ -68,6 +68,8 @@ impl World<'_> {
                 resting_since: None,
                 shutting: None,
                 restarting: None,
+                formats: setup.formats,
+                seen_formats: BTreeMap::new(),
                 wishes: BTreeMap::new(),
                 in_flight: 0,
                 deferred: Vec::new(),

@@ -245,6 +245,7 @@ impl World<'_> {
             self.hosts[to].deferred.push(what);
             return;
         }
+        self.show_formats(from, to, envelope.message.version());
         let from = self.hosts[from].id.clone();
         let envelope = Arc::unwrap_or_clone(envelope);
         self.feed(to, Input::Stream { from, envelope });

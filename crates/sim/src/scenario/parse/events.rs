@@ -3,7 +3,7 @@
 use super::super::Planned;
 use super::super::fault::{EVENTS, EventDoc, Fault, StorageFault};
 use super::super::read::{Section, plain};
-use super::{Building, POWER, Read};
+use super::{Building, POWER, Read, formats};
 use crate::clock::SECOND;
 use mainstay_core::config::{Change, Settings};
 use mainstay_core::id::VmId;
@@ -112,6 +112,7 @@ impl<'a> Building<'a> {
             "agent.restart" => Fault::AgentRestart {
                 host,
                 time: section.time("time")?.unwrap_or(20 * SECOND),
+                formats: formats(section)?,
             },
             "guard.kill" => Fault::GuardKill { host },
             "agent.hang" => Fault::AgentHang { host },

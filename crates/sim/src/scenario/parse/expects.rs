@@ -58,6 +58,7 @@ const FIELDS: &[&str] = &[
     "to",
     "action",
     "reason",
+    "cause",
     "datastore",
     "vm",
     "attempt",
