@@ -324,11 +324,23 @@ impl Agent {
             }
             match restart.step.clone() {
                 Step::Look(at) if now >= at => self.look(&vm, &datastore),
-                Step::Waiting { reread, .. } if now >= reread => self.look(&vm, &datastore),
                 Step::Waiting {
-                    record, read_done, ..
+                    record,
+                    read_done,
+                    reread,
+                    checked,
                 } => {
                     let may = self.may_restart(&vm, &datastore, &record, read_done);
+                    // A proof that is there is used before the lock is read again, which voids it.
+                    let proven = matches!(may, Ok((_, Some(_))))
+                        && !matches!(checked, Some(Checked::NoRoom(..)));
+                    if now >= reread
+                        && !proven
+                        && !self.awaits_heartbeat(&datastore, &record, read_done)
+                    {
+                        self.look(&vm, &datastore);
+                        continue;
+                    }
                     if may.is_err() {
                         self.note_checked(&vm, self.held_back(&record));
                     }
@@ -368,6 +380,23 @@ impl Agent {
                 Some(Checked::NoRoom(..)) => *checked == Some(self.no_room()),
             },
         }
+    }
+
+    /// The holder's heartbeat has not been read since the lock was. To read the lock again before that
+    /// would begin the proof anew each time where the storage is slow. A heartbeat that cannot be read
+    /// hides a change of the lock for no longer than a dead host takes.
+    fn awaits_heartbeat(
+        &self,
+        datastore: &DatastoreId,
+        record: &LockRecord,
+        read_done: Instant,
+    ) -> bool {
+        let window = record.holder.as_ref().and_then(|holder| {
+            let store = self.stores.get(datastore)?;
+            store.windows.get(&holder.host)
+        });
+        window.is_some_and(|w| w.last_issue() <= read_done)
+            && self.now < read_done + self.timing().dead
     }
 
     /// The verdict about the holder of its lock, when no lock is broken under that verdict.
