@@ -48,6 +48,8 @@ pub(crate) struct Restart {
     since: Instant,
     /// Since when the host for which it waits is back.
     home_back: Option<Instant>,
+    /// How often hosts could not start it: another is asked first.
+    failures: BTreeMap<HostId, u32>,
 }
 
 /// Where a restart stands.
@@ -247,6 +249,7 @@ impl Agent {
                     requested: None,
                     order: 0,
                     since: now,
+                    failures: BTreeMap::new(),
                 };
                 self.restarts.insert(vm.clone(), restart);
             }
@@ -287,10 +290,10 @@ impl Agent {
             return;
         };
         restart.said.clear();
-        restart.requested = None;
+        let asked = restart.requested.take().map(|(_, host)| host);
         restart.step = Step::Look(now);
         if soon && restart.attempt > 0 {
-            let host = self.me.host.clone();
+            let host = asked.unwrap_or_else(|| self.me.host.clone());
             self.attempt_failed(
                 vm,
                 &host,
@@ -751,6 +754,12 @@ impl Agent {
                 let patient = self.has_patience_with_home(&spec.id);
                 view.home.insert(spec.id.clone(), (host, patient));
             }
+            if let Some(restart) = self.restarts.get(&spec.id) {
+                for (host, times) in &restart.failures {
+                    view.failures
+                        .insert((spec.id.clone(), host.clone()), *times);
+                }
+            }
         }
         let choices = plan(&view, &self.config.rules, &specs);
         for ((spec, record, broken), (vm, choice)) in ready.into_iter().zip(choices) {
@@ -810,7 +819,14 @@ impl Agent {
         } else {
             format!("; not on {}", refusals.join("; not on "))
         };
-        restart.why = format!("{proof}; {best}{others}");
+        let least = restart.failures.get(&host).copied().unwrap_or(0);
+        let failed = restart.failures.iter().filter(|(_, times)| **times > least);
+        let failed: Vec<&str> = failed.map(|(host, _)| host.as_str()).collect();
+        let failed = match failed.is_empty() {
+            true => String::new(),
+            false => format!("; {} could not start it", failed.join(", ")),
+        };
+        restart.why = format!("{proof}; {best}{others}{failed}");
         let (attempt, why) = (restart.attempt, restart.why.clone());
         let said = restart.requested.replace((attempt, host.clone()));
         if said != Some((attempt, host.clone())) {
@@ -852,6 +868,9 @@ impl Agent {
             );
             restart.attempt = restart.attempt.saturating_sub(1);
             restart.step = Step::Look(now);
+            if !lost {
+                *restart.failures.entry(host.clone()).or_insert(0) += 1;
+            }
             self.inventory.revision += 1;
         }
     }
@@ -899,6 +918,7 @@ impl Agent {
             return;
         };
         let attempt = restart.attempt;
+        *restart.failures.entry(host.clone()).or_insert(0) += 1;
         let delay = self.config.settings.retry_delay(attempt.saturating_sub(1));
         let ended = attempt > limit && !planted!(self, RetriesForEver);
         restart.step = if ended {
