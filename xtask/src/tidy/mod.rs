@@ -5,6 +5,7 @@
 mod arrows;
 mod code;
 mod conformance;
+mod faults;
 mod places;
 
 use std::fmt;
@@ -77,6 +78,7 @@ pub(crate) fn main(arguments: &[String]) -> Result<()> {
         places::scenario_sources(&sources),
         places::invariant_tests(&sources),
         conformance::check(&sources),
+        faults::check(&sources),
         arrows::check(&workspace::metadata()?),
     ]
     .concat();

@@ -299,8 +299,12 @@ impl Agent {
                 self.restarts.clear();
                 self.follow(from, rank);
             }
-            // The other one will abdicate when it hears this one.
-            Role::Primary { .. } => self.send_heartbeat(from),
+            Role::Primary { .. } => {
+                // It follows nobody: what it last reported counts no more. It will abdicate when it
+                // hears this one, which may be long where only one way is lost.
+                self.note_follower(from, RoleTag::Primary, None);
+                self.send_heartbeat(from);
+            }
         }
     }
 

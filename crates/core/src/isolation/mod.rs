@@ -273,7 +273,8 @@ impl Agent {
     fn declare_isolation(&mut self, why: String) {
         let now = self.now;
         self.isolation.declared = Some(now);
-        self.isolation.next_round = now + self.timing().isolation_policy_delay;
+        self.isolation.next_round =
+            (now + self.timing().isolation_policy_delay).max(self.owner_has_noticed());
         self.isolation.said.clear();
         let host = self.me.host.clone();
         self.emit(EventKind::IsolationDeclared { host }, why);
@@ -281,6 +282,18 @@ impl Agent {
         self.want_poweron_list();
         self.give_up_ownership("this host is isolated", true);
         self.restarts.clear();
+    }
+
+    /// When an owner for which the addresses fell silent at the same moment has declared itself isolated and
+    /// given its locks up. Where answers came after the silence of the hosts had begun, its patience may
+    /// end later than this host's; it would seem to own datastores on which it restarts nothing.
+    fn owner_has_noticed(&self) -> Instant {
+        let t = self.timing();
+        let alone = self.isolation.alone.map(|a| a.from);
+        let answered = self.isolation.answered().filter(|a| Some(*a) > alone);
+        answered.map_or(self.now, |answered| {
+            answered + t.primary_isolation_declare + 2 * t.network_heartbeat
+        })
     }
 
     fn end_isolation(&mut self, why: &str) {

@@ -1,8 +1,8 @@
 //! Where a VM is restarted: pure functions over a view of the cluster.
 //!
 //! [`plan`] chooses, `check` audits any plan without knowing how it was made, and each refusal says
-//! why that host was not taken. Mandatory rules are never broken; among hosts that fit, the one with
-//! the greatest share of memory left after the placement is taken, then the one with fewer VMs, so
+//! why that host was not taken. Mandatory rules are never broken; among hosts that fit, one that failed
+//! least often to start the VM is taken, and among those the one with the greatest share of memory left after the placement is taken, then the one with fewer VMs, so
 //! that a lost host's VMs are spread.
 
 use crate::config::{Rule, RuleKind, VmSpec};
@@ -64,6 +64,8 @@ pub(crate) struct View {
     /// VMs that waited for a host: they go there unless there is no room for them. True: what keeps it
     /// from taking them may pass, and is waited for.
     pub(crate) home: BTreeMap<VmId, (HostId, bool)>,
+    /// How often a host could not start a VM since it was lost.
+    pub(crate) failures: BTreeMap<(VmId, HostId), u32>,
 }
 
 /// What became of one VM.
@@ -75,9 +77,9 @@ pub(crate) enum Choice {
     Nowhere(Vec<String>),
 }
 
-/// How well a host suits, best first: the one that the VM waited for, no wish broken, much memory left,
-/// few VMs.
-type Standing = (bool, bool, core::cmp::Reverse<u64>, usize);
+/// How well a host suits, best first: few failed starts, the one that the VM waited for, no wish broken,
+/// much memory left, few VMs.
+type Standing = (u32, bool, bool, core::cmp::Reverse<u64>, usize);
 
 /// Chooses a host for each VM, in the given order; each placement counts for the next.
 pub(crate) fn plan(view: &View, rules: &[Rule], vms: &[VmSpec]) -> Vec<(VmId, Choice)> {
@@ -97,8 +99,14 @@ pub(crate) fn plan(view: &View, rules: &[Rule], vms: &[VmSpec]) -> Vec<(VmId, Ch
                 Ok(wishes_broken) => {
                     let left = room.memory_mb.0 - room.memory_mb.1 - vm.memory_mb;
                     let share = left.saturating_mul(1000) / room.memory_mb.0.max(1);
-                    let away = home.is_some_and(|h| h != host);
-                    let rank = (away, wishes_broken, core::cmp::Reverse(share), room.count);
+                    let failures = view.failures.get(&(vm.id.clone(), host.clone()));
+                    let rank = (
+                        failures.copied().unwrap_or(0),
+                        home.is_some_and(|h| h != host),
+                        wishes_broken,
+                        core::cmp::Reverse(share),
+                        room.count,
+                    );
                     if best.as_ref().is_none_or(|(r, _)| rank < *r) {
                         best = Some((rank, host.clone()));
                     }
@@ -262,7 +270,7 @@ mod tests {
     fn view(rooms: &[(u8, Room)]) -> View {
         View {
             hosts: rooms.iter().map(|(n, r)| (host(*n), r.clone())).collect(),
-            home: BTreeMap::new(),
+            ..View::default()
         }
     }
 
@@ -274,6 +282,22 @@ mod tests {
                 Choice::Nowhere(_) => None,
             })
             .collect()
+    }
+
+    #[test]
+    fn host_that_could_not_start_a_vm_is_taken_only_after_the_others() {
+        let mut view = view(&[(1, room(4000, 0)), (2, room(1000, 0)), (3, room(500, 0))]);
+        let mut fail = |n, times| view.failures.insert((vm_id(7), host(n)), times);
+        fail(1, 1);
+        let first = placed(&plan(&view, &[], &[spec(7, 100), spec(8, 100)]));
+        assert_eq!(first, [Some(host(2)), Some(host(1))]);
+        let mut fail = |n, times| view.failures.insert((vm_id(7), host(n)), times);
+        fail(2, 1);
+        fail(3, 2);
+        // All of them failed: the least often, and of those the one with the most room.
+        assert_eq!(placed(&plan(&view, &[], &[spec(7, 100)])), [Some(host(1))]);
+        view.home.insert(vm_id(7), (host(2), true));
+        assert_eq!(placed(&plan(&view, &[], &[spec(7, 100)])), [Some(host(2))]);
     }
 
     #[test]

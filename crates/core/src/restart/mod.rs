@@ -48,6 +48,8 @@ pub(crate) struct Restart {
     since: Instant,
     /// Since when the host for which it waits is back.
     home_back: Option<Instant>,
+    /// How often hosts could not start it: another is asked first.
+    failures: BTreeMap<HostId, u32>,
 }
 
 /// Where a restart stands.
@@ -247,6 +249,7 @@ impl Agent {
                     requested: None,
                     order: 0,
                     since: now,
+                    failures: BTreeMap::new(),
                 };
                 self.restarts.insert(vm.clone(), restart);
             }
@@ -287,10 +290,10 @@ impl Agent {
             return;
         };
         restart.said.clear();
-        restart.requested = None;
+        let asked = restart.requested.take().map(|(_, host)| host);
         restart.step = Step::Look(now);
         if soon && restart.attempt > 0 {
-            let host = self.me.host.clone();
+            let host = asked.unwrap_or_else(|| self.me.host.clone());
             self.attempt_failed(
                 vm,
                 &host,
@@ -324,11 +327,23 @@ impl Agent {
             }
             match restart.step.clone() {
                 Step::Look(at) if now >= at => self.look(&vm, &datastore),
-                Step::Waiting { reread, .. } if now >= reread => self.look(&vm, &datastore),
                 Step::Waiting {
-                    record, read_done, ..
+                    record,
+                    read_done,
+                    reread,
+                    checked,
                 } => {
                     let may = self.may_restart(&vm, &datastore, &record, read_done);
+                    // A proof that is there is used before the lock is read again, which voids it.
+                    let proven = matches!(may, Ok((_, Some(_))))
+                        && !matches!(checked, Some(Checked::NoRoom(..)));
+                    if now >= reread
+                        && !proven
+                        && !self.awaits_heartbeat(&datastore, &record, read_done)
+                    {
+                        self.look(&vm, &datastore);
+                        continue;
+                    }
                     if may.is_err() {
                         self.note_checked(&vm, self.held_back(&record));
                     }
@@ -368,6 +383,23 @@ impl Agent {
                 Some(Checked::NoRoom(..)) => *checked == Some(self.no_room()),
             },
         }
+    }
+
+    /// The holder's heartbeat has not been read since the lock was. To read the lock again before that
+    /// would begin the proof anew each time where the storage is slow. A heartbeat that cannot be read
+    /// hides a change of the lock for no longer than a dead host takes.
+    fn awaits_heartbeat(
+        &self,
+        datastore: &DatastoreId,
+        record: &LockRecord,
+        read_done: Instant,
+    ) -> bool {
+        let window = record.holder.as_ref().and_then(|holder| {
+            let store = self.stores.get(datastore)?;
+            store.windows.get(&holder.host)
+        });
+        window.is_some_and(|w| w.last_issue() <= read_done)
+            && self.now < read_done + self.timing().dead
     }
 
     /// The verdict about the holder of its lock, when no lock is broken under that verdict.
@@ -722,6 +754,12 @@ impl Agent {
                 let patient = self.has_patience_with_home(&spec.id);
                 view.home.insert(spec.id.clone(), (host, patient));
             }
+            if let Some(restart) = self.restarts.get(&spec.id) {
+                for (host, times) in &restart.failures {
+                    view.failures
+                        .insert((spec.id.clone(), host.clone()), *times);
+                }
+            }
         }
         let choices = plan(&view, &self.config.rules, &specs);
         for ((spec, record, broken), (vm, choice)) in ready.into_iter().zip(choices) {
@@ -781,7 +819,14 @@ impl Agent {
         } else {
             format!("; not on {}", refusals.join("; not on "))
         };
-        restart.why = format!("{proof}; {best}{others}");
+        let least = restart.failures.get(&host).copied().unwrap_or(0);
+        let failed = restart.failures.iter().filter(|(_, times)| **times > least);
+        let failed: Vec<&str> = failed.map(|(host, _)| host.as_str()).collect();
+        let failed = match failed.is_empty() {
+            true => String::new(),
+            false => format!("; {} could not start it", failed.join(", ")),
+        };
+        restart.why = format!("{proof}; {best}{others}{failed}");
         let (attempt, why) = (restart.attempt, restart.why.clone());
         let said = restart.requested.replace((attempt, host.clone()));
         if said != Some((attempt, host.clone())) {
@@ -823,6 +868,9 @@ impl Agent {
             );
             restart.attempt = restart.attempt.saturating_sub(1);
             restart.step = Step::Look(now);
+            if !lost {
+                *restart.failures.entry(host.clone()).or_insert(0) += 1;
+            }
             self.inventory.revision += 1;
         }
     }
@@ -870,6 +918,7 @@ impl Agent {
             return;
         };
         let attempt = restart.attempt;
+        *restart.failures.entry(host.clone()).or_insert(0) += 1;
         let delay = self.config.settings.retry_delay(attempt.saturating_sub(1));
         let ended = attempt > limit && !planted!(self, RetriesForEver);
         restart.step = if ended {

@@ -151,6 +151,7 @@ impl<'a> Building<'a> {
             "to",
             "action",
             "reason",
+            "cause",
             "datastore",
             "attempt",
             "between",
