@@ -399,6 +399,7 @@ impl Agent {
         self.beats += 1;
         self.send_heartbeats();
         self.run_sessions();
+        self.relieve_resting_primary();
         self.ping_silent();
         self.ping_isolation_addresses();
         self.run_rearm();
@@ -497,11 +498,16 @@ impl Agent {
         }
     }
 
+    /// What decides an election. A host in maintenance stands last, as one without datastores: it leads
+    /// where no other does, since else nobody could end the maintenance of the last hosts that are alive.
+    /// It says so itself, because two primaries that judge each other by different configurations would
+    /// both stay.
     pub(crate) fn rank(&self) -> Rank {
+        let resting = self.is_resting(&self.me.host);
         let usable = self
             .stores
             .values()
-            .filter(|s| s.usable(self.now, self.timing().r#break))
+            .filter(|s| !resting && s.usable(self.now, self.timing().r#break))
             .count();
         Rank {
             datastores: u32::try_from(usable).unwrap_or(u32::MAX),

@@ -23,6 +23,9 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+/// A primary that has a newer configuration has sent it by then.
+const BEATS_TO_HEAR_OF_CHANGES: u64 = 4;
+
 /// What this agent is.
 #[derive(Clone, Debug)]
 pub(crate) enum Role {
@@ -108,6 +111,7 @@ impl Agent {
         // The primary that was lost has been silent since its last heartbeat; of the other hosts nothing
         // was to be heard before now.
         let lost = self.role.followed().cloned();
+        self.membership.relieves = false;
         self.role = Role::Electing {
             until,
             candidates: BTreeMap::new(),
@@ -124,11 +128,14 @@ impl Agent {
         self.send_candidate();
     }
 
-    /// A host in maintenance, or one that is being shut down, is no candidate.
+    /// A host that is being shut down or restarted is no candidate.
     fn is_fit(&self) -> bool {
-        self.leaving.is_none()
-            && self.planned.is_none()
-            && self.own_spec().is_some_and(|s| !s.maintenance)
+        self.leaving.is_none() && self.planned.is_none() && self.own_spec().is_some()
+    }
+
+    /// That host is in maintenance, or no member.
+    pub(crate) fn is_resting(&self, host: &HostId) -> bool {
+        self.config.hosts.get(host).is_none_or(|h| h.maintenance)
     }
 
     fn send_candidate(&mut self) {
@@ -273,7 +280,9 @@ impl Agent {
 
     fn on_primary_heard(&mut self, from: &HostId, rank: Rank) {
         let own = self.rank();
+        let relieved = self.membership.relieves && self.is_resting(from);
         match &self.role {
+            Role::Electing { .. } if relieved => {}
             Role::Electing { .. } => self.follow(from, rank),
             Role::Secondary {
                 primary,
@@ -287,10 +296,12 @@ impl Agent {
                 }
             }
             Role::Primary { .. } if rank > own => {
-                let why = format!(
-                    "{from} is a primary too and would win an election ({} datastores against {})",
-                    rank.datastores, own.datastores
-                );
+                let by = if self.is_resting(&own.host) {
+                    String::from("this host is in maintenance")
+                } else {
+                    format!("{} datastores against {}", rank.datastores, own.datastores)
+                };
+                let why = format!("{from} is a primary too and would win an election ({by})");
                 let host = self.me.host.clone();
                 let cause = AbdicationCause::BetterPrimary;
                 self.emit(EventKind::PrimaryAbdicated { host, cause }, why);
@@ -308,6 +319,20 @@ impl Agent {
         }
     }
 
+    /// Where this host can lead, one in maintenance need not. First it hears whether that is still so: its
+    /// own configuration may be old.
+    pub(crate) fn relieve_resting_primary(&mut self) {
+        let Some(primary) = self.role.followed().cloned() else {
+            return;
+        };
+        let told = self.beats >= self.membership.followed_at + BEATS_TO_HEAR_OF_CHANGES;
+        if told && self.is_fit() && self.rank().datastores > 0 && self.is_resting(&primary) {
+            let why = format!("the primary {primary} is in maintenance, or left the cluster");
+            self.begin_election(ElectionCause::PrimaryResting, &why);
+            self.membership.relieves = true;
+        }
+    }
+
     fn follow(&mut self, primary: &HostId, rank: Rank) {
         let now = self.now;
         let silent_at = now + self.timing().network_heartbeat + self.timing().election_start;
@@ -320,6 +345,8 @@ impl Agent {
         };
         if !same {
             self.protected_here.clear();
+            self.membership.followed_at = self.beats;
+            self.membership.relieves = false;
             self.durable.last_primary = Some(primary.clone());
             self.durable_dirty = true;
             self.send_heartbeat(primary);

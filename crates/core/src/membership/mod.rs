@@ -18,7 +18,7 @@ pub(crate) use home::Home;
 
 use crate::agent::{Agent, CommandError};
 use crate::config::{Change, ClusterConfig, Topology, summary};
-use crate::event::{AbdicationCause, ElectionCause, EventKind, IssueCause};
+use crate::event::{AbdicationCause, EventKind, IssueCause};
 use crate::id::{DatastoreId, HostId};
 use crate::io::{Channel, Output};
 use crate::liveness::Peer;
@@ -46,6 +46,10 @@ pub(crate) struct Proposal {
 /// What this agent knows of changes under way.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Membership {
+    /// The heartbeat in which this host began to follow its primary, and told it its version.
+    pub(crate) followed_at: u64,
+    /// It stands in this election because the primary is in maintenance.
+    pub(crate) relieves: bool,
     /// At the primary: changes that wait for the one being written.
     queue: VecDeque<Proposal>,
     /// At the asking agent: tickets whose outcome is awaited, with the primary that was asked.
@@ -346,20 +350,16 @@ impl Agent {
     }
 
     fn after_membership_change(&mut self) {
-        let resting = |config: &ClusterConfig, host: &HostId| {
-            config.hosts.get(host).is_none_or(|h| h.maintenance)
-        };
-        if self.role.is_primary() && resting(&self.config, &self.me.host) {
+        let other = |h: &HostId| *h != self.me.host && !self.is_resting(h);
+        let relieved =
+            self.own_spec().is_none() || self.peers.iter().any(|(h, p)| p.connected() && other(h));
+        if self.role.is_primary() && self.is_resting(&self.me.host) && relieved {
             self.step_down(
                 AbdicationCause::Resting,
                 "this host is in maintenance, or left the cluster",
             );
         }
-        let primary = self.role.followed().cloned();
-        if let Some(primary) = primary.filter(|p| resting(&self.config, p)) {
-            let why = format!("the primary {primary} is in maintenance, or left the cluster");
-            self.begin_election(ElectionCause::PrimaryResting, &why);
-        }
+        self.relieve_resting_primary();
     }
 
     /// The change is on disk: in force here and everywhere.

@@ -157,7 +157,7 @@ pub const OPTIONS: &[VsphereOption] = &[
     ),
     refused(
         "fdm.nodeGoodness",
-        "the number of datastores and then the id alone decide an election; a host in maintenance is no candidate",
+        "the number of datastores and then the id alone decide an election; a host in maintenance leads only where no other does",
     ),
     // Restarts.
     equal(
