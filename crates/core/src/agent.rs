@@ -7,8 +7,8 @@ use crate::health::{Issue, LockChecks, Said, Telling};
 use crate::id::{BootId, DatastoreId, Generation, Holder, HostId, InstanceId, OpId, VmId};
 use crate::inventory::{Inventory, Reporting};
 use crate::io::{
-    Channel, Durable, Extension, FoundVm, GuardRequest, HypervisorRequest, Input, Output, PingTarget,
-    StorageOutcome, StorageRequest,
+    Channel, Durable, Extension, FoundVm, GuardRequest, HypervisorRequest, Input, Output,
+    PingTarget, StorageOutcome, StorageRequest,
 };
 use crate::isolation::{Asked, Isolation};
 use crate::liveness::{Judging, Peer};

@@ -1,6 +1,7 @@
 //! Datastores: primitive operations whose effect and acknowledgement are two events at different
 //! times, the faults between a host and its storage, and the storage's own image locks.
 
+use super::list::NewestList;
 use super::{Happening, World};
 use crate::clock::{MS, Nanos};
 use crate::scenario::StorageFault;
@@ -63,6 +64,8 @@ pub(super) struct Disk {
     pub(super) parked_writes: Vec<Write>,
     pub(super) parked_opens: Vec<usize>,
     pub(super) owners: BTreeMap<Generation, Option<usize>>,
+    /// The protected list that a new owner would go by, as it was last read.
+    pub(super) list: Option<NewestList>,
 }
 
 impl Disk {
@@ -87,6 +90,7 @@ impl Disk {
             parked_writes: Vec::new(),
             parked_opens: Vec::new(),
             owners: BTreeMap::new(),
+            list: None,
         }
     }
 

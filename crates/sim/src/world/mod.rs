@@ -8,6 +8,7 @@ mod guard;
 mod guest;
 mod instances;
 mod judge;
+mod list;
 mod net;
 mod settle;
 mod stream;
