@@ -566,10 +566,15 @@ impl World<'_> {
             Some(outcome) if !unknown => outcome.clone(),
             _ => StorageOutcome::Unknown(IoFault::TimedOut),
         };
-        if self.hosts[op.host].boot == op.boot && self.hosts[op.host].agent_run == op.run {
-            self.answer(op.host, 0, Input::Storage(op.id, outcome));
-        }
+        let (host, run) = (op.host, op.run);
+        let told = self.hosts[host].boot == op.boot && self.hosts[host].agent_run == run;
+        let input = Input::Storage(op.id, outcome);
         self.keep_or_free(index, op);
+        if told && self.hosts[host].up() {
+            self.feed(host, input);
+        } else if told {
+            self.answer(host, 0, input);
+        }
     }
 
     fn keep_or_free(&mut self, index: usize, op: Op) {
