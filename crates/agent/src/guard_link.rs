@@ -8,7 +8,7 @@ use crate::{clock, logging, twin};
 use mainstay_core::event::Event;
 use mainstay_core::guard::{SlotState, Word, Words as _};
 use mainstay_core::id::{Generation, VmId};
-use mainstay_core::io::{FoundState, GuardOutcome, GuardRequest};
+use mainstay_core::io::{Extension, FoundState, GuardOutcome, GuardRequest};
 use mainstay_core::time::{Duration, Instant, millis};
 use mainstay_hypervisor::{Found, Process, freeze};
 use std::collections::BTreeMap;
@@ -140,13 +140,19 @@ impl GuardLink {
                 self.known().insert(vm.clone(), (*generation, None));
                 GuardOutcome::Done
             }
-            GuardRequest::Extend {
-                vm,
-                generation,
-                deadline,
-            } => change(&shm, vm, |word| {
-                word.extended(clock::now(), *generation, *deadline)
-            }),
+            GuardRequest::Extend(extensions) => {
+                let extend = |e: &&Extension| {
+                    let next = |word: Word| word.extended(clock::now(), e.generation, e.deadline);
+                    change(&shm, &e.vm, next) != GuardOutcome::Done
+                };
+                let refused = extensions.iter().filter(extend).map(|e| e.vm.clone());
+                let refused: Vec<VmId> = refused.collect();
+                if refused.is_empty() {
+                    GuardOutcome::Done
+                } else {
+                    GuardOutcome::Refused(refused)
+                }
+            }
             GuardRequest::Thaw {
                 vm,
                 from,

@@ -7,8 +7,8 @@ use crate::health::{Issue, LockChecks, Said, Telling};
 use crate::id::{BootId, DatastoreId, Generation, Holder, HostId, InstanceId, OpId, VmId};
 use crate::inventory::{Inventory, Reporting};
 use crate::io::{
-    Channel, Durable, FoundVm, GuardRequest, HypervisorRequest, Input, Output, PingTarget,
-    StorageOutcome, StorageRequest,
+    Channel, Durable, Extension, FoundVm, GuardRequest, HypervisorRequest, Input, Output,
+    PingTarget, StorageOutcome, StorageRequest,
 };
 use crate::isolation::{Asked, Isolation};
 use crate::liveness::{Judging, Peer};
@@ -142,6 +142,7 @@ pub(crate) enum Pending {
     Guard {
         vm: VmId,
     },
+    Extend,
     Hypervisor {
         vm: VmId,
         what: Ask,
@@ -328,6 +329,7 @@ impl Agent {
             },
             Input::Guard(op, outcome) => match self.pending.remove(&op) {
                 Some(Pending::Guard { vm }) => self.on_vm_guard(&vm, outcome),
+                Some(Pending::Extend) => self.on_extended(outcome),
                 Some(Pending::Forget) => {}
                 _ => self.ignore("stale guard answer"),
             },
@@ -552,6 +554,15 @@ impl Agent {
         self.out.push_back(Output::Guard(op, request));
     }
 
+    /// Prolongs rights to run: one request and one answer, however many VMs there are.
+    pub(crate) fn extend(&mut self, extensions: Vec<Extension>) {
+        if !extensions.is_empty() {
+            let op = self.op(Pending::Extend);
+            let request = GuardRequest::Extend(extensions);
+            self.out.push_back(Output::Guard(op, request));
+        }
+    }
+
     /// A guard request whose answer nobody waits for.
     pub(crate) fn guard_forget(&mut self, request: GuardRequest) {
         let op = self.op(Pending::Forget);
@@ -678,6 +689,7 @@ impl Agent {
             Pending::Task(number) => self.step_task(number, outcome),
             Pending::Ping { .. }
             | Pending::Guard { .. }
+            | Pending::Extend
             | Pending::Hypervisor { .. }
             | Pending::KeepConfig
             | Pending::Persist => self.ignore("completion of another kind"),

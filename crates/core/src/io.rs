@@ -124,6 +124,17 @@ pub enum StorageOutcome {
     Unknown(IoFault),
 }
 
+/// A renewed right to run.
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub struct Extension {
+    /// The VM.
+    pub vm: VmId,
+    /// Its lock's generation.
+    pub generation: Generation,
+    /// New end of the right to run.
+    pub deadline: Instant,
+}
+
 /// A request to the guard's shared memory.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum GuardRequest {
@@ -136,15 +147,9 @@ pub enum GuardRequest {
         /// End of the right to run.
         deadline: Instant,
     },
-    /// The right was renewed. Refused when it has lapsed.
-    Extend {
-        /// The VM.
-        vm: VmId,
-        /// Its lock's generation.
-        generation: Generation,
-        /// New end of the right to run.
-        deadline: Instant,
-    },
+    /// The rights of these VMs were renewed, with one heartbeat for all of them. Those that have lapsed are
+    /// refused by name ([`GuardOutcome::Refused`]), the others are extended.
+    Extend(Vec<Extension>),
     /// The lock was won again: run under the new generation if the deadline has not passed.
     Thaw {
         /// The VM.
@@ -172,12 +177,14 @@ pub enum GuardRequest {
 }
 
 /// The guard's answer.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum GuardOutcome {
     /// Done.
     Done,
     /// Refused: the right has lapsed, or the generation is another.
     Lapsed,
+    /// Of a request for several VMs: these were refused as [`GuardOutcome::Lapsed`] says, the others done.
+    Refused(Vec<VmId>),
     /// There is no guard: nothing may be started.
     NoGuard,
 }

@@ -48,6 +48,17 @@ pub(crate) struct Task {
     known: Generation,
 }
 
+impl Task {
+    /// The datastore whose scan for locks without a VM this reading is part of.
+    fn scanned(&self) -> Option<DatastoreId> {
+        let reads = matches!(
+            (&self.work_for, &self.machine),
+            (TaskFor::Orphan(..), Machine::Head(_))
+        );
+        reads.then(|| self.datastore.clone())
+    }
+}
+
 /// The tasks under way, found by their number, by their purpose and by the time of their next try.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Tasks {
@@ -260,7 +271,13 @@ impl Agent {
                 let datastore = task.datastore.clone();
                 self.storage(&datastore, request, Pending::Task(number));
             }
-            Step::Wait => self.tasks.wait(number, retry_at),
+            Step::Wait => {
+                let scanned = task.scanned();
+                self.tasks.wait(number, retry_at);
+                if let Some(datastore) = scanned {
+                    self.scan_further(&datastore);
+                }
+            }
             Step::Cleaned => {
                 self.tasks.remove(number);
             }
@@ -268,7 +285,11 @@ impl Agent {
                 let Some(task) = self.tasks.remove(number) else {
                     return;
                 };
+                let scanned = task.scanned();
                 self.on_head(task, record);
+                if let Some(datastore) = scanned {
+                    self.scan_further(&datastore);
+                }
             }
             Step::Swapped(outcome) => {
                 let Some(task) = self.tasks.remove(number) else {

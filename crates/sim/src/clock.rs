@@ -40,6 +40,9 @@ impl Clock {
 
     /// What the host reads at true time `t`.
     pub(crate) fn local(&self, t: Nanos) -> Instant {
+        if self.ppm == 0 {
+            return Instant::from_nanos(self.reading + t.saturating_sub(self.since));
+        }
         let passed = i128::from(t.saturating_sub(self.since));
         let local = passed * (MILLION + i128::from(self.ppm)) / MILLION;
         Instant::from_nanos(self.reading + u64::try_from(local).unwrap_or(0))
@@ -47,7 +50,11 @@ impl Clock {
 
     /// The first true time at which the host reads at least `local`.
     pub(crate) fn when(&self, local: Instant) -> Nanos {
-        let ahead = i128::from(local.as_nanos().saturating_sub(self.reading));
+        let ahead = local.as_nanos().saturating_sub(self.reading);
+        if self.ppm == 0 {
+            return self.since.saturating_add(ahead);
+        }
+        let ahead = i128::from(ahead);
         let rate = MILLION + i128::from(self.ppm);
         let passed = (ahead * MILLION + rate - 1) / rate;
         self.since

@@ -21,7 +21,7 @@ use crate::agent::{Agent, CommandError, planted};
 use crate::config::VmSpec;
 use crate::event::{IssueCause, StopReason};
 use crate::id::{Generation, HostId, Nonce, VmId};
-use crate::io::{ExitCause, FoundState, FoundVm, HypervisorRequest};
+use crate::io::{ExitCause, Extension, FoundState, FoundVm, HypervisorRequest};
 use crate::isolation::Asked;
 use crate::lock::{LockName, Token};
 use crate::tasks::TaskFor;
@@ -214,7 +214,17 @@ impl LocalVm {
         )
     }
 
-    pub(crate) fn extends(&self) -> Option<(Generation, Duration)> {
+    /// Its right with a heartbeat that counts from then, and is good for at most `freeze`.
+    pub(crate) fn extended(&self, counted: Instant, freeze: Duration) -> Option<Extension> {
+        let (generation, own) = self.extends()?;
+        Some(Extension {
+            vm: self.spec.id.clone(),
+            generation,
+            deadline: counted + own.min(freeze),
+        })
+    }
+
+    fn extends(&self) -> Option<(Generation, Duration)> {
         match &self.phase {
             Phase::Preparing {
                 record,

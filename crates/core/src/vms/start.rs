@@ -3,15 +3,14 @@
 
 use crate::agent::{Agent, Ask, planted};
 use crate::event::{EventKind, IssueCause, StopReason};
-use crate::id::{DatastoreId, Generation, HostId, VmId};
+use crate::id::{DatastoreId, HostId, VmId};
 use crate::io::{Channel, GuardOutcome, GuardRequest, HypervisorOutcome, HypervisorRequest};
 use crate::lock::{LockName, SwapOutcome, Token};
 use crate::tasks::TaskFor;
-use crate::time::{Duration, Instant};
+use crate::time::Instant;
 use crate::wire::{Desired, LockRecord, Message, StartOrder, StartOutcome, StartResult};
 use alloc::format;
 use alloc::string::String;
-use alloc::vec::Vec;
 
 use super::{LocalVm, Phase};
 
@@ -348,7 +347,7 @@ impl Agent {
                     self.want_poweron_list();
                     self.hypervisor(id, HypervisorRequest::Prepare { spec, generation });
                 }
-                GuardOutcome::Lapsed | GuardOutcome::NoGuard => {
+                GuardOutcome::Lapsed | GuardOutcome::Refused(_) | GuardOutcome::NoGuard => {
                     let why = if outcome == GuardOutcome::NoGuard {
                         let why = String::from("this host's guard does not run");
                         if self.vms.get(id).is_some_and(|v| v.order.is_none()) {
@@ -388,34 +387,14 @@ impl Agent {
                     );
                     self.stop_when_possible(id);
                 }
-                GuardOutcome::Lapsed | GuardOutcome::NoGuard => {
+                GuardOutcome::Lapsed | GuardOutcome::Refused(_) | GuardOutcome::NoGuard => {
                     vm.phase = Phase::Frozen {
                         word,
                         record: Some(record),
                     };
                 }
             },
-            Phase::Running { record } if outcome == GuardOutcome::Lapsed => {
-                // The extension was refused: the guard froze it, or is about to.
-                let generation = record.generation;
-                self.on_vm_lapsed(id, generation);
-            }
-            Phase::Adopting { generation } if outcome == GuardOutcome::Lapsed => {
-                self.on_vm_lapsed(id, generation)
-            }
-            Phase::Preparing { record, token, .. } if outcome == GuardOutcome::Lapsed => {
-                vm.phase = Phase::Preparing {
-                    record,
-                    token,
-                    lapsed: true,
-                };
-            }
-            Phase::Resuming { record, .. } if outcome == GuardOutcome::Lapsed => {
-                vm.phase = Phase::Resuming {
-                    record,
-                    lapsed: true,
-                };
-            }
+            _ if outcome == GuardOutcome::Lapsed => self.on_right_refused(id),
             _ => {}
         }
     }
@@ -536,25 +515,39 @@ impl Agent {
             return;
         }
         let (own, _) = self.constants();
-        let here: Vec<(VmId, Generation, Duration)> = self
-            .vms
-            .values()
-            .filter(|v| v.spec.datastore == *datastore)
-            .filter_map(|v| {
-                v.extends()
-                    .map(|(g, freeze)| (v.spec.id.clone(), g, freeze.min(own)))
-            })
-            .collect();
-        for (vm, generation, freeze) in here {
-            let deadline = counted + freeze;
-            self.guard(
-                &vm,
-                GuardRequest::Extend {
-                    vm: vm.clone(),
-                    generation,
-                    deadline,
-                },
-            );
+        let here = self.vms.values().filter(|v| v.spec.datastore == *datastore);
+        let extensions = here.filter_map(|v| v.extended(counted, own)).collect();
+        self.extend(extensions);
+    }
+
+    /// The guard has extended rights to run. What it refused it froze, or is about to.
+    pub(crate) fn on_extended(&mut self, outcome: GuardOutcome) {
+        let GuardOutcome::Refused(refused) = outcome else {
+            return;
+        };
+        for id in refused {
+            self.on_right_refused(&id);
+            // What follows from one is done before the next is looked at.
+            self.run();
+        }
+    }
+
+    /// The right under the current generation is over, as the guard sees it.
+    fn on_right_refused(&mut self, id: &VmId) {
+        let Some(vm) = self.vms.get_mut(id) else {
+            return;
+        };
+        match &mut vm.phase {
+            Phase::Running { record } => {
+                let generation = record.generation;
+                self.on_vm_lapsed(id, generation);
+            }
+            Phase::Adopting { generation } => {
+                let generation = *generation;
+                self.on_vm_lapsed(id, generation);
+            }
+            Phase::Preparing { lapsed, .. } | Phase::Resuming { lapsed, .. } => *lapsed = true,
+            _ => {}
         }
     }
 }

@@ -14,8 +14,8 @@
 use crate::agent::{Agent, planted};
 use crate::event::EventKind;
 use crate::id::{DatastoreId, Generation, HostId, Nonce, VmId};
-use crate::io::{Channel, GuardRequest};
-use crate::time::{Duration, Instant};
+use crate::io::Channel;
+use crate::time::Instant;
 use crate::vms::Standing;
 use crate::wire::Message;
 use alloc::collections::VecDeque;
@@ -170,24 +170,10 @@ impl Agent {
     /// Prolongs the right of the VMs that run there, and of no others.
     fn prolong(&mut self, datastore: &DatastoreId, counted: Instant) {
         let own = self.timing().freeze;
-        let running: Vec<(VmId, Generation, Duration)> = self
-            .vms
-            .values()
-            .filter(|v| v.spec.datastore == *datastore && v.standing() == Standing::Runs)
-            .filter_map(|v| {
-                let (generation, freeze) = v.extends()?;
-                Some((v.spec.id.clone(), generation, freeze.min(own)))
-            })
-            .collect();
-        for (vm, generation, freeze) in running {
-            let deadline = counted + freeze;
-            let request = GuardRequest::Extend {
-                vm: vm.clone(),
-                generation,
-                deadline,
-            };
-            self.guard(&vm, request);
-        }
+        let here = self.vms.values().filter(|v| v.spec.datastore == *datastore);
+        let running = here.filter(|v| v.standing() == Standing::Runs);
+        let extensions = running.filter_map(|v| v.extended(counted, own)).collect();
+        self.extend(extensions);
     }
 
     /// Planted bug: an answer lets a frozen VM go on under the generation that lapsed.

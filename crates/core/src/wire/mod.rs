@@ -22,4 +22,4 @@ pub use record::{
     ConfigRecord, Desired, GivenBack, HeartbeatRecord, LockRecord, MarkerRecord, PoweronFlags,
     PoweronRecord, PoweronTable, ProtectedRecord, ProtectedTable, ProtectedVm, RecordKey,
 };
-pub use table::{Contents, Entry, PAGE_BYTES, PageWrite, Table, read as read_table};
+pub use table::{Contents, Entry, PAGE_BYTES, PageWrite, Table, read as read_table, read_page_at};

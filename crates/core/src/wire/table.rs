@@ -19,7 +19,7 @@
 
 mod read;
 
-pub use read::{Contents, read};
+pub use read::{Contents, read, read_page_at};
 
 use super::frame::{FrameKind, RECORD_MAX_BYTES, Stamp, encode};
 use crate::id::VmId;

@@ -13,6 +13,9 @@ pub(super) struct NothingLost {
     /// VMs whose lock says that they should run.
     wanted: BTreeSet<usize>,
     lists: BTreeMap<usize, BTreeSet<usize>>,
+    /// VMs that were reported protected, should run, and are not on the newest list of their datastore:
+    /// kept up to date, because a look at all VMs with each change would cost the square of their number.
+    lost: BTreeMap<usize, BTreeSet<usize>>,
     /// The newest version of the configuration that was acknowledged, and the one on disk.
     acknowledged: u64,
     on_disk: u64,
@@ -28,12 +31,50 @@ impl NothingLost {
         })
     }
 
+    fn protect(&mut self, vm: usize, datastore: Option<usize>) {
+        let before = match datastore {
+            Some(datastore) => self.protected.insert(vm, datastore),
+            None => self.protected.remove(&vm),
+        };
+        if let Some(before) = before.filter(|b| Some(*b) != datastore) {
+            self.note(vm, before);
+        }
+        self.look_at(vm);
+    }
+
+    fn look_at(&mut self, vm: usize) {
+        if let Some(datastore) = self.protected.get(&vm) {
+            self.note(vm, *datastore);
+        }
+    }
+
+    /// Notes whether the VM is lost on that datastore.
+    fn note(&mut self, vm: usize, datastore: usize) {
+        let here = self.protected.get(&vm) == Some(&datastore) && self.wanted.contains(&vm);
+        let list = self.lists.get(&datastore);
+        let lost = self.lost.entry(datastore).or_default();
+        if here && list.is_some_and(|list| !list.contains(&vm)) {
+            lost.insert(vm);
+        } else {
+            lost.remove(&vm);
+        }
+    }
+
+    fn take_list(&mut self, datastore: usize, vms: &BTreeSet<usize>) {
+        let before = self.lists.insert(datastore, vms.clone());
+        let changed: Vec<usize> = match &before {
+            Some(before) if before == vms => Vec::new(),
+            Some(before) => before.symmetric_difference(vms).copied().collect(),
+            None => self.protected.keys().copied().collect(),
+        };
+        for vm in changed {
+            self.look_at(vm);
+        }
+    }
+
     fn missing(&self, datastore: usize, labels: &Labels) -> Option<String> {
-        let list = self.lists.get(&datastore)?;
-        let lost = self.protected.iter().find(|(vm, ds)| {
-            **ds == datastore && self.wanted.contains(*vm) && !list.contains(*vm)
-        })?;
-        let (vm, ds) = (labels.vm(*lost.0), labels.datastore(datastore));
+        let lost = self.lost.get(&datastore)?.first()?;
+        let (vm, ds) = (labels.vm(*lost), labels.datastore(datastore));
         Some(format!(
             "{vm} was reported protected, but the newest list on {ds} does not have it"
         ))
@@ -56,25 +97,26 @@ impl Invariant for NothingLost {
                 datastore,
                 yes: true,
             } => {
-                self.protected.insert(*vm, *datastore);
+                self.protect(*vm, Some(*datastore));
                 self.missing(*datastore, labels)
             }
             Fact::Protected { vm, yes: false, .. } => {
-                self.protected.remove(vm);
+                self.protect(*vm, None);
                 None
             }
             Fact::Desired { vm, on: true } => {
                 self.wanted.insert(*vm);
+                self.look_at(*vm);
                 None
             }
             // Switched off: it leaves the list, and whoever switches it on protects it anew.
             Fact::Desired { vm, on: false } => {
                 self.wanted.remove(vm);
-                self.protected.remove(vm);
+                self.protect(*vm, None);
                 None
             }
             Fact::List { datastore, vms } => {
-                self.lists.insert(*datastore, (*vms).clone());
+                self.take_list(*datastore, vms);
                 self.missing(*datastore, labels)
             }
             Fact::ConfigOnDisk { version } => {

@@ -1,6 +1,7 @@
 //! Datastores: primitive operations whose effect and acknowledgement are two events at different
 //! times, the faults between a host and its storage, and the storage's own image locks.
 
+use super::list::NewestList;
 use super::{Happening, World};
 use crate::clock::{MS, Nanos};
 use crate::scenario::StorageFault;
@@ -63,6 +64,8 @@ pub(super) struct Disk {
     pub(super) parked_writes: Vec<Write>,
     pub(super) parked_opens: Vec<usize>,
     pub(super) owners: BTreeMap<Generation, Option<usize>>,
+    /// The protected list that a new owner would go by, as it was last read.
+    pub(super) list: Option<NewestList>,
 }
 
 impl Disk {
@@ -87,6 +90,7 @@ impl Disk {
             parked_writes: Vec::new(),
             parked_opens: Vec::new(),
             owners: BTreeMap::new(),
+            list: None,
         }
     }
 
@@ -562,10 +566,15 @@ impl World<'_> {
             Some(outcome) if !unknown => outcome.clone(),
             _ => StorageOutcome::Unknown(IoFault::TimedOut),
         };
-        if self.hosts[op.host].boot == op.boot && self.hosts[op.host].agent_run == op.run {
-            self.answer(op.host, 0, Input::Storage(op.id, outcome));
-        }
+        let (host, run) = (op.host, op.run);
+        let told = self.hosts[host].boot == op.boot && self.hosts[host].agent_run == run;
+        let input = Input::Storage(op.id, outcome);
         self.keep_or_free(index, op);
+        if told && self.hosts[host].up() {
+            self.feed(host, input);
+        } else if told {
+            self.answer(host, 0, input);
+        }
     }
 
     fn keep_or_free(&mut self, index: usize, op: Op) {

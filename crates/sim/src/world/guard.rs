@@ -6,7 +6,7 @@ use crate::invariants::{Fact, KillCause};
 use mainstay_core::event::{EventKind, StopReason};
 use mainstay_core::guard::{Guard, GuardAction, SlotState, Word, Words as _};
 use mainstay_core::id::OpId;
-use mainstay_core::io::{ExitCause, GuardOutcome, GuardRequest, Input};
+use mainstay_core::io::{ExitCause, Extension, GuardOutcome, GuardRequest, Input};
 use mainstay_core::time::nanos;
 use std::cell::Cell;
 
@@ -275,8 +275,8 @@ impl World<'_> {
         let (vm, next) = {
             let h = &self.hosts[host];
             let id = match &request {
+                GuardRequest::Extend(extensions) => return self.extend(host, op, extensions),
                 GuardRequest::Register { vm, .. }
-                | GuardRequest::Extend { vm, .. }
                 | GuardRequest::Thaw { vm, .. }
                 | GuardRequest::Lapse { vm, .. }
                 | GuardRequest::Remove { vm } => vm,
@@ -286,16 +286,12 @@ impl World<'_> {
             };
             let old = h.words.load(slot);
             let next = match &request {
+                GuardRequest::Extend(_) => None,
                 GuardRequest::Register {
                     generation,
                     deadline,
                     ..
                 } => Some(Word::new(SlotState::Running, *generation, *deadline)),
-                GuardRequest::Extend {
-                    generation,
-                    deadline,
-                    ..
-                } => old.extended(now, *generation, *deadline),
                 GuardRequest::Thaw {
                     from, to, deadline, ..
                 } => old.thawed(now, *from, *to, *deadline),
@@ -326,13 +322,42 @@ impl World<'_> {
                 }
                 self.hosts[host].guard_poke = true;
             }
-            if !matches!(
-                request,
-                GuardRequest::Remove { .. } | GuardRequest::Extend { .. }
-            ) {
+            if !matches!(request, GuardRequest::Remove { .. }) {
                 self.arm_guard(host);
             }
         }
+        self.answer(host, 5_000, Input::Guard(op, outcome));
+    }
+
+    /// Renewed rights are written one by one; those that had lapsed are named in the answer.
+    fn extend(&mut self, host: usize, op: OpId, extensions: &[Extension]) {
+        let first = extensions.first().and_then(|e| self.vm_index.get(&e.vm));
+        let disk = first.map_or(0, |vm| self.vms[*vm].disk);
+        let h = &mut self.hosts[host];
+        let now = h.clock.local(self.now);
+        let before = h.extended.remove(&disk).unwrap_or_default();
+        let mut extended = Vec::with_capacity(extensions.len());
+        let mut refused = Vec::new();
+        for (n, extension) in extensions.iter().enumerate() {
+            // Nearly always the same VMs as half a second ago, in the same order.
+            let same = before.get(n).filter(|(id, _)| *id == extension.vm);
+            let slot = same.map(|(_, slot)| slot);
+            let Some(slot) = slot.or_else(|| self.vm_index.get(&extension.vm)).copied() else {
+                continue;
+            };
+            extended.push((extension.vm.clone(), slot));
+            let old = h.words.load(slot);
+            match old.extended(now, extension.generation, extension.deadline) {
+                Some(word) => h.words.store(slot, word),
+                None => refused.push(extension.vm.clone()),
+            }
+        }
+        h.extended.insert(disk, extended);
+        let outcome = if refused.is_empty() {
+            GuardOutcome::Done
+        } else {
+            GuardOutcome::Refused(refused)
+        };
         self.answer(host, 5_000, Input::Guard(op, outcome));
     }
 

@@ -1,16 +1,16 @@
 //! Turns what happens in the world into facts for the invariants.
 
 use super::World;
+use super::disk::Disk;
+use super::list::{Known, NewestList};
 use crate::invariants::Fact;
 use mainstay_core::config::RuleKind;
 use mainstay_core::event::{Event, EventKind};
 use mainstay_core::id::Generation;
 use mainstay_core::io::{StorageRequest, StorageValue};
 use mainstay_core::time::nanos;
-use mainstay_core::wire::{
-    ConfigRecord, Desired, LockRecord, ProtectedRecord, RecordKey, StartOrder,
-};
-use std::collections::{BTreeMap, BTreeSet};
+use mainstay_core::wire::{ConfigRecord, Desired, LockRecord, RecordKey, StartOrder};
+use std::collections::BTreeMap;
 
 impl World<'_> {
     fn owner_generation(&self, host: usize, disk: usize) -> Option<Generation> {
@@ -91,33 +91,50 @@ impl World<'_> {
             StorageRequest::Put(RecordKey::Protected(..), _)
             | StorageRequest::PutPages(RecordKey::Protected(..), _)
             | StorageRequest::Link(RecordKey::Protected(..), _)
-            | StorageRequest::Remove(RecordKey::Protected(..)) => self.list_changed(disk),
+            | StorageRequest::Remove(RecordKey::Protected(..)) => self.list_changed(disk, request),
             StorageRequest::Put(RecordKey::Config(..), _)
             | StorageRequest::Remove(RecordKey::Config(..)) => self.config_on_disk(disk),
             _ => {}
         }
     }
 
-    fn list_changed(&mut self, disk: usize) {
-        let cluster = self.scenario.config.cluster_id;
-        // What a new owner would go by: the list of the highest generation that can be read.
-        let first = RecordKey::Protected(Generation(0));
-        let last = RecordKey::Protected(Generation(u64::MAX));
-        let mut lists = self.disks[disk].records.range(first..=last).rev();
-        let newest = lists.find_map(|(_, bytes)| ProtectedRecord::decode(cluster, bytes).ok());
-        let Some((_, record)) = newest else { return };
-        let vms: BTreeSet<usize> = record
-            .vms
-            .keys()
-            .filter_map(|vm| self.vm_index.get(vm).copied())
-            .collect();
-        self.judge.observe(
-            self.now,
-            &Fact::List {
-                datastore: disk,
-                vms: &vms,
-            },
-        );
+    fn list_changed(&mut self, disk: usize, request: &StorageRequest) {
+        let known = Known {
+            cluster: self.scenario.config.cluster_id,
+            vms: &self.vm_index,
+        };
+        let Disk { records, list, .. } = &mut self.disks[disk];
+        let followed = match (request, list.as_mut()) {
+            (StorageRequest::PutPages(key, pages), Some(list)) => {
+                let file = records.get(key);
+                file.is_some_and(|file| match key {
+                    RecordKey::Protected(g) if *g == list.generation => {
+                        list.follow(known, pages, file)
+                    }
+                    // One that the newest has replaced.
+                    RecordKey::Protected(g) => *g < list.generation,
+                    _ => false,
+                })
+            }
+            _ => false,
+        };
+        if !followed {
+            // What a new owner would go by: the list of the highest generation that can be read.
+            let first = RecordKey::Protected(Generation(0));
+            let last = RecordKey::Protected(Generation(u64::MAX));
+            *list = records.range(first..=last).rev().find_map(|(key, file)| {
+                let RecordKey::Protected(generation) = key else {
+                    return None;
+                };
+                NewestList::read(known, *generation, file)
+            });
+        }
+        let Some(list) = list else { return };
+        let fact = Fact::List {
+            datastore: disk,
+            vms: &list.vms,
+        };
+        self.judge.observe(self.now, &fact);
     }
 
     /// The newest configuration that an owner would find.

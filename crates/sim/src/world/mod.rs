@@ -8,6 +8,7 @@ mod guard;
 mod guest;
 mod instances;
 mod judge;
+mod list;
 mod net;
 mod settle;
 mod stream;
@@ -255,6 +256,8 @@ struct Host {
     guard_poke: bool,
     guard_busy: Nanos,
     words: Words,
+    /// The VMs whose rights were last extended on each datastore, with their places in the words.
+    extended: BTreeMap<usize, Vec<(VmId, usize)>>,
     /// Until then the guard has not had its time since it was dead, hung or paused.
     doubt_until: Nanos,
     durable: Durable,

@@ -5,6 +5,7 @@ use super::{Entry, Geometry, HEADS, Head, Kind, PAGE_BYTES, Seal, number, size};
 use crate::id::VmId;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 /// What a file of a table holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -49,6 +50,32 @@ impl<E> Cell<E> {
 /// [`DecodeError`] when the head is not that of a sound table of this kind and cluster. Damage behind the
 /// head is told in [`Contents`].
 pub fn read<E: Entry>(cluster: u64, file: &[u8]) -> Result<Contents<E>, DecodeError> {
+    read_pages(cluster, file, 0..usize::MAX)
+}
+
+/// Reads only the page of a table that lies in this page of its file, whichever copy of it that is: what a
+/// follower of the file looks at when one page was written. Answers the page's number in the table besides.
+///
+/// # Errors
+/// [`DecodeError`] as [`read`], and when a head lies there.
+pub fn read_page_at<E: Entry>(
+    cluster: u64,
+    file: &[u8],
+    file_page: u32,
+) -> Result<(u32, Contents<E>), DecodeError> {
+    let behind = size(file_page)
+        .checked_sub(HEADS)
+        .ok_or(DecodeError::Body)?;
+    let page = behind / Geometry::<E>::COPIES;
+    let contents = read_pages(cluster, file, page..page + 1)?;
+    Ok((number(page), contents))
+}
+
+fn read_pages<E: Entry>(
+    cluster: u64,
+    file: &[u8],
+    wanted: Range<usize>,
+) -> Result<Contents<E>, DecodeError> {
     let first = decode::<Head>(E::KIND, cluster, file);
     let spared = u32::from(first.is_err());
     let (stamp, head) = first.or_else(|error| {
@@ -69,7 +96,7 @@ pub fn read<E: Entry>(cluster: u64, file: &[u8]) -> Result<Contents<E>, DecodeEr
     };
     let stored = file.len().div_ceil(PAGE_BYTES).saturating_sub(HEADS);
     let pages = stored.div_ceil(Geometry::<E>::COPIES).max(size(head.pages));
-    for page in 0..pages {
+    for page in wanted.start..wanted.end.min(pages) {
         let cells = |copy| read_page::<E>(&seal, file, Geometry::<E>::file_page(page, copy));
         let first = cells(0);
         let second = if E::TWINS { cells(1) } else { first.clone() };

@@ -1,0 +1,124 @@
+//! An agent that joins a datastore looks at the locks of all its VMs, a few at a time.
+
+use mainstay_core::config::{ClusterConfig, DatastoreSpec, HostSpec, Profile, Settings, VmSpec};
+use mainstay_core::id::{BootId, DatastoreId, Generation, HostId, InstanceId, OpId, VmId};
+use mainstay_core::io::{
+    Durable, Input, IoFault, Output, StorageOutcome, StorageRequest, StorageValue,
+};
+use mainstay_core::time::{Duration, Instant};
+use mainstay_core::wire::RecordKey;
+use mainstay_core::{Agent, Identity, provision};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+const VMS: usize = 300;
+/// As many locks as may be read at once.
+const AT_ONCE: usize = 64;
+
+fn config() -> ClusterConfig {
+    let (host, home) = (HostId::new("host-1"), DatastoreId::new("ds-1"));
+    let (host, home) = (host.expect("id"), home.expect("id"));
+    let hosts = vec![HostSpec {
+        id: host,
+        cpu_mhz: 20_000,
+        memory_mb: 65_536,
+        datastores: [home.clone()].into(),
+        maintenance: false,
+        networks: Default::default(),
+    }];
+    let datastores = vec![DatastoreSpec {
+        id: home.clone(),
+        kind: Default::default(),
+        fence: Default::default(),
+        server: None,
+    }];
+    let vm = |n| VmSpec {
+        id: VmId::new(&format!("vm-{n}")).expect("id"),
+        datastore: home.clone(),
+        cpu_mhz: 100,
+        memory_mb: 64,
+        restart_priority: Default::default(),
+        isolation_response: None,
+        depends_on: Vec::new(),
+        guest_agent: true,
+    };
+    let settings = Settings::of(Profile::Balanced);
+    ClusterConfig::new(
+        1,
+        settings,
+        hosts,
+        datastores,
+        (0..VMS).map(vm).collect(),
+        Vec::new(),
+    )
+    .expect("config")
+}
+
+/// The VM whose lock a request is about.
+fn lock_of(request: &StorageRequest) -> Option<&VmId> {
+    match request {
+        StorageRequest::ListVmLock(vm) | StorageRequest::Read(RecordKey::VmLock(vm, _)) => Some(vm),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_scan_reads_few_locks_at_once_and_comes_to_all_even_where_some_cannot_be_read() {
+    let config = config();
+    let host = HostId::new("host-1").expect("id");
+    let vms = config.vms.keys();
+    let records = vms.map(|vm| provision::vm_record(1, &config.settings, vm, &host));
+    let records: BTreeMap<RecordKey, Vec<u8>> = records.collect();
+    let identity = Identity {
+        host: host.clone(),
+        boot: BootId(1),
+        instance: InstanceId(1),
+        seed: 1,
+    };
+    let mut now = Instant::from_nanos(1_000_000_000);
+    let mut agent =
+        Agent::new(identity, config, Durable::default(), Vec::new(), now).expect("agent");
+    let mut waiting: VecDeque<(OpId, StorageRequest)> = VecDeque::new();
+    let mut read: BTreeSet<VmId> = BTreeSet::new();
+    let mut most = 0;
+    // Less time than until an unreadable lock is tried again.
+    for _ in 0..VMS * 8 {
+        while let Some(output) = agent.poll_output() {
+            if let Output::Storage(op, _, request) = output {
+                waiting.push_back((op, request));
+            }
+        }
+        let locks = waiting.iter().filter_map(|(_, request)| lock_of(request));
+        most = most.max(locks.count());
+        let Some((op, request)) = waiting.pop_front() else {
+            break;
+        };
+        let outcome = match &request {
+            StorageRequest::ListAllVmLocks => {
+                StorageOutcome::Ok(StorageValue::Keys(records.keys().cloned().collect()))
+            }
+            // Every third lock cannot be listed.
+            StorageRequest::ListVmLock(vm) if vm.as_str().ends_with(['0', '3', '6']) => {
+                read.insert(vm.clone());
+                StorageOutcome::NotDone(IoFault::Other)
+            }
+            StorageRequest::ListVmLock(vm) => {
+                StorageOutcome::Ok(StorageValue::Keys(vec![RecordKey::VmLock(
+                    vm.clone(),
+                    Generation(0),
+                )]))
+            }
+            StorageRequest::Read(key) => StorageOutcome::Ok(match records.get(key) {
+                Some(bytes) => {
+                    read.extend(lock_of(&request).cloned());
+                    StorageValue::Bytes(bytes.clone())
+                }
+                None => StorageValue::NotFound,
+            }),
+            _ => StorageOutcome::Ok(StorageValue::Done),
+        };
+        now += Duration::from_nanos(1000);
+        agent.handle(now, Input::Storage(op, outcome));
+    }
+    assert_eq!(read.len(), VMS, "locks that were looked at");
+    assert_eq!(most, AT_ONCE, "locks that were read at once");
+}
