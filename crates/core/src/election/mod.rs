@@ -12,7 +12,7 @@
 //! long as its timer says: nobody is elected early. Timers of silence run from the first heartbeat
 //! that is missing, not from the last that came, so that no figure of a profile is ever undercut.
 
-use crate::agent::Agent;
+use crate::agent::{Agent, planted};
 use crate::event::{AbdicationCause, ElectionCause, EventKind};
 use crate::id::{HostId, InstanceId};
 use crate::io::Channel;
@@ -286,7 +286,7 @@ impl Agent {
                     self.follow(from, rank);
                 }
             }
-            Role::Primary { .. } if rank > own => {
+            Role::Primary { .. } if rank > own && !planted!(self, NobodyAbdicates) => {
                 let why = format!(
                     "{from} is a primary too and would win an election ({} datastores against {})",
                     rank.datastores, own.datastores

@@ -591,7 +591,9 @@ impl Agent {
         self.window_proof(datastore, host, read_done, record.r#break)
             .map_err(Wait::Passing)?;
         let needed = acting.longest_break.max(record.r#break);
-        if let Some(wait) = acting.vouched_lately(host, self.now, needed) {
+        if let Some(wait) = acting.vouched_lately(host, self.now, needed)
+            && !planted!(self, VouchForgotten)
+        {
             return Err(Wait::Passing(format!(
                 "this owner vouched for {host} and breaks none of its locks for another {} ms",
                 wait.as_millis()
@@ -691,7 +693,8 @@ impl Agent {
             } else {
                 self.peers.get(host).is_some_and(|p| p.leaving)
             };
-            if going || self.config.hosts.get(host).is_none_or(|h| h.maintenance) {
+            let resting = self.config.hosts.get(host).is_none_or(|h| h.maintenance);
+            if going || (resting && !planted!(self, RestingHostStarts)) {
                 continue;
             }
             let room = Room {

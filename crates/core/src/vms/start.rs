@@ -34,7 +34,8 @@ impl Agent {
             }
             return;
         }
-        let resting = self.own_spec().is_none_or(|s| s.maintenance);
+        let resting =
+            self.own_spec().is_none_or(|s| s.maintenance) && !planted!(self, RestingHostStarts);
         if self.leaving.is_some() || resting {
             let why = String::from(if resting {
                 "this host is in maintenance"
