@@ -53,8 +53,6 @@ pub enum Bug {
     ThawAfterGap,
     /// A lock is given back when the kill was asked for, not when nothing of the VM is left.
     ReleasedBeforeGone,
-    /// An owner breaks the locks of a host that it vouched for a moment ago (H8).
-    VouchForgotten,
     /// An observer goes by its own `break` when a holder has said that it uses a longer one (H18).
     LongerBreakIgnored,
     /// A lock that names a host without the VM is kept by it (H26).
@@ -100,7 +98,6 @@ impl Bug {
         Self::StreamDoubled,
         Self::ThawAfterGap,
         Self::ReleasedBeforeGone,
-        Self::VouchForgotten,
         Self::LongerBreakIgnored,
         Self::OrphanKept,
         Self::NobodyAbdicates,
@@ -158,9 +155,6 @@ impl Bug {
                 "a thaw needs the right to run without a gap from before the swap (H1, H3)"
             }
             Self::ReleasedBeforeGone => "a lock is given back when every thread of its VM is gone",
-            Self::VouchForgotten => {
-                "an owner waits one `break` after its last vouch for a host before it breaks its locks (H8)"
-            }
             Self::LongerBreakIgnored => {
                 "constants belong to the lock's generation; the longest `break` named counts (H18)"
             }

@@ -396,6 +396,10 @@ impl Agent {
                     vms: vms.clone(),
                     unreadable: 0,
                 });
+            } else {
+                // An old list is not written late: the next one here is a new one.
+                store.poweron_due = false;
+                store.poweron_wanted = None;
             }
         }
     }
@@ -505,7 +509,8 @@ impl Agent {
     fn look_for_orphan(&mut self, datastore: &DatastoreId, vm: &VmId) {
         let purpose = TaskFor::Orphan(datastore.clone(), vm.clone());
         let kept = planted!(self, OrphanKept);
-        if !self.vms.contains_key(vm) && !self.has_task(&purpose) && !kept {
+        let here = self.vms.contains_key(vm) || self.leftover.contains(vm);
+        if !here && !self.has_task(&purpose) && !kept {
             self.read_lock(datastore, LockName::Vm(vm.clone()), purpose);
         }
     }

@@ -32,7 +32,6 @@ pub fn breaks(bug: Bug) -> &'static [&'static str] {
         | Bug::VouchThaws
         | Bug::NewOwnerHurries
         | Bug::ThawAfterGap
-        | Bug::VouchForgotten
         | Bug::LongerBreakIgnored => TWICE,
         Bug::ReleasedBeforeGone => &["S8", "S1", "S1b", "S2"],
         Bug::IntentIgnored => &["S3"],

@@ -591,9 +591,7 @@ impl Agent {
         self.window_proof(datastore, host, read_done, record.r#break)
             .map_err(Wait::Passing)?;
         let needed = acting.longest_break.max(record.r#break);
-        if let Some(wait) = acting.vouched_lately(host, self.now, needed)
-            && !planted!(self, VouchForgotten)
-        {
+        if let Some(wait) = acting.vouched_lately(host, self.now, needed) {
             return Err(Wait::Passing(format!(
                 "this owner vouched for {host} and breaks none of its locks for another {} ms",
                 wait.as_millis()

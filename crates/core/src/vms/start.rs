@@ -52,6 +52,9 @@ impl Agent {
             .get(&order.spec.datastore)
             .map(|s| s.quarantine.clone());
         let refusal = match ready {
+            _ if self.leftover.contains(&id) => Some(String::from(
+                "a process of it is left on this host from before it was deleted",
+            )),
             None => Some(format!("this host does not mount {}", order.spec.datastore)),
             Some(Some(why)) => Some(why),
             Some(None) => None,

@@ -39,6 +39,12 @@ impl Agent {
 
     pub(crate) fn on_vm_exited(&mut self, id: &VmId, cause: ExitCause) {
         let Some(vm) = self.vms.get_mut(id) else {
+            if self.leftover.remove(id) {
+                let now = self.now;
+                for store in self.stores.values_mut() {
+                    store.rescan(now);
+                }
+            }
             return;
         };
         match vm.phase.clone() {

@@ -61,26 +61,47 @@ impl<'a> Drawing<'a> {
         ("back before the verdict", Self::back_before_the_verdict),
     ];
 
-    /// Plays one pattern, several times.
+    /// Plays one pattern, or a few in turn, several times.
     pub(super) fn aim(&mut self) {
-        let drawn = small(self.rng.below(Self::PATTERNS.len() as u64));
-        let Some((name, pattern)) = Self::PATTERNS.get(drawn).copied() else {
-            return;
-        };
+        let few = if self.rng.percent(40) { 1 } else { 3 };
+        let patterns: Vec<(&'static str, Pattern<'a>)> = (0..few)
+            .map(|_| small(self.rng.below(Self::PATTERNS.len() as u64)))
+            .filter_map(|drawn| Self::PATTERNS.get(drawn).copied())
+            .collect();
         let (host, disk) = (self.host(), self.disk());
         let mut at = self.rng.between(3, 20) * SECOND;
-        let mut times = 0;
-        while at < self.until {
+        let spreads = self.rng.percent(60);
+        for (name, pattern) in patterns.into_iter().cycle() {
+            if at >= self.until {
+                break;
+            }
+            if spreads && !self.patterns.is_empty() {
+                at = self.spread(at);
+            }
             let (host, disk) = if self.rng.percent(60) {
                 (host, disk)
             } else {
                 (self.host(), self.disk())
             };
             let over = pattern(self, Target { at, host, disk });
-            times += 1;
+            *self.patterns.entry(name).or_default() += 1;
             at = over + self.rng.between(2, 25) * SECOND;
         }
-        self.pattern = Some((name, times));
+    }
+
+    /// An admin spreads the VMs anew, since failovers have brought them together on a few hosts, where
+    /// the next faults would not meet them.
+    fn spread(&mut self, at: Nanos) -> Nanos {
+        for vm in 0..self.vms {
+            let off = at + self.rng.below(2000) * MS;
+            let on = off + self.rng.between(2000, 6000) * MS;
+            self.push(off, Fault::VmPowerOff { vm });
+            let host = Some(self.host());
+            self.push(on, Fault::VmPowerOn { vm, host });
+            // Where that host cannot take it.
+            self.push(on + 3 * SECOND, Fault::VmPowerOn { vm, host: None });
+        }
+        at + 15 * SECOND
     }
 
     fn hang(&mut self, at: Nanos, end: Nanos, disk: usize, host: Option<usize>) {
@@ -359,8 +380,8 @@ impl<'a> Drawing<'a> {
         for host in self.all_but_the_best() {
             let mut when = t.at + self.dead() + self.near(self.dead(), 50, 50);
             for disk in 0..self.datastores {
-                if self.rng.percent(50) {
-                    let delay = self.freeze() * self.rng.between(65, 82) / 100;
+                if self.rng.percent(80) {
+                    let delay = self.freeze() * self.rng.between(65, 95) / 100;
                     self.slow(when, delay, disk, host);
                     when += delay * self.rng.between(100, 500) / 100;
                 }

@@ -121,7 +121,11 @@ impl World<'_> {
         let index = |(vm, _): &(_, _)| self.vm_index.get(vm).copied();
         let now: BTreeSet<usize> = record.vms.iter().filter_map(index).collect();
         let before = std::mem::replace(&mut shown.vms, now);
-        before.difference(&shown.vms).copied().collect()
+        // What was deleted from the configuration is on no list, whatever is left of it.
+        let config = self.hosts[host].config.as_deref();
+        let known = |vm: &usize| config.is_none_or(|c| c.vms.contains_key(&self.vms[*vm].id));
+        let gone = before.difference(&shown.vms).copied();
+        gone.filter(known).collect()
     }
 
     /// A record on a datastore changed.

@@ -74,7 +74,7 @@ impl Drawing<'_> {
         let timing = &self.settings.timing;
         let elected = nanos(timing.election_start) + 2 * nanos(timing.election);
         let hangs = t.at + elected + self.near(self.lapse(), 50, 50);
-        let silent = hangs + self.dead() + self.near(self.lapse(), 50, 100);
+        let silent = hangs + self.dead() + self.near(self.lapse(), 20, 150);
         let over = silent + 3 * self.lapse() + self.near(self.dead(), 50, 50);
         for disk in 0..self.datastores {
             for host in &near {
@@ -82,15 +82,19 @@ impl Drawing<'_> {
             }
             self.hang(silent, over, disk, Some(best));
         }
-        if self.rng.percent(50) {
-            let time = self.freeze() * self.rng.between(15, 45) / 100;
-            self.push(
-                hangs,
-                Fault::NetworkDelay {
+        if self.rng.percent(70) {
+            // Slower and slower, so that the first answers still come in time.
+            let grows = self.lapse() + self.near(self.lapse(), 60, 60);
+            let steps = [(hangs, 8, 20), (hangs + grows, 30, 45), (silent, 60, 90)];
+            for (at, low, high) in steps {
+                let time = self.freeze() * self.rng.between(low, high) / 100;
+                let early = self.rng.below(self.freeze() / 2 / MS) * MS;
+                let fault = Fault::NetworkDelay {
                     time: time / MS * MS,
                     host: near.first().copied(),
-                },
-            );
+                };
+                self.push(at.saturating_sub(early).max(hangs), fault);
+            }
         }
         self.push(
             over,
