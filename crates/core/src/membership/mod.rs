@@ -101,7 +101,8 @@ impl Agent {
         match change {
             Change::RemoveVm(vm) => {
                 let held = self.locate(vm).is_some();
-                let should = self.restarts.contains_key(vm);
+                // A host may have been lost a moment ago: what is on the list should run.
+                let should = self.restarts.contains_key(vm) || self.listed_on(vm).is_some();
                 // Where another primary owns its datastore, only that one knows whether it runs.
                 let home = self.config.vms.get(vm).map(|spec| &spec.datastore);
                 let elsewhere = home.filter(|d| self.acting(d).is_none());
