@@ -286,7 +286,8 @@ impl Agent {
                     self.follow(from, rank);
                 }
             }
-            Role::Primary { .. } if rank > own && !planted!(self, NobodyAbdicates) => {
+            Role::Primary { .. } if planted!(self, NobodyAbdicates) => {}
+            Role::Primary { .. } if rank > own => {
                 let why = format!(
                     "{from} is a primary too and would win an election ({} datastores against {})",
                     rank.datastores, own.datastores
