@@ -29,7 +29,7 @@ Commands:
   test [--only STEP]... [--skip STEP]... [--no-install] [--list]
                           install what the tests need where it is missing, then run every check
   tidy                    the checks that no compiler makes: boundaries, lengths, waits, sources
-  planted [--seeds N]     show that the simulator finds each planted bug within N seeds (500)
+  planted [--seeds N]     show that the simulator finds each planted bug within N seeds (1000)
   bench [--runs N] [--profile NAME]...
                           failover times of the demo, real processes, embedded guests
   bench core [--only CASE] [--rounds N] [--settle SECONDS] [--calm]

@@ -9,7 +9,7 @@ use crate::cmd::Cmd;
 use crate::{value_of, workspace};
 
 /// Every planted bug must be found within this many seeds.
-pub(crate) const SEEDS: u64 = 500;
+pub(crate) const SEEDS: u64 = 1000;
 
 pub(crate) fn main(arguments: &[String]) -> Result<()> {
     let mut seeds = SEEDS;

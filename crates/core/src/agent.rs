@@ -89,6 +89,11 @@ pub enum CommandError {
         "this host is in maintenance or being shut down; power \"{0}\" on on another host, or let this one leave maintenance"
     )]
     Resting(VmId),
+    /// A process of it is left here from before it was deleted.
+    #[error(
+        "a process of an earlier \"{0}\", which was deleted while it ran, is left on this host; end that process first"
+    )]
+    Leftover(VmId),
     /// The changes do not fit; the text says why.
     #[error("{0}")]
     Config(String),
@@ -186,6 +191,9 @@ pub struct Agent {
     pub(crate) peers: BTreeMap<HostId, Peer>,
     pub(crate) owned: BTreeMap<DatastoreId, Own>,
     pub(crate) vms: Watched<VmId, LocalVm>,
+    /// VMs of which a process was found here though the configuration does not name them. Their locks are
+    /// not given back while it is left.
+    pub(crate) leftover: BTreeSet<VmId>,
     pub(crate) restarts: Watched<VmId, Restart>,
     pub(crate) inventory: Inventory,
     pub(crate) judging: Judging,
@@ -265,6 +273,7 @@ impl Agent {
             peers,
             owned: BTreeMap::new(),
             vms: Watched::new(),
+            leftover: BTreeSet::new(),
             restarts: Watched::new(),
             inventory: Inventory::default(),
             judging: Judging::default(),
@@ -756,9 +765,10 @@ impl Agent {
 
     /// The longest of a lock's, a heartbeat's and the own `break`.
     pub(crate) fn longest_break(&self, others: &[Duration]) -> Duration {
-        others
-            .iter()
-            .copied()
-            .fold(self.constants().1, Duration::max)
+        let own = self.constants().1;
+        if planted!(self, LongerBreakIgnored) {
+            return own;
+        }
+        others.iter().copied().fold(own, Duration::max)
     }
 }

@@ -49,6 +49,26 @@ pub enum Bug {
     NewOwnerHurries,
     /// A stream message that comes again is handed on again.
     StreamDoubled,
+    /// A frozen VM is thawed by a won swap though the right lapsed while the swap was out (H1, H3).
+    ThawAfterGap,
+    /// A lock is given back when the kill was asked for, not when nothing of the VM is left.
+    ReleasedBeforeGone,
+    /// An observer goes by its own `break` when a holder has said that it uses a longer one (H18).
+    LongerBreakIgnored,
+    /// A lock that names a host without the VM is kept by it (H26).
+    OrphanKept,
+    /// Of two primaries that hear each other, none abdicates (L1).
+    NobodyAbdicates,
+    /// A change of the configuration is acknowledged before it is on disk (S5).
+    ChangeAcknowledgedEarly,
+    /// A new owner of the configuration's datastore does not read what is there (S5).
+    ConfigNotRead,
+    /// An isolated host stops its VMs though no other host owns their datastore (S6).
+    IsolationWithoutOwner,
+    /// A VM leaves its host's powered-on list when it is to be killed, not when it is off.
+    OffTheListTooEarly,
+    /// A host in maintenance is given VMs, and starts them (S4).
+    RestingHostStarts,
 }
 
 impl Bug {
@@ -76,5 +96,85 @@ impl Bug {
         Self::VouchThaws,
         Self::NewOwnerHurries,
         Self::StreamDoubled,
+        Self::ThawAfterGap,
+        Self::ReleasedBeforeGone,
+        Self::LongerBreakIgnored,
+        Self::OrphanKept,
+        Self::NobodyAbdicates,
+        Self::ChangeAcknowledgedEarly,
+        Self::ConfigNotRead,
+        Self::IsolationWithoutOwner,
+        Self::OffTheListTooEarly,
+        Self::RestingHostStarts,
     ];
+
+    /// The clause of the protocol that it takes away, in words; the letters are those of the safety
+    /// rules in `docs/protocol.md`.
+    #[must_use]
+    pub fn clause(self) -> &'static str {
+        match self {
+            Self::NoFreeze => "a VM is frozen when its right to run has lapsed",
+            Self::ThawByRead => {
+                "a frozen VM is thawed only by winning a swap, never by a read (H1)"
+            }
+            Self::LockReadLast => {
+                "the lock is read before the heartbeat read that closes the window (H2)"
+            }
+            Self::StartAfterGap => {
+                "a start needs the right to run without a gap from before the swap (H3)"
+            }
+            Self::GenerationReused => {
+                "after a release was asked for, nothing starts under that generation (H4)"
+            }
+            Self::RightFromAcknowledgement => "the right counts from the request of a renewal",
+            Self::WindowTooWide => {
+                "the window counts from the first read's end to the last read's request (H12)"
+            }
+            Self::BreakAtFreeze => {
+                "a lock is broken after `break`, which is longer than `freeze` and the guard (inequality 1)"
+            }
+            Self::UnregisteredRunsOn => {
+                "a VM that is found without a deadline is frozen first (H16)"
+            }
+            Self::OwnerResumes => "an owner acts again after a lapse only by a swap (H5)",
+            Self::NoPredecessorCheck => {
+                "a link is won only if its predecessor is still there (H11)"
+            }
+            Self::UnknownIsWon => "a swap of unknown outcome is neither won nor lost",
+            Self::IntentIgnored => "what its user switched off is not restarted",
+            Self::ProtectedTooEarly => "a VM is called protected when the list is on disk",
+            Self::ListNotCopied => "a new owner carries the list over before it acts",
+            Self::ListInPlace => "a page of the list never replaces its newest copy (H19)",
+            Self::RetriesForEver => "retries end at their limit",
+            Self::AnswerAfterLapse => "an owner vouches only while its own right holds (H7)",
+            Self::VouchFromAnswer => "a vouch counts from its request (H7)",
+            Self::VouchThaws => "a vouch prolongs, it never thaws (H9)",
+            Self::NewOwnerHurries => "a new owner waits one `break` before it breaks locks (H6)",
+            Self::StreamDoubled => "a stream message is handed on once",
+            Self::ThawAfterGap => {
+                "a thaw needs the right to run without a gap from before the swap (H1, H3)"
+            }
+            Self::ReleasedBeforeGone => "a lock is given back when every thread of its VM is gone",
+            Self::LongerBreakIgnored => {
+                "constants belong to the lock's generation; the longest `break` named counts (H18)"
+            }
+            Self::OrphanKept => {
+                "a host gives back a lock that names it when it has no such VM (H26)"
+            }
+            Self::NobodyAbdicates => "of two primaries that hear each other, the lesser abdicates",
+            Self::ChangeAcknowledgedEarly => {
+                "a change is acknowledged when it is on its home datastore"
+            }
+            Self::ConfigNotRead => {
+                "a new owner reads the configuration on its datastore before it writes one"
+            }
+            Self::IsolationWithoutOwner => {
+                "an isolated host stops a VM only when another host owns its datastore"
+            }
+            Self::OffTheListTooEarly => {
+                "a VM leaves its host's powered-on list only when it is off"
+            }
+            Self::RestingHostStarts => "a host in maintenance starts no VM",
+        }
+    }
 }

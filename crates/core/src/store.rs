@@ -13,6 +13,7 @@ use crate::liveness::{Seen, Window};
 use crate::lock::{LockName, Right};
 use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
+use crate::vms::Standing;
 use crate::vouch::Vouched;
 use crate::wire::{
     Desired, HeartbeatRecord, LockRecord, PoweronFlags, PoweronRecord, PoweronTable, RecordKey,
@@ -378,10 +379,11 @@ impl Agent {
 
     /// Says which VMs are on; the list is written to the host's heartbeat datastores when it changed.
     pub(crate) fn want_poweron_list(&mut self) {
+        let early = planted!(self, OffTheListTooEarly);
         let vms: Vec<(VmId, Generation)> = self
             .vms
             .values()
-            .filter(|v| v.has_process())
+            .filter(|v| v.has_process() && !(early && v.standing() == Standing::Going))
             .map(|v| (v.spec.id.clone(), v.generation()))
             .collect();
         // Wherever a heartbeat is written, so that a list is never older than the heartbeat beside it.
@@ -401,6 +403,10 @@ impl Agent {
                     vms: vms.clone(),
                     unreadable: 0,
                 });
+            } else {
+                // An old list is not written late: the next one here is a new one.
+                store.poweron_due = false;
+                store.poweron_wanted = None;
             }
         }
     }
@@ -528,7 +534,9 @@ impl Agent {
     /// False when nothing is to be looked for.
     fn look_for_orphan(&mut self, datastore: &DatastoreId, vm: &VmId) -> bool {
         let purpose = TaskFor::Orphan(datastore.clone(), vm.clone());
-        let looks = !self.vms.contains_key(vm) && !self.has_task(&purpose);
+        let kept = planted!(self, OrphanKept);
+        let here = self.vms.contains_key(vm) || self.leftover.contains(vm);
+        let looks = !here && !self.has_task(&purpose) && !kept;
         if looks {
             self.read_lock(datastore, LockName::Vm(vm.clone()), purpose);
         }

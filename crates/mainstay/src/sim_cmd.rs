@@ -157,6 +157,20 @@ impl LimitArgs {
     }
 }
 
+#[derive(Debug, Clone, Args)]
+struct JobArgs {
+    /// Seeds that are played at a time [default: as many as there are cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    jobs: Option<u16>,
+}
+
+impl JobArgs {
+    fn count(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.jobs.map_or_else(cores, usize::from)
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Seeds {
     first: u64,

@@ -24,7 +24,7 @@ use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_core::rng::Rng;
 use mainstay_core::time::{Duration, nanos};
 use mainstay_core::wire::{FORMAT_VERSION, OLDEST_VERSION};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a campaign fixes; the rest is drawn.
 #[derive(Clone, Debug, Default)]
@@ -42,7 +42,7 @@ pub struct Limits {
 /// How many of a hundred seeds are bare: no image lock stands in for the protocol, VMs start at
 /// once, the guard takes all the time that the inequality of section 4 leaves it. A hole that is
 /// only narrow elsewhere is wide there.
-const BARE: u64 = 30;
+const BARE: u64 = 35;
 
 /// Times after which liveness is demanded when the last fault is over: longer than an election, a
 /// verdict, a lock's `break`, the retries that a campaign allows and an order's patience together.
@@ -55,7 +55,8 @@ fn quiet_time(settings: &Settings) -> Nanos {
         .sum();
     let election = nanos(t.election_start) + 2 * nanos(t.election) + nanos(t.elected_to_restart);
     let verdict = nanos(t.dead) + 3 * nanos(t.r#break);
-    2 * (election + verdict) + retries + 2 * nanos(settings.order_timeout) + 40 * SECOND
+    let orders = 2 * nanos(settings.order_timeout) + nanos(settings.dependency_timeout);
+    2 * (election + verdict) + retries + orders + 40 * SECOND
 }
 
 /// Virtual minutes of a run when nothing else is said: faults for three quarters of it, whatever the profile.
@@ -68,8 +69,8 @@ pub struct Drawn {
     pub scenario: Scenario,
     /// The kinds of faults that the seed may have, by their names in [`kinds`].
     pub kinds: Vec<&'static str>,
-    /// The pattern that it aims, by its name in [`patterns`], and how often it is played.
-    pub pattern: Option<(&'static str, u64)>,
+    /// The patterns that it aims, by their names in [`patterns`], and how often each is played.
+    pub patterns: BTreeMap<&'static str, u64>,
 }
 
 /// Names of all kinds of faults that a seed may have.
@@ -127,12 +128,12 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
         until: until * 9 / 10,
         events: Vec::new(),
         kinds: Vec::new(),
-        pattern: None,
+        patterns: BTreeMap::new(),
     };
     drawing.draw();
     let mut events = std::mem::take(&mut drawing.events);
-    let (kinds, pattern) = (std::mem::take(&mut drawing.kinds), drawing.pattern);
-    heal(&mut events, until, hosts);
+    let (kinds, patterns) = (drawing.kinds, drawing.patterns);
+    heal(&mut events, until, &settings, hosts);
     events.sort_by_key(|e| e.at);
     let mut weather = weather(&mut root.fork("weather"), &settings, until);
     if bare {
@@ -187,13 +188,13 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
         events,
         expects: Vec::new(),
         weather,
-        created: std::collections::BTreeMap::new(),
+        created: BTreeMap::new(),
         liveness: until + quiet / 2 <= duration,
     };
     Drawn {
         scenario,
         kinds,
-        pattern,
+        patterns,
     }
 }
 
@@ -223,6 +224,7 @@ fn settings(rng: &mut Rng, limits: &Limits, bare: bool) -> Settings {
     let s = Duration::from_secs;
     settings.restart_retry_delays = vec![s(2), s(4), s(8)];
     settings.order_timeout = s(15);
+    settings.dependency_timeout = s(rng.between(5, 20));
     settings.heartbeat_datastores_per_host = [0, 1, 2, 2, 2]
         .get(small(rng.below(5)))
         .copied()
@@ -240,9 +242,10 @@ fn settings(rng: &mut Rng, limits: &Limits, bare: bool) -> Settings {
 }
 
 fn response(rng: &mut Rng) -> IsolationResponse {
-    match rng.below(3) {
-        0 => IsolationResponse::LeavePoweredOn,
-        1 => IsolationResponse::PowerOff,
+    // As it is by default, mostly: a VM that is switched off cannot run twice.
+    match rng.below(4) {
+        0 | 1 => IsolationResponse::LeavePoweredOn,
+        2 => IsolationResponse::PowerOff,
         _ => IsolationResponse::ShutDown,
     }
 }
@@ -312,8 +315,8 @@ fn cluster(
     };
     let usable: Vec<DatastoreId> = disks.iter().filter(|d| mounted(d)).cloned().collect();
     let vm_specs = (1..=vms)
-        .filter_map(|n| VmId::new(&format!("vm-{n}")).ok())
-        .filter_map(|id| {
+        .filter_map(|n| Some((n, VmId::new(&format!("vm-{n}")).ok()?)))
+        .filter_map(|(n, id)| {
             let datastore = usable.get(small(rng.below(usable.len() as u64)))?.clone();
             let restart_priority = match rng.below(20) {
                 0 => RestartPriority::Disabled,
@@ -328,7 +331,7 @@ fn cluster(
                 memory_mb: rng.between(1, 4) * 512,
                 restart_priority,
                 isolation_response: rng.percent(30).then(|| response(rng)),
-                depends_on: Vec::new(),
+                depends_on: earlier(rng, n),
                 guest_agent: rng.percent(80),
             })
         })
@@ -342,6 +345,15 @@ fn cluster(
         Vec::new(),
     );
     config.expect("a drawn cluster has sound names and a profile's timers")
+}
+
+/// What a VM depends on: mostly nothing, else a VM with a lower number.
+fn earlier(rng: &mut Rng, n: usize) -> Vec<VmId> {
+    if n < 2 || !rng.percent(15) {
+        return Vec::new();
+    }
+    let on = rng.between(1, n as u64 - 1);
+    VmId::new(&format!("vm-{on}")).into_iter().collect()
 }
 
 /// How many of a hundred seeds have hosts that are nearly full.
@@ -434,34 +446,47 @@ fn weather(rng: &mut Rng, settings: &Settings, until: Nanos) -> Weather {
     weather
 }
 
-/// Everything is well again from `until` on.
-fn heal(events: &mut Vec<Planned>, until: Nanos, hosts: usize) {
-    events.retain(|e| e.at < until);
-    // Whoever entered maintenance leaves it.
-    let entered: Vec<Vec<Change>> = events
-        .iter()
-        .filter_map(|e| match &e.fault {
-            Fault::Config {
-                name: "maintenance.enter",
-                changes,
-                ..
-            } => Some(changes.clone()),
-            _ => None,
-        })
-        .collect();
-    for (wait, changes) in (0..).zip(entered) {
-        let off = |change| match change {
-            Change::Maintenance { host, .. } => Change::Maintenance { host, on: false },
-            other => other,
+/// Whoever entered maintenance leaves it, and what liveness is judged by is set as it was.
+fn back_to_normal(events: &mut Vec<Planned>, until: Nanos, settings: &Settings) {
+    let mut back: Vec<(&'static str, Vec<Change>)> = Vec::new();
+    for planned in events.iter() {
+        let Fault::Config { name, changes, .. } = &planned.fault else {
+            continue;
         };
+        let undo = |change: &Change| match change {
+            Change::Maintenance { host, on: true } => {
+                let host = host.clone();
+                Some(Change::Maintenance { host, on: false })
+            }
+            Change::Set { key, .. } => kinds::normal(settings, key),
+            _ => None,
+        };
+        let undone: Vec<Change> = changes.iter().filter_map(undo).collect();
+        let name = if *name == "maintenance.enter" {
+            "maintenance.exit"
+        } else {
+            "config.set"
+        };
+        let known = back.iter().any(|(_, changes)| *changes == undone);
+        if !undone.is_empty() && !known {
+            back.push((name, undone));
+        }
+    }
+    for (wait, (name, changes)) in (0..).zip(back) {
         let fault = Fault::Config {
-            name: "maintenance.exit",
-            changes: changes.into_iter().map(off).collect(),
+            name,
+            changes,
             host: None,
         };
         let at = until + SECOND + wait * MS;
         events.push(Planned { at, fault });
     }
+}
+
+/// Everything is well again from `until` on.
+fn heal(events: &mut Vec<Planned>, until: Nanos, settings: &Settings, hosts: usize) {
+    events.retain(|e| e.at < until);
+    back_to_normal(events, until, settings);
     let mut add = |wait: u64, fault| {
         events.push(Planned {
             at: until + wait * MS,

@@ -178,8 +178,8 @@ impl Coverage {
         for kind in &drawn.kinds {
             coverage.count(Group::Kind, kind, 1);
         }
-        if let Some((name, times)) = drawn.pattern {
-            coverage.count(Group::Aim, name, times);
+        for (name, times) in &drawn.patterns {
+            coverage.count(Group::Aim, name, *times);
         }
         let mut lives: BTreeMap<(&VmId, &HostId), &'static str> = BTreeMap::new();
         for entry in &result.trace {

@@ -12,7 +12,7 @@
 //! long as its timer says: nobody is elected early. Timers of silence run from the first heartbeat
 //! that is missing, not from the last that came, so that no figure of a profile is ever undercut.
 
-use crate::agent::Agent;
+use crate::agent::{Agent, planted};
 use crate::event::{AbdicationCause, ElectionCause, EventKind};
 use crate::id::{HostId, InstanceId};
 use crate::io::Channel;
@@ -295,6 +295,7 @@ impl Agent {
                     self.follow(from, rank);
                 }
             }
+            Role::Primary { .. } if planted!(self, NobodyAbdicates) => {}
             Role::Primary { .. } if rank > own => {
                 let by = if self.is_resting(&own.host) {
                     String::from("this host is in maintenance")

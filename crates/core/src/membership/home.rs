@@ -2,7 +2,7 @@
 //! alternating copies under each owner generation (safety rule H19).
 
 use super::Proposal;
-use crate::agent::{Agent, Pending};
+use crate::agent::{Agent, Pending, planted};
 use crate::config::ClusterConfig;
 use crate::event::IssueCause;
 use crate::id::{DatastoreId, Generation};
@@ -186,7 +186,9 @@ impl Agent {
                     })
                     .collect();
                 all.sort();
-                left.clone_from(&all);
+                if !planted!(self, ConfigNotRead) {
+                    left.clone_from(&all);
+                }
             }
             StorageOutcome::Ok(StorageValue::Bytes(bytes)) => {
                 match ConfigRecord::decode(self.config.cluster_id, bytes) {
@@ -250,6 +252,11 @@ impl Agent {
         let Home::Ready { generation, copies } = self.membership.home else {
             return;
         };
+        if planted!(self, ChangeAcknowledgedEarly)
+            && let Some(proposal) = &proposal
+        {
+            self.answer_proposal(proposal, Ok(next.version));
+        }
         self.membership.home = Home::Writing {
             generation,
             copies: copies + 1,

@@ -105,7 +105,17 @@ impl Agent {
         match change {
             Change::RemoveVm(vm) => {
                 let held = self.locate(vm).is_some();
-                let should = self.restarts.contains_key(vm);
+                // A host may have been lost a moment ago: what is on the list should run.
+                let should = self.restarts.contains_key(vm) || self.listed_on(vm).is_some();
+                // Where another primary owns its datastore, only that one knows whether it runs.
+                let home = self.config.vms.get(vm).map(|spec| &spec.datastore);
+                let elsewhere = home.filter(|d| self.acting(d).is_none());
+                if let Some(home) = elsewhere.filter(|_| self.role.is_primary()) {
+                    return Err(format!(
+                        "the primary {} does not own {home} and cannot know whether {vm} runs; ask again when it does",
+                        self.me.host
+                    ));
+                }
                 if held || should {
                     return Err(format!(
                         "{vm} runs, or should run; power it off before it is deleted"

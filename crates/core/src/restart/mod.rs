@@ -187,7 +187,7 @@ impl Agent {
     }
 
     /// The owned datastore on whose list the VM is.
-    fn listed_on(&self, vm: &VmId) -> Option<DatastoreId> {
+    pub(crate) fn listed_on(&self, vm: &VmId) -> Option<DatastoreId> {
         let lists = |d: &DatastoreId| self.acting(d).is_some_and(|a| a.list.contains_key(vm));
         let home = match self.config.vms.get(vm) {
             Some(spec) => Some(&spec.datastore),
@@ -691,7 +691,8 @@ impl Agent {
             } else {
                 self.peers.get(host).is_some_and(|p| p.leaving)
             };
-            if going || self.config.hosts.get(host).is_none_or(|h| h.maintenance) {
+            let resting = self.config.hosts.get(host).is_none_or(|h| h.maintenance);
+            if going || (resting && !planted!(self, RestingHostStarts)) {
                 continue;
             }
             let room = Room {

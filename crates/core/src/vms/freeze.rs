@@ -141,7 +141,7 @@ impl Agent {
                     self.stop_when_possible(id);
                     return;
                 }
-                let unbroken = self.unbroken(&datastore, token);
+                let unbroken = self.unbroken(&datastore, token) || planted!(self, ThawAfterGap);
                 let deadline = self
                     .stores
                     .get(&datastore)

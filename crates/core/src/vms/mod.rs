@@ -258,6 +258,9 @@ impl Agent {
         if (resting || self.leaving.is_some()) && !self.vms.contains_key(id) {
             return Err(CommandError::Resting(id.clone()));
         }
+        if self.leftover.contains(id) {
+            return Err(CommandError::Leftover(id.clone()));
+        }
         self.durable_dirty |= self.durable.wanted_off.remove(id);
         let reuse = planted!(self, GenerationReused);
         if let Some(vm) = self.vms.get_mut(id) {
@@ -371,6 +374,7 @@ impl Agent {
         for FoundVm { vm: id, state } in found {
             let Some(spec) = self.config.vms.get(&id).cloned() else {
                 self.issue(IssueCause::VmUnknown, format!("{id} runs here but is not in the configuration; it is left frozen or running as found until its right ends"));
+                self.leftover.insert(id);
                 continue;
             };
             let datastore = spec.datastore.clone();

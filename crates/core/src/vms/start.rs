@@ -33,7 +33,8 @@ impl Agent {
             }
             return;
         }
-        let resting = self.own_spec().is_none_or(|s| s.maintenance);
+        let resting =
+            self.own_spec().is_none_or(|s| s.maintenance) && !planted!(self, RestingHostStarts);
         if self.leaving.is_some() || resting {
             let why = String::from(if resting {
                 "this host is in maintenance"
@@ -50,6 +51,9 @@ impl Agent {
             .get(&order.spec.datastore)
             .map(|s| s.quarantine.clone());
         let refusal = match ready {
+            _ if self.leftover.contains(&id) => Some(String::from(
+                "a process of it is left on this host from before it was deleted",
+            )),
             None => Some(format!("this host does not mount {}", order.spec.datastore)),
             Some(Some(why)) => Some(why),
             Some(None) => None,

@@ -1,7 +1,7 @@
 //! Stopping a VM and giving its lock back: released only when every thread is gone, and from the
 //! moment of the release nothing runs under that generation (safety rule H4).
 
-use crate::agent::Agent;
+use crate::agent::{Agent, planted};
 use crate::event::{EventKind, StopReason};
 use crate::id::{Generation, Nonce, VmId};
 use crate::io::{ExitCause, GuardRequest, HypervisorRequest};
@@ -27,10 +27,24 @@ impl Agent {
         vm.since = self.now;
         self.report_dirty = true;
         self.hypervisor(id, HypervisorRequest::Kill { vm: id.clone() });
+        if planted!(self, OffTheListTooEarly) {
+            self.want_poweron_list();
+        }
+        if let Some((generation, nonce, desired)) = release
+            && planted!(self, ReleasedBeforeGone)
+        {
+            self.release(id, reason, (generation, nonce), desired);
+        }
     }
 
     pub(crate) fn on_vm_exited(&mut self, id: &VmId, cause: ExitCause) {
         let Some(vm) = self.vms.get_mut(id) else {
+            if self.leftover.remove(id) {
+                let now = self.now;
+                for store in self.stores.values_mut() {
+                    store.rescan(now);
+                }
+            }
             return;
         };
         match vm.phase.clone() {

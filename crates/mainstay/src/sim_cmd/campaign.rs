@@ -2,7 +2,9 @@
 
 use super::state::{Origin, StateFile};
 use super::sweep::{Failed, Played, Sweep, Tally};
-use super::{BugArgs, LimitArgs, STOPPED, Seeds, UNREADABLE, complain, line, millis, seeds};
+use super::{
+    BugArgs, JobArgs, LimitArgs, STOPPED, Seeds, UNREADABLE, complain, line, millis, seeds,
+};
 use clap::Args;
 use mainstay_sim::campaign::{self, Drawn};
 use mainstay_sim::{Coverage, Options, RunResult, Scenario};
@@ -23,6 +25,8 @@ pub(super) struct CampaignArgs {
     seeds: Seeds,
     #[command(flatten)]
     limits: LimitArgs,
+    #[command(flatten)]
+    jobs: JobArgs,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -138,6 +142,7 @@ fn play(args: &CampaignArgs) -> Result<ExitCode, String> {
     let wall = || wall_before + millis(began);
     let save = |tally: &Tally| state.as_ref().map_or(Ok(()), |s| s.save(tally, wall()));
     let sweep = Sweep {
+        jobs: args.jobs.count(),
         seeds: args.seeds,
         keep_going: args.keep_going,
         show: !args.json && io::stderr().is_terminal(),

@@ -1,11 +1,13 @@
 //! `mainstay sim planted`: the campaign finds every bug that is planted on purpose.
 
 use super::campaign::failed;
-use super::sweep::{Played, Sweep, Tally};
-use super::{Seeds, line, seeds};
+use super::sweep::{Failed, Played, Sweep, Tally};
+use super::{JobArgs, Seeds, line, seeds};
 use clap::Args;
+use mainstay_core::planted::Bug;
 use mainstay_sim::Options;
 use mainstay_sim::campaign::{self, Limits};
+use mainstay_sim::planted::{breaks, bugs};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -13,15 +15,20 @@ use std::time::Instant;
 /// Half of what a campaign plays: most bugs show in the first pattern that is aimed at them, and two
 /// short runs draw two clusters where a long one draws one.
 const MINUTES: u64 = 10;
+/// Clusters of 3 to 8 hosts: what breaks one protocol clause needs few hosts, and few are played faster.
+const FEWEST_HOSTS: u64 = 3;
+const SIZES: u64 = 6;
 
 #[derive(Debug, Clone, Args)]
 pub(super) struct PlantedArgs {
     /// Seeds to try for each bug
-    #[arg(long, value_parser = seeds, default_value = "1..500")]
+    #[arg(long, value_parser = seeds, default_value = "1..1000")]
     seeds: Seeds,
     /// Only bugs whose name contains this
     #[arg(long)]
     only: Option<String>,
+    #[command(flatten)]
+    jobs: JobArgs,
     /// Print one JSON object a line
     #[arg(long)]
     json: bool,
@@ -30,39 +37,65 @@ pub(super) struct PlantedArgs {
     minutes: u64,
 }
 
-pub(super) fn run(args: &PlantedArgs) -> ExitCode {
-    let mut survived = 0;
-    let limits = Limits {
-        minutes: Some(args.minutes),
-        ..Limits::default()
-    };
-    for bug in mainstay_sim::planted::bugs() {
-        let name = format!("{bug:?}");
-        if args
-            .only
-            .as_ref()
-            .is_some_and(|only| !name.contains(only.as_str()))
-        {
-            continue;
+/// What came of the search for one bug.
+struct Search {
+    bug: Bug,
+    /// The first seed that shows it, and the invariant.
+    found: Option<(u64, String)>,
+    /// Seeds that were played.
+    played: u64,
+    seconds: f64,
+}
+
+impl PlantedArgs {
+    fn limits(&self, seed: u64) -> Limits {
+        Limits {
+            hosts: usize::try_from(FEWEST_HOSTS + seed % SIZES).ok(),
+            minutes: Some(self.minutes),
+            ..Limits::default()
         }
-        let began = Instant::now();
+    }
+
+    fn wants(&self, bug: Bug) -> bool {
+        let only = self.only.as_deref().unwrap_or_default();
+        format!("{bug:?}").contains(only)
+    }
+
+    /// The command that shows it again.
+    fn replay(&self, bug: Bug, seed: u64) -> String {
+        let limits = self.limits(seed);
+        let hosts = limits.hosts.unwrap_or_default();
+        let minutes = self.minutes;
+        format!(
+            "mainstay sim campaign --seeds {seed} --hosts {hosts} --minutes {minutes} --bug {bug:?}"
+        )
+    }
+
+    /// The invariant that the bug breaks in a seed. What fails without the bug too, or is none of what
+    /// the bug breaks, says nothing about it.
+    fn shows(&self, bug: Bug, seed: u64) -> Option<Failed> {
+        let scenario = campaign::draw(seed, &self.limits(seed));
         let options = Options {
             bug: Some(bug),
             ..Options::until_violation()
         };
-        let clean = Options::until_violation();
-        // What fails without the bug too says nothing about the bug.
-        let play = |seed: u64| {
-            let scenario = campaign::draw(seed, &limits);
-            let result = mainstay_sim::run(&scenario, &options);
-            let blamed = |_: &_| mainstay_sim::run(&scenario, &clean).pass();
-            Played {
-                failed: failed(&result).filter(blamed),
-                ..Played::default()
-            }
+        let mut failed = failed(&mainstay_sim::run(&scenario, &options))?;
+        failed
+            .properties
+            .retain(|property| breaks(bug).contains(&property.as_str()));
+        let clean = || mainstay_sim::run(&scenario, &Options::until_violation()).pass();
+        (!failed.properties.is_empty() && clean()).then_some(failed)
+    }
+
+    fn search(&self, bug: Bug) -> Search {
+        let began = Instant::now();
+        let play = |seed: u64| Played {
+            failed: self.shows(bug, seed),
+            ..Played::default()
         };
         let sweep = Sweep {
-            seeds: args.seeds,
+            seeds: self.seeds,
+            jobs: self.jobs.count(),
             keep_going: false,
             show: false,
             play: &play,
@@ -71,32 +104,68 @@ pub(super) fn run(args: &PlantedArgs) -> ExitCode {
         };
         let tally = sweep.run(Tally::default()).unwrap_or_default();
         let found = tally.failures.iter().next();
-        let property = found.map(|(_, f)| f.properties.first().unwrap_or(&f.what).clone());
-        if found.is_none() {
-            survived += 1;
-        }
-        let seed = found.map(|(seed, _)| *seed);
-        if args.json {
-            let text = serde_json::json!({
-                "type": "planted", "bug": name, "seed": seed, "property": property, "seeds": tally.done.count(),
-            });
-            line(&text.to_string());
-        } else {
-            let seconds = began.elapsed().as_secs_f64();
-            match (seed, property) {
-                (Some(seed), Some(property)) => {
-                    line(&format!(
-                        "✓ {name:<26} seed {seed:>4}  {property:<4} {seconds:6.1} s"
-                    ));
-                }
-                _ => line(&format!(
-                    "✗ {name:<26} survived {} seeds  {seconds:6.1} s",
-                    tally.done.count()
-                )),
-            }
+        Search {
+            bug,
+            found: found
+                .map(|(seed, f)| (*seed, f.properties.first().cloned().unwrap_or_default())),
+            played: tally.done.count(),
+            seconds: began.elapsed().as_secs_f64(),
         }
     }
-    if survived == 0 {
+
+    fn tell(&self, search: &Search) {
+        let (bug, clause) = (search.bug, search.bug.clause());
+        let name = format!("{bug:?}");
+        let seed = search.found.as_ref().map(|(seed, _)| *seed);
+        let property = search.found.as_ref().map(|(_, property)| property.as_str());
+        if self.json {
+            let text = serde_json::json!({
+                "type": "planted", "bug": name, "clause": clause, "breaks": breaks(bug),
+                "seed": seed, "property": property, "seeds": search.played,
+                "replay": seed.map(|seed| self.replay(bug, seed)),
+            });
+            line(&text.to_string());
+            return;
+        }
+        let (mark, property) = match property {
+            Some(property) => ("✓", property),
+            None => ("✗", "-"),
+        };
+        let seed = seed.map_or_else(|| "-".to_owned(), |seed| seed.to_string());
+        let seconds = search.seconds;
+        line(&format!(
+            "{mark} {name:<24} {property:<9} {seed:>5} {seconds:>7.1} s  {clause}"
+        ));
+    }
+}
+
+pub(super) fn run(args: &PlantedArgs) -> ExitCode {
+    if !args.json {
+        line("  bug                      invariant  seed      time  the clause that it takes away");
+    }
+    let mut survived = Vec::new();
+    let mut tried = 0;
+    for bug in bugs().filter(|bug| args.wants(*bug)) {
+        let search = args.search(bug);
+        args.tell(&search);
+        tried += 1;
+        if search.found.is_none() {
+            survived.push(format!("{bug:?}"));
+        }
+    }
+    if !args.json {
+        let Seeds { first, last } = args.seeds;
+        let found = tried - survived.len();
+        line(&format!(
+            "{found} of {tried} bugs found in seeds {first} to {last}"
+        ));
+        for name in &survived {
+            line(&format!(
+                "  survived: {name}; aim a pattern at the clause (crates/sim/src/campaign/aim.rs)"
+            ));
+        }
+    }
+    if survived.is_empty() && tried > 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE

@@ -109,6 +109,8 @@ impl Tally {
 /// What is to be played, and how.
 pub(super) struct Sweep<'a> {
     pub(super) seeds: Seeds,
+    /// Seeds that are played at a time.
+    pub(super) jobs: usize,
     /// Go on after a failure. Without it every seed below the first failing one is played.
     pub(super) keep_going: bool,
     /// Tell how it goes.
@@ -144,9 +146,8 @@ impl Sweep<'_> {
             saved: began,
             error: None,
         });
-        let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         std::thread::scope(|scope| {
-            for _ in 0..workers {
+            for _ in 0..self.jobs.max(1) {
                 scope.spawn(|| {
                     while let Some(seed) = self.next_seed(&next, &lowest, &before) {
                         let played = (self.play)(seed);

@@ -1,5 +1,7 @@
 //! Faults that are aimed at the protocol's own times.
 
+mod partitions;
+
 use super::drawing::Drawing;
 use super::small;
 use crate::clock::{MS, Nanos, SECOND};
@@ -22,7 +24,7 @@ const BOOT: Nanos = 40 * SECOND;
 
 impl<'a> Drawing<'a> {
     /// All patterns, by name. A new one needs a line here and nothing else.
-    pub(super) const PATTERNS: [(&'static str, Pattern<'a>); 15] = [
+    pub(super) const PATTERNS: [(&'static str, Pattern<'a>); 16] = [
         ("back around the takeover", Self::back_around_the_takeover),
         ("agent hangs over the thaw", Self::agent_hangs_over_the_thaw),
         ("owners change quickly", Self::owners_change_quickly),
@@ -56,28 +58,50 @@ impl<'a> Drawing<'a> {
             Self::an_owner_vouches_in_a_partition,
         ),
         ("vouched for with gaps", Self::vouched_for_with_gaps),
+        ("back before the verdict", Self::back_before_the_verdict),
     ];
 
-    /// Plays one pattern, several times.
+    /// Plays one pattern, or a few in turn, several times.
     pub(super) fn aim(&mut self) {
-        let drawn = small(self.rng.below(Self::PATTERNS.len() as u64));
-        let Some((name, pattern)) = Self::PATTERNS.get(drawn).copied() else {
-            return;
-        };
+        let few = if self.rng.percent(40) { 1 } else { 3 };
+        let patterns: Vec<(&'static str, Pattern<'a>)> = (0..few)
+            .map(|_| small(self.rng.below(Self::PATTERNS.len() as u64)))
+            .filter_map(|drawn| Self::PATTERNS.get(drawn).copied())
+            .collect();
         let (host, disk) = (self.host(), self.disk());
         let mut at = self.rng.between(3, 20) * SECOND;
-        let mut times = 0;
-        while at < self.until {
+        let spreads = self.rng.percent(60);
+        for (name, pattern) in patterns.into_iter().cycle() {
+            if at >= self.until {
+                break;
+            }
+            if spreads && !self.patterns.is_empty() {
+                at = self.spread(at);
+            }
             let (host, disk) = if self.rng.percent(60) {
                 (host, disk)
             } else {
                 (self.host(), self.disk())
             };
             let over = pattern(self, Target { at, host, disk });
-            times += 1;
+            *self.patterns.entry(name).or_default() += 1;
             at = over + self.rng.between(2, 25) * SECOND;
         }
-        self.pattern = Some((name, times));
+    }
+
+    /// An admin spreads the VMs anew, since failovers have brought them together on a few hosts, where
+    /// the next faults would not meet them.
+    fn spread(&mut self, at: Nanos) -> Nanos {
+        for vm in 0..self.vms {
+            let off = at + self.rng.below(2000) * MS;
+            let on = off + self.rng.between(2000, 6000) * MS;
+            self.push(off, Fault::VmPowerOff { vm });
+            let host = Some(self.host());
+            self.push(on, Fault::VmPowerOn { vm, host });
+            // Where that host cannot take it.
+            self.push(on + 3 * SECOND, Fault::VmPowerOn { vm, host: None });
+        }
+        at + 15 * SECOND
     }
 
     fn hang(&mut self, at: Nanos, end: Nanos, disk: usize, host: Option<usize>) {
@@ -148,10 +172,11 @@ impl<'a> Drawing<'a> {
     fn back_around_the_takeover(&mut self, t: Target) -> Nanos {
         let interval = nanos(self.settings.timing.datastore_heartbeat);
         let victims = if self.rng.percent(50) {
-            t.host..t.host + 1
+            vec![t.host]
         } else {
             self.all_but_the_best()
         };
+        let best = self.best();
         let mut over = t.at;
         for host in victims {
             let end = t.at
@@ -167,21 +192,73 @@ impl<'a> Drawing<'a> {
         }
         if self.rng.percent(50) {
             let delay = self.freeze() * self.rng.between(10, 60) / 100;
-            self.slow(t.at, delay, t.disk, self.hosts - 1);
+            self.slow(t.at, delay, t.disk, best);
             self.push(
                 over,
                 Fault::DatastoreHeal {
                     datastore: Some(t.disk),
-                    host: Some(self.hosts - 1),
+                    host: Some(best),
                 },
             );
         }
         over
     }
 
+    /// The hosts, from the one that loses an election against all others to the one that wins.
+    fn ranked(&self) -> Vec<usize> {
+        let mut hosts: Vec<usize> = (0..self.hosts).collect();
+        // As ids are compared: host-9 is better than host-10.
+        hosts.sort_by_key(|host| (host + 1).to_string());
+        hosts
+    }
+
+    /// The host that wins elections, where it mounts what the others do.
+    fn best(&self) -> usize {
+        self.ranked().last().copied().unwrap_or(0)
+    }
+
     /// The best host stays primary, with somebody to follow it; the others may suffer.
-    fn all_but_the_best(&self) -> std::ops::Range<usize> {
-        0..self.hosts.saturating_sub(2).max(1)
+    fn all_but_the_best(&self) -> Vec<usize> {
+        let mut hosts = self.ranked();
+        hosts.truncate(self.hosts.saturating_sub(2).max(1));
+        hosts
+    }
+
+    /// Hosts are cut off some time after their storage, and their storage comes back just before they
+    /// would be called dead: the proof against them is old by then, and slow storage makes the primary's
+    /// last reading of their heartbeats older than its reading of their locks.
+    fn back_before_the_verdict(&mut self, t: Target) -> Nanos {
+        let delay = self.freeze() * self.rng.between(20, 45) / 100;
+        let best = self.best();
+        let victims = if self.rng.percent(30) && t.host != best {
+            vec![t.host]
+        } else {
+            self.all_but_the_best()
+        };
+        for disk in 0..self.datastores {
+            self.slow(t.at, delay, disk, best);
+        }
+        let mut over = t.at;
+        for host in victims {
+            let hangs = t.at + delay;
+            let cut = hangs + self.freeze() * self.rng.between(10, 80) / 100;
+            let verdict = cut + nanos(self.settings.timing.network_heartbeat) + self.dead();
+            let back = verdict - self.rng.below(2 * delay / MS) * MS;
+            for disk in 0..self.datastores {
+                self.hang(hangs, back, disk, Some(host));
+            }
+            let heal = verdict + self.near(self.lapse(), 50, 50);
+            self.cut(cut, heal, host);
+            over = over.max(heal);
+        }
+        for disk in 0..self.datastores {
+            let heal = Fault::DatastoreHeal {
+                datastore: Some(disk),
+                host: Some(best),
+            };
+            self.push(over, heal);
+        }
+        over
     }
 
     /// The agent hangs while its storage does, and wakes around the thaw.
@@ -201,7 +278,7 @@ impl<'a> Drawing<'a> {
         let mut when = t.at;
         for _ in 0..self.rng.between(2, 5) {
             let victim = if self.rng.percent(60) {
-                self.hosts - 1
+                self.best()
             } else {
                 self.host()
             };
@@ -303,8 +380,8 @@ impl<'a> Drawing<'a> {
         for host in self.all_but_the_best() {
             let mut when = t.at + self.dead() + self.near(self.dead(), 50, 50);
             for disk in 0..self.datastores {
-                if self.rng.percent(50) {
-                    let delay = self.freeze() * self.rng.between(65, 82) / 100;
+                if self.rng.percent(80) {
+                    let delay = self.freeze() * self.rng.between(65, 95) / 100;
                     self.slow(when, delay, disk, host);
                     when += delay * self.rng.between(100, 500) / 100;
                 }
@@ -315,108 +392,6 @@ impl<'a> Drawing<'a> {
             self.cut(t.at, when, host);
             over = over.max(when);
         }
-        over
-    }
-
-    /// In a partition, the old primary's storage hangs until the other side takes its datastore, or
-    /// has taken it. When it returns, VMs fail on the old primary's side.
-    fn owner_falls_silent_in_a_partition(&mut self, t: Target) -> Nanos {
-        if self.hosts < 4 {
-            return self.owners_change_quickly(t);
-        }
-        // The best host stays primary of its side; the others elect one of theirs.
-        let side = small(self.rng.between(2, self.hosts as u64 - 2));
-        let groups = vec![
-            (0..self.hosts - side).collect(),
-            (self.hosts - side..self.hosts).collect(),
-        ];
-        self.push(t.at, Fault::NetworkPartition { groups });
-        let timing = &self.settings.timing;
-        let elected = nanos(timing.election_start) + 2 * nanos(timing.election);
-        let silent = t.at + elected + self.near(self.lapse(), 50, 50);
-        let interval = nanos(timing.datastore_heartbeat);
-        let back = silent
-            + self.lapse()
-            + if self.rng.percent(60) {
-                self.rng.below(4 * interval / MS) * MS
-            } else {
-                self.near(self.lapse(), 70, 100)
-            };
-        for disk in 0..self.datastores {
-            self.hang(silent, back, disk, Some(self.hosts - 1));
-        }
-        let mut when = back;
-        if self.vms > 0 {
-            for _ in 0..self.rng.between(2, 6) {
-                when += self.rng.between(200, 2000) * MS;
-                let vm = self.vm();
-                self.push(when, Fault::VmCrash { vm });
-            }
-        }
-        when += self.near(self.dead(), 50, 50);
-        self.push(
-            when,
-            Fault::NetworkHeal {
-                host: None,
-                network: None,
-            },
-        );
-        when
-    }
-
-    /// In a partition, the old primary vouches for hosts whose heartbeats are dead; then its own storage
-    /// hangs, and the other side, to which those hosts are long dead, takes the datastore over. Answers
-    /// may take long.
-    fn an_owner_vouches_in_a_partition(&mut self, t: Target) -> Nanos {
-        if self.hosts < 4 {
-            return self.vouched_for_with_gaps(t);
-        }
-        let side = small(self.rng.between(2, self.hosts as u64 - 2));
-        let near = self.hosts - side..self.hosts;
-        let groups = vec![(0..near.start).collect(), near.clone().collect()];
-        self.push(t.at, Fault::NetworkPartition { groups });
-        let timing = &self.settings.timing;
-        let elected = nanos(timing.election_start) + 2 * nanos(timing.election);
-        let hangs = t.at + elected + self.near(self.lapse(), 50, 50);
-        let silent = hangs + self.dead() + self.near(self.lapse(), 50, 100);
-        let over = silent + 3 * self.lapse() + self.near(self.dead(), 50, 50);
-        for disk in 0..self.datastores {
-            for host in near.start..near.end - 1 {
-                self.hang(hangs, over, disk, Some(host));
-            }
-            self.hang(silent, over, disk, Some(near.end - 1));
-        }
-        if self.rng.percent(50) {
-            let time = self.freeze() * self.rng.between(15, 45) / 100;
-            self.push(
-                hangs,
-                Fault::NetworkDelay {
-                    time: time / MS * MS,
-                    host: Some(near.start),
-                },
-            );
-        }
-        self.push(
-            over,
-            Fault::NetworkHeal {
-                host: None,
-                network: None,
-            },
-        );
-        over
-    }
-
-    /// A host's heartbeat is dead while its network lives, but for gaps of about `freeze`.
-    fn vouched_for_with_gaps(&mut self, t: Target) -> Nanos {
-        let mut when = t.at;
-        for _ in 0..self.rng.between(1, 4) {
-            when += self.near(self.lapse(), 50, 100);
-            let end = when + self.near(self.freeze(), 50, 60);
-            self.cut(when, end, t.host);
-            when = end;
-        }
-        let over = when + self.near(self.lapse(), 50, 100);
-        self.hang(t.at, over, t.disk, Some(t.host));
         over
     }
 
@@ -441,6 +416,7 @@ impl<'a> Drawing<'a> {
         }
         when
     }
+
     /// Many VMs fail together; hosts fall silent while they take locks for some of them, and are back
     /// after others have judged them. Slow storage makes the moment between effect and answer long.
     fn starts_meet_a_hang(&mut self, t: Target) -> Nanos {

@@ -7,9 +7,12 @@ use crate::scenario::{Fault, Planned};
 use mainstay_core::config::Settings;
 use mainstay_core::rng::Rng;
 use mainstay_core::time::nanos;
+use std::collections::BTreeMap;
 
 /// How many of a hundred seeds have a kind of fault: about four kinds a seed.
 const SWARM: u64 = 20;
+/// How many of a hundred seeds aim.
+const AIMED: u64 = 70;
 
 /// The faults of a seed as far as they are drawn.
 pub(super) struct Drawing<'a> {
@@ -23,7 +26,7 @@ pub(super) struct Drawing<'a> {
     pub(super) until: Nanos,
     pub(super) events: Vec<Planned>,
     pub(super) kinds: Vec<&'static str>,
-    pub(super) pattern: Option<(&'static str, u64)>,
+    pub(super) patterns: BTreeMap<&'static str, u64>,
 }
 
 impl<'a> Drawing<'a> {
@@ -42,7 +45,7 @@ impl<'a> Drawing<'a> {
             at += self.rng.between(500, pace * 2000) * MS;
         }
         self.kinds = kinds.into_iter().map(|(name, _)| name).collect();
-        if self.rng.percent(60) {
+        if self.rng.percent(AIMED) {
             self.aim();
         }
     }

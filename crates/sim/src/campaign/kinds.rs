@@ -4,9 +4,35 @@ use super::drawing::Drawing;
 use super::{drift, small};
 use crate::clock::{MS, Nanos, SECOND};
 use crate::scenario::{Fault, StorageFault};
-use mainstay_core::config::Change;
+use mainstay_core::config::{Change, Settings};
 use mainstay_core::id::HostId;
+use mainstay_core::time::Duration;
 use mainstay_core::wire::FORMAT_VERSION;
+
+const MONITORING: &str = "host_monitoring";
+/// The timers of the right to run, and those that are longer than it.
+const RIGHT_TIMERS: [&str; 4] = ["freeze", "break", "dead_without_datastores", "dead"];
+
+fn timer(settings: &Settings, key: &str) -> Option<Duration> {
+    let t = &settings.timing;
+    match key {
+        "freeze" => Some(t.freeze),
+        "break" => Some(t.r#break),
+        "dead_without_datastores" => Some(t.dead_without_datastores),
+        "dead" => Some(t.dead),
+        _ => None,
+    }
+}
+
+/// What sets a setting back that liveness is judged by, if it is one.
+pub(super) fn normal(settings: &Settings, key: &str) -> Option<Change> {
+    let value = match key {
+        MONITORING => String::from("true"),
+        _ => format!("{}ms", timer(settings, key)?.as_millis()),
+    };
+    let key = key.into();
+    Some(Change::Set { key, value })
+}
 
 /// When a fault comes and goes, and whom it meets.
 #[derive(Clone, Copy)]
@@ -27,7 +53,7 @@ const SLOW_SHUT_DOWN: Nanos = 100 * SECOND;
 
 impl<'a> Drawing<'a> {
     /// All kinds, by name. A new one needs a line here and its method; the order is part of what a seed means.
-    pub(super) const KINDS: [(&'static str, Kind<'a>); 24] = [
+    pub(super) const KINDS: [(&'static str, Kind<'a>); 26] = [
         ("a host loses power", Self::host_loses_power),
         ("a host pauses", Self::host_pauses),
         ("an agent dies", Self::agent_dies),
@@ -55,6 +81,8 @@ impl<'a> Drawing<'a> {
         ("a host rests", Self::host_rests),
         ("a setting changes", Self::setting_changes),
         ("a vm is deleted", Self::vm_deleted),
+        ("monitoring is switched off", Self::monitoring_off),
+        ("the timers change", Self::timers_change),
     ];
 
     fn heal_all_networks(&mut self, at: Nanos) {
@@ -282,9 +310,45 @@ impl<'a> Drawing<'a> {
         self.maintenance(s.end, s.host, false);
     }
 
+    fn set(&mut self, at: Nanos, host: Option<usize>, changes: Vec<Change>) {
+        let fault = Fault::Config {
+            name: "config.set",
+            changes,
+            host,
+        };
+        self.push(at, fault);
+    }
+
+    fn monitoring_off(&mut self, s: Stroke) {
+        let change = |value: &str| Change::Set {
+            key: MONITORING.into(),
+            value: value.into(),
+        };
+        self.set(s.at, None, vec![change("false")]);
+        self.set(s.end, None, vec![change("true")]);
+    }
+
+    /// The right to run lasts longer for a while, and what must be longer than it; agents that have not
+    /// heard of it go on with the shorter times (safety rule H18).
+    fn timers_change(&mut self, s: Stroke) {
+        let percent = u32::try_from(self.rng.between(105, 200)).unwrap_or(100);
+        let longer = |key: &&str| {
+            let time = timer(self.settings, key)? * percent / 100;
+            let value = format!("{}ms", time.as_millis());
+            let key = (*key).into();
+            Some(Change::Set { key, value })
+        };
+        let changes: Vec<Change> = RIGHT_TIMERS.iter().filter_map(longer).collect();
+        let normal = |key: &&str| normal(self.settings, key);
+        let back = RIGHT_TIMERS.iter().filter_map(normal).collect();
+        let host = self.rng.percent(50).then_some(s.host);
+        self.set(s.at, host, changes);
+        self.set(s.end.max(s.at + 20 * SECOND), None, back);
+    }
+
     /// Settings that no invariant is judged by.
     fn setting_changes(&mut self, s: Stroke) {
-        const SETTINGS: [(&str, &str); 9] = [
+        const SETTINGS: [(&str, &str); 14] = [
             ("isolation_response", "leave_powered_on"),
             ("isolation_response", "power_off"),
             ("isolation_response", "shut_down"),
@@ -293,7 +357,12 @@ impl<'a> Drawing<'a> {
             ("isolation_policy_delay", "2s"),
             ("concurrent_restarts_per_host", "2"),
             ("heartbeat_datastores_per_host", "1"),
+            ("heartbeat_datastores_per_host", "3"),
+            ("heartbeat_datastores", "ds-1"),
             ("heartbeat_datastore_policy", "automatic"),
+            ("heartbeat_datastore_policy", "prefer"),
+            ("heartbeat_datastore_policy", "only"),
+            ("isolation_shutdown_timeout", "3s"),
         ];
         let drawn = small(self.rng.below(SETTINGS.len() as u64));
         let Some((key, value)) = SETTINGS.get(drawn) else {

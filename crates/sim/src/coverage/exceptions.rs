@@ -69,11 +69,10 @@ const EXCEPTIONS: &[Exception] = &[
         "holder_unknown",
         "no host is taken out of the configuration",
     ),
-    until(
-        "maintenance.enter",
+    never(
         Group::Waiting,
         "no_host",
-        "a primary outside maintenance is a host itself",
+        "a primary is a host itself, and one that rests or leaves is no candidate",
     ),
     until(
         "vm.delete",
@@ -108,8 +107,13 @@ const EXCEPTIONS: &[Exception] = &[
     ),
     never(
         Group::Issue,
-        "record_unreadable",
-        "simulated writes are whole",
+        "list_full",
+        "a campaign has fewer VMs than a protected list has slots",
+    ),
+    never(
+        Group::Issue,
+        "config_not_kept",
+        "a simulated host's local disk takes every write",
     ),
     never(
         Group::Issue,

@@ -13,6 +13,7 @@ mod s4_mandatory_rules;
 mod s5_nothing_acknowledged_lost;
 mod s6_stated_cause;
 mod s7_streams;
+mod s8_nothing_left;
 
 use crate::clock::Nanos;
 use mainstay_core::event::{EventKind, StopReason};
@@ -139,6 +140,14 @@ pub(crate) enum Fact<'a> {
     },
     /// An isolated host stops a VM; `helps`: another host holds the lock of its datastore's owner.
     Response { vm: usize, host: usize, helps: bool },
+    /// A host is about to write on a datastore that it has a VM no longer; `left`: a process that has
+    /// executed is there yet.
+    GivenUp {
+        vm: usize,
+        host: usize,
+        what: &'static str,
+        left: bool,
+    },
     /// An agent puts a message on its stream to another.
     StreamSent {
         from: usize,
@@ -225,6 +234,7 @@ impl Judge {
             Box::<s5_nothing_acknowledged_lost::NothingLost>::default(),
             Box::<s6_stated_cause::StatedCause>::default(),
             Box::<s7_streams::Streams>::default(),
+            Box::<s8_nothing_left::NothingLeft>::default(),
             Box::<l1_one_primary::OnePrimary>::default(),
             Box::<l2_restarted::Restarted>::default(),
             Box::new(l3_retries_end::RetriesEnd::new(max_restart_attempts)),

@@ -121,10 +121,7 @@ impl Disk {
                 let Some(record) = self.records.get_mut(key) else {
                     return StorageValue::NotFound;
                 };
-                let file = Arc::make_mut(record);
-                for (page, bytes) in pages {
-                    write_at(file, size(*page) * PAGE_BYTES, bytes);
-                }
+                put_pages(Arc::make_mut(record), pages);
                 StorageValue::Done
             }
             StorageRequest::Link(key, bytes) => {
@@ -268,6 +265,13 @@ fn size(page: u32) -> usize {
     usize::try_from(page).unwrap_or(usize::MAX / PAGE_BYTES)
 }
 
+/// Writes pages into a file.
+pub(super) fn put_pages(file: &mut Vec<u8>, pages: &[PageWrite]) {
+    for (page, bytes) in pages {
+        write_at(file, size(*page) * PAGE_BYTES, bytes);
+    }
+}
+
 fn write_at(file: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     file.resize(file.len().max(at + bytes.len()), 0);
     for (old, new) in file.iter_mut().skip(at).zip(bytes) {
@@ -329,6 +333,7 @@ impl World<'_> {
         }
         self.owner_acts_on_disk(host, disk, &request);
         self.must_be_readable(disk, &request);
+        self.gives_up_on_disk(host, disk, &request);
         let faults = self.disks[disk].faults(host);
         let storm = self.stormy();
         let weather = self.scenario.weather;

@@ -96,6 +96,11 @@ impl Instance {
         self.phase == Phase::Started && !self.frozen
     }
 
+    /// An instruction of it was executed, at whatever time.
+    pub(super) fn has_executed(&self) -> bool {
+        self.ran_under.is_some()
+    }
+
     pub(super) fn mark(&self) -> &'static str {
         match (self.phase, self.frozen) {
             (Phase::Dying, _) => "(dying)",

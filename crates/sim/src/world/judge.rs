@@ -1,7 +1,7 @@
 //! Turns what happens in the world into facts for the invariants.
 
 use super::World;
-use super::disk::Disk;
+use super::disk::{Disk, put_pages};
 use super::list::{Known, NewestList};
 use crate::invariants::Fact;
 use mainstay_core::config::RuleKind;
@@ -9,8 +9,20 @@ use mainstay_core::event::{Event, EventKind};
 use mainstay_core::id::Generation;
 use mainstay_core::io::{StorageRequest, StorageValue};
 use mainstay_core::time::nanos;
-use mainstay_core::wire::{ConfigRecord, Desired, LockRecord, RecordKey, StartOrder};
-use std::collections::BTreeMap;
+use mainstay_core::wire::{
+    ConfigRecord, Desired, LockRecord, PoweronRecord, RecordKey, StartOrder,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The powered-on lists of clusters with up to so many VMs are judged.
+const LISTS_JUDGED: usize = 100;
+
+/// A powered-on list as its host has written it, whatever became of the writes.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    file: Vec<u8>,
+    vms: BTreeSet<usize>,
+}
 
 impl World<'_> {
     fn owner_generation(&self, host: usize, disk: usize) -> Option<Generation> {
@@ -57,6 +69,64 @@ impl World<'_> {
             what: "wrote the protected list",
         };
         self.judge.observe(self.now, &fact);
+    }
+
+    /// A lock is about to be given back, or a powered-on list to be written.
+    pub(super) fn gives_up_on_disk(&mut self, host: usize, disk: usize, request: &StorageRequest) {
+        let cluster = self.scenario.config.cluster_id;
+        let (what, vms): (&str, Vec<usize>) = match request {
+            StorageRequest::Link(RecordKey::VmLock(id, _), bytes) => {
+                let free =
+                    LockRecord::decode(cluster, bytes).is_ok_and(|(_, r)| r.holder.is_none());
+                let vm = self.vm_index.get(id).copied().filter(|_| free);
+                ("gave back the lock of", vm.into_iter().collect())
+            }
+            StorageRequest::Put(RecordKey::Poweron(_), _)
+            | StorageRequest::PutPages(RecordKey::Poweron(_), _) => (
+                "took off its powered-on list",
+                self.gone_from_list(host, disk, request),
+            ),
+            _ => return,
+        };
+        for vm in vms {
+            let left = self
+                .instances
+                .living_on(host)
+                .any(|(_, i)| i.vm == vm && i.has_executed());
+            let fact = Fact::GivenUp {
+                vm,
+                host,
+                what,
+                left,
+            };
+            self.judge.observe(self.now, &fact);
+        }
+    }
+
+    /// The VMs that a host's last powered-on list had, and the one that it is about to write has not.
+    fn gone_from_list(&mut self, host: usize, disk: usize, request: &StorageRequest) -> Vec<usize> {
+        // Of a big cluster the lists are left alone: to read them costs more than to play it.
+        if self.vms.len() > LISTS_JUDGED {
+            return Vec::new();
+        }
+        let shown = self.shown.entry((host, disk)).or_default();
+        match request {
+            StorageRequest::Put(_, bytes) => shown.file.clone_from(bytes),
+            StorageRequest::PutPages(_, pages) => put_pages(&mut shown.file, pages),
+            _ => return Vec::new(),
+        }
+        let cluster = self.scenario.config.cluster_id;
+        let Ok((_, record)) = PoweronRecord::decode(cluster, &shown.file) else {
+            return Vec::new();
+        };
+        let index = |(vm, _): &(_, _)| self.vm_index.get(vm).copied();
+        let now: BTreeSet<usize> = record.vms.iter().filter_map(index).collect();
+        let before = std::mem::replace(&mut shown.vms, now);
+        // What was deleted from the configuration is on no list, whatever is left of it.
+        let config = self.hosts[host].config.as_deref();
+        let known = |vm: &usize| config.is_none_or(|c| c.vms.contains_key(&self.vms[*vm].id));
+        let gone = before.difference(&shown.vms).copied();
+        gone.filter(known).collect()
     }
 
     /// A record on a datastore changed.

@@ -26,6 +26,7 @@ use disk::{Disk, Op, Write};
 use guard::Words;
 use guest::Vm;
 use instances::Instances;
+use judge::Shown;
 use mainstay_core::Agent;
 use mainstay_core::config::ClusterConfig;
 use mainstay_core::event::EventKind;
@@ -332,6 +333,8 @@ struct World<'s> {
     ops: Arena<Option<Op>>,
     /// Renewals whose effect may be still to come, for each host and datastore.
     renewals: BTreeMap<(usize, usize), Vec<usize>>,
+    /// The powered-on lists that hosts have written, for each host and datastore.
+    shown: BTreeMap<(usize, usize), Shown>,
     free_ops: Vec<usize>,
     net: Network,
     host_index: BTreeMap<HostId, usize>,
@@ -389,6 +392,7 @@ impl<'s> World<'s> {
             instances: Instances::new(scenario.vms.len(), scenario.hosts.len()),
             ops: Arena::default(),
             renewals: BTreeMap::new(),
+            shown: BTreeMap::new(),
             free_ops: Vec::new(),
             net: Network::new(scenario),
             host_index: scenario

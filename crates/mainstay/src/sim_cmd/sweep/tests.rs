@@ -26,6 +26,7 @@ fn play(seed: u64) -> Played {
 
 fn sweep(keep_going: bool, stop: &AtomicBool, tally: Tally) -> Tally {
     let sweep = Sweep {
+        jobs: 2,
         seeds: Seeds { first: 1, last: 40 },
         keep_going,
         show: false,
@@ -78,6 +79,7 @@ fn a_sweep_that_was_stopped_goes_on_to_the_same_end() {
         play(seed)
     };
     let first = Sweep {
+        jobs: 2,
         seeds: Seeds { first: 1, last: 40 },
         keep_going: true,
         show: false,
@@ -98,6 +100,7 @@ fn a_sweep_that_was_stopped_goes_on_to_the_same_end() {
 #[test]
 fn what_cannot_be_kept_ends_the_sweep() {
     let sweep = Sweep {
+        jobs: 2,
         seeds: Seeds { first: 1, last: 40 },
         keep_going: true,
         show: false,
