@@ -472,7 +472,8 @@ fn back_to_normal(events: &mut Vec<Planned>, until: Nanos, settings: &Settings) 
             back.push((name, undone));
         }
     }
-    for (wait, (name, changes)) in (0..).zip(back) {
+    // The longest timer was made longer first, and is made shorter last.
+    for (wait, (name, changes)) in (0..).zip(back.into_iter().rev()) {
         let fault = Fault::Config {
             name,
             changes,

@@ -10,7 +10,8 @@ use mainstay_core::time::Duration;
 use mainstay_core::wire::FORMAT_VERSION;
 
 const MONITORING: &str = "host_monitoring";
-/// The timers of the right to run, and those that are longer than it.
+/// The timers of the right to run, and those that are longer than it: made shorter in this order, and
+/// longer in the other.
 const RIGHT_TIMERS: [&str; 4] = ["freeze", "break", "dead_without_datastores", "dead"];
 
 fn timer(settings: &Settings, key: &str) -> Option<Duration> {
@@ -329,21 +330,26 @@ impl<'a> Drawing<'a> {
     }
 
     /// The right to run lasts longer for a while, and what must be longer than it; agents that have not
-    /// heard of it go on with the shorter times (safety rule H18).
+    /// heard of it go on with the shorter times (safety rule H18). Each step keeps the inequalities.
     fn timers_change(&mut self, s: Stroke) {
         let percent = u32::try_from(self.rng.between(105, 200)).unwrap_or(100);
-        let longer = |key: &&str| {
-            let time = timer(self.settings, key)? * percent / 100;
-            let value = format!("{}ms", time.as_millis());
-            let key = (*key).into();
-            Some(Change::Set { key, value })
-        };
-        let changes: Vec<Change> = RIGHT_TIMERS.iter().filter_map(longer).collect();
-        let normal = |key: &&str| normal(self.settings, key);
-        let back = RIGHT_TIMERS.iter().filter_map(normal).collect();
         let host = self.rng.percent(50).then_some(s.host);
-        self.set(s.at, host, changes);
-        self.set(s.end.max(s.at + 20 * SECOND), None, back);
+        let mut at = s.at;
+        for key in RIGHT_TIMERS.iter().rev() {
+            let Some(time) = timer(self.settings, key) else {
+                continue;
+            };
+            let value = format!("{}ms", (time * percent / 100).as_millis());
+            let key = (*key).into();
+            self.set(at, host, vec![Change::Set { key, value }]);
+            at += self.rng.between(1000, 3000) * MS;
+        }
+        let mut at = s.end.max(at + 10 * SECOND);
+        for key in RIGHT_TIMERS {
+            let back = normal(self.settings, key);
+            self.set(at, None, back.into_iter().collect());
+            at += self.rng.between(1000, 3000) * MS;
+        }
     }
 
     /// Settings that no invariant is judged by.
