@@ -4,6 +4,8 @@
 mod envelope;
 mod facts;
 mod frame;
+#[cfg(test)]
+mod golden;
 mod message;
 mod record;
 mod table;

@@ -87,6 +87,36 @@ const EXCEPTIONS: &[Exception] = &[
     ),
     never(
         Group::Issue,
+        "guard_weak",
+        "the agent's process sees how well the guard is protected.",
+    ),
+    never(
+        Group::Issue,
+        "hypervisor_weak",
+        "the agent's process asks the drivers.",
+    ),
+    never(
+        Group::Issue,
+        "datastore_weak",
+        "the agent's process opens datastores.",
+    ),
+    never(
+        Group::Issue,
+        "state_not_kept",
+        "the agent's process keeps what must survive it.",
+    ),
+    never(
+        Group::Issue,
+        "address_missing",
+        "the agent's process has the addresses.",
+    ),
+    never(
+        Group::Issue,
+        "no_watchdog",
+        "the agent's process has the watchdog.",
+    ),
+    never(
+        Group::Issue,
         "cannot_probe",
         "a simulated host can always ping",
     ),

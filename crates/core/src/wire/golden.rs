@@ -1,0 +1,171 @@
+//! The bytes of each kind, as the agents of a version write them: a change of these is a change of the
+//! format, which needs a new version (decision 0007).
+
+use super::*;
+use crate::event::IssueCause;
+use crate::health::Issue;
+use crate::id::{BootId, Generation, Holder, HostId, InstanceId, Nonce, VmId};
+use crate::time::Duration;
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::{String, ToString as _};
+use alloc::vec::Vec;
+
+fn host(n: u8) -> HostId {
+    HostId::new(&format!("host-{n}")).expect("id")
+}
+
+fn stamp() -> Stamp {
+    Stamp {
+        writer: host(1),
+        boot: BootId(2),
+        instance: InstanceId(3),
+        seq: 4,
+    }
+}
+
+fn lock(given_back: Option<GivenBack>) -> LockRecord {
+    LockRecord {
+        generation: Generation(5),
+        nonce: Nonce(6),
+        holder: given_back.is_none().then(|| Holder {
+            host: host(1),
+            boot: BootId(2),
+        }),
+        desired: Desired::On,
+        freeze: Duration::from_secs(3),
+        r#break: Duration::from_millis(4500),
+        given_back,
+    }
+}
+
+fn given_back() -> LockRecord {
+    lock(Some(GivenBack {
+        host: host(1),
+        reason: crate::event::StopReason::HostShutdown,
+    }))
+}
+
+fn heartbeat() -> HeartbeatRecord {
+    HeartbeatRecord {
+        freeze: Duration::from_secs(3),
+        r#break: Duration::from_millis(4500),
+    }
+}
+
+fn hello() -> Message {
+    Message::Heartbeat {
+        role: RoleTag::Secondary,
+        rank: Rank {
+            datastores: 2,
+            host: host(1),
+        },
+        primary: Some(host(9)),
+        instance: InstanceId(3),
+    }
+}
+
+fn facts() -> Message {
+    Message::Facts(Box::new(Facts {
+        level: 2,
+        config: 7,
+        digest: 8,
+        profile: String::from("fast"),
+        issues: [Issue {
+            cause: IssueCause::OneNetwork,
+            host: Some(host(1)),
+            text: String::from("x"),
+        }]
+        .into(),
+    }))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn bytes(hex: &str) -> Vec<u8> {
+    let digit = |at: usize| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal");
+    (0..hex.len()).step_by(2).map(digit).collect()
+}
+
+const LOCK_1: &str = "4d4e53540100030209000000000000001e00000006686f73742d3102030405060106686f73742d31020003000480cab5ee01521f0b20";
+const LOCK_2: &str = "4d4e53540200030209000000000000001f00000006686f73742d310203040506000003000480cab5ee010106686f73742d31090c51ebb1";
+const HEARTBEAT_1: &str =
+    "4d4e53540100010209000000000000001200000006686f73742d3102030403000480cab5ee01d58f4a33";
+const HELLO_1: &str = "4d4e53540100050209000000000000001d00000006686f73742d3102030400010206686f73742d310106686f73742d39031c6ee7dd";
+const FACTS_2: &str = "4d4e53540200050209000000000000001f00000006686f73742d31020304120207080466617374010d0106686f73742d3101785e1d5ebc";
+const STREAM_1: &str =
+    "4d4e53540100080209000000000000000f00000006686f73742d31020304030401020b745e717a";
+
+fn on_stream(message: Message) -> Envelope {
+    Envelope {
+        session: SessionId {
+            from: InstanceId(3),
+            to: InstanceId(4),
+            epoch: 1,
+        },
+        number: 2,
+        message,
+    }
+}
+
+#[test]
+fn each_kind_is_written_as_its_version_has_it() {
+    let written = [
+        ("lock", lock(None).encode(9, &stamp()), LOCK_1),
+        ("given back", given_back().encode(9, &stamp()), LOCK_2),
+        ("heartbeat", heartbeat().encode(9, &stamp()), HEARTBEAT_1),
+        ("hello", hello().encode(9, &stamp()), HELLO_1),
+        ("facts", facts().encode(9, &stamp()), FACTS_2),
+        (
+            "stream",
+            on_stream(Message::Leaving).encode(9, &stamp()),
+            STREAM_1,
+        ),
+    ];
+    for (what, bytes, golden) in written {
+        assert_eq!(hex(&bytes), golden, "{what}");
+    }
+}
+
+#[test]
+fn what_was_written_by_either_version_is_read() {
+    assert_eq!(
+        LockRecord::decode(9, &bytes(LOCK_1)),
+        Ok((stamp(), lock(None)))
+    );
+    assert_eq!(
+        LockRecord::decode(9, &bytes(LOCK_2)),
+        Ok((stamp(), given_back()))
+    );
+    let read = HeartbeatRecord::decode(9, &bytes(HEARTBEAT_1));
+    assert_eq!(read, Ok((stamp(), heartbeat())));
+    assert_eq!(Message::decode(9, &bytes(HELLO_1)), Ok((stamp(), hello())));
+    assert_eq!(Message::decode(9, &bytes(FACTS_2)), Ok((stamp(), facts())));
+    let read = Envelope::decode(9, &bytes(STREAM_1));
+    assert_eq!(read, Ok((stamp(), on_stream(Message::Leaving))));
+}
+
+#[test]
+fn a_frame_shows_its_version_and_what_its_writer_understands() {
+    for (golden, version) in [(LOCK_1, 1), (LOCK_2, 2), (HELLO_1, 1), (FACTS_2, 2)] {
+        assert_eq!(version_of(&bytes(golden)), Some(version));
+        assert_eq!(understood_by_writer(&bytes(golden)), Some(FORMAT_VERSION));
+    }
+    let old = heartbeat().encode_by(1, 9, &stamp());
+    assert_eq!(understood_by_writer(&old), Some(1));
+    assert_eq!(understood_by_writer(b"MNST"), None);
+    assert_eq!(understood_by_writer(b"something else"), None);
+}
+
+#[test]
+fn what_is_too_old_or_too_new_is_refused_by_name() {
+    for (version, newer) in [(0_u8, false), (3, true)] {
+        let mut frame = bytes(LOCK_1);
+        frame[4] = version;
+        let error = LockRecord::decode(9, &frame).expect_err("refused");
+        assert_eq!(error.to_string().contains("newer"), newer, "{error}");
+        assert!(error.to_string().contains("upgrade"), "{error}");
+    }
+}
