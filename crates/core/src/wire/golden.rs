@@ -4,7 +4,7 @@
 use super::*;
 use crate::event::IssueCause;
 use crate::health::Issue;
-use crate::id::{BootId, Generation, Holder, HostId, InstanceId, Nonce, VmId};
+use crate::id::{BootId, Generation, Holder, HostId, InstanceId, Nonce};
 use crate::time::Duration;
 use alloc::boxed::Box;
 use alloc::format;
