@@ -1,8 +1,8 @@
 //! What an agent says of itself: its status, and why a VM or a host is as it is.
 
 use crate::agent::Agent;
-use crate::config::FenceClass;
 use crate::config::VmSpec;
+use crate::config::{FenceClass, RestartPriority};
 use crate::election::Role;
 use crate::event::{Event, HostState};
 use crate::id::{HostId, VmId};
@@ -191,6 +191,21 @@ impl Agent {
         }
     }
 
+    /// Why a VM would not be restarted when its host is lost, if it would not be.
+    fn not_restarted(&self, spec: &VmSpec) -> Option<String> {
+        let mounted = self.topology.mounted_by(&spec.datastore).len();
+        let why = if !self.config.settings.host_monitoring {
+            String::from("host_monitoring is off")
+        } else if spec.restart_priority == RestartPriority::Disabled {
+            String::from("its restart priority is disabled")
+        } else if mounted < 2 {
+            format!("{mounted} of the hosts mount {}", spec.datastore)
+        } else {
+            return None;
+        };
+        Some(format!("It is not restarted when its host is lost: {why}."))
+    }
+
     /// Why a VM is as it is.
     #[must_use]
     pub fn explain_vm(&self, now: Instant, vm: &VmId) -> Option<Explanation> {
@@ -212,6 +227,12 @@ impl Agent {
         } else {
             String::from("It is not protected: it has not been seen running.")
         });
+        sentences.extend(
+            self.config
+                .vms
+                .get(vm)
+                .and_then(|spec| self.not_restarted(spec)),
+        );
         if let Some(restart) = self.restarts.get(vm) {
             let plural = if restart.attempt == 1 { "" } else { "s" };
             sentences.push(format!(

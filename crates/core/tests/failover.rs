@@ -5,8 +5,8 @@ mod cluster;
 
 use cluster::{Cluster, host, vm};
 use mainstay_core::Command;
-use mainstay_core::config::Profile;
-use mainstay_core::event::{EventKind, HostState};
+use mainstay_core::config::{Change, Profile};
+use mainstay_core::event::{EventKind, HostState, IssueCause};
 use mainstay_core::time::Duration;
 
 fn settled(profile: Profile, hosts: u32, vms: u32) -> Cluster {
@@ -180,6 +180,24 @@ fn a_restart_is_explained() {
     let text = c.explain_vm(3, &vm(1)).sentences.join(" ");
     assert!(text.contains("vm-1 is running on"), "{text}");
     assert!(text.contains("It is protected"), "{text}");
+    assert!(!text.contains("is not restarted"), "{text}");
+    let off = Change::Set {
+        key: "host_monitoring".into(),
+        value: "false".into(),
+    };
+    c.propose(3, off);
+    c.run_for(Duration::from_secs(5));
+    let text = c.explain_vm(3, &vm(1)).sentences.join(" ");
+    assert!(
+        text.contains("is not restarted when its host is lost: host_monitoring"),
+        "{text}"
+    );
+    let issues = c.status(3).issues;
+    let off = issues.iter().find(|i| i.cause == IssueCause::MonitoringOff);
+    assert!(
+        off.is_some_and(|i| i.text.contains("config set")),
+        "{issues:?}"
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::ui::{self, Cell, Table, Tone};
 use mainstay_agent::control::EventLine;
 use mainstay_core::config::{IsolationResponse, nearest};
 use mainstay_core::event::{EventKind, HostState};
+use mainstay_core::health::Issue;
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::status::{DatastoreStatus, Explanation, HostStatus, Status, VmStatus};
 use mainstay_core::wire::RoleTag;
@@ -55,9 +56,9 @@ pub(crate) fn status(common: &Common) -> Result<()> {
     }
     if !status.issues.is_empty() {
         ui::line("");
-        ui::line(Tone::Warn.paint("weaker here"));
-        for issue in &status.issues {
-            ui::line(format_args!("  - {issue}"));
+        ui::line(Tone::Warn.paint("weaker than it should be"));
+        for line in issue_lines(&status.issues) {
+            ui::line(format_args!("  - {line}"));
         }
     }
     if !status.ignored.is_empty() {
@@ -69,6 +70,26 @@ pub(crate) fn status(common: &Common) -> Result<()> {
         ui::line(Tone::Dim.paint(format_args!("\nignored inputs: {}", list.join(", "))));
     }
     Ok(())
+}
+
+/// One line for each weakness; hosts that have the same one share it.
+fn issue_lines(issues: &[Issue]) -> Vec<String> {
+    let mut alike: Vec<(&Issue, Vec<String>)> = Vec::new();
+    for issue in issues {
+        let host = issue.host.as_ref().map(ToString::to_string);
+        let same = |(other, _): &&mut (&Issue, Vec<String>)| {
+            issue.host.is_some() && other.host.is_some() && other.text == issue.text
+        };
+        match alike.iter_mut().find(same) {
+            Some((_, hosts)) => hosts.extend(host),
+            None => alike.push((issue, host.into_iter().collect())),
+        }
+    }
+    let line = |(issue, hosts): (&Issue, Vec<String>)| match hosts.as_slice() {
+        [] | [_] => issue.to_string(),
+        many => format!("{}: {}", many.join(", "), issue.text),
+    };
+    alike.into_iter().map(line).collect()
 }
 
 /// `mainstay hosts`.

@@ -1,7 +1,9 @@
 //! A small cluster around real agents: perfect network, storage in memory, guests that only exist.
 //! For behaviour tests with explicit times; everything that goes wrong is the simulator's business.
 
-use mainstay_core::config::{ClusterConfig, DatastoreSpec, HostSpec, Profile, Settings, VmSpec};
+use mainstay_core::config::{
+    Change, ClusterConfig, DatastoreSpec, HostSpec, Profile, Settings, VmSpec,
+};
 use mainstay_core::event::{Event, EventKind};
 use mainstay_core::id::{BootId, DatastoreId, HostId, InstanceId, OpId, VmId};
 use mainstay_core::io::{
@@ -156,6 +158,13 @@ impl Cluster {
             .expect("host")
             .command(now, command)
             .expect("accepted");
+        self.drain(&host(n));
+    }
+
+    pub(crate) fn propose(&mut self, n: u32, change: Change) {
+        let now = self.now;
+        let agent = self.agents.get_mut(&host(n)).expect("host");
+        agent.propose(now, vec![change]).expect("taken");
         self.drain(&host(n));
     }
 
