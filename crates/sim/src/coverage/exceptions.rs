@@ -69,11 +69,6 @@ const EXCEPTIONS: &[Exception] = &[
         "holder_unknown",
         "no host is taken out of the configuration",
     ),
-    never(
-        Group::Waiting,
-        "no_host",
-        "a primary is a host itself, and one that rests or leaves is no candidate",
-    ),
     until(
         "vm.delete",
         Group::Issue,
