@@ -67,7 +67,7 @@ pub const MINUTES: u64 = 20;
 pub struct Drawn {
     /// The scenario.
     pub scenario: Scenario,
-    /// The kinds of faults that the seed may have, by their names in [`kinds`].
+    /// The kinds of faults that the seed may have, by their names in `kinds.rs`.
     pub kinds: Vec<&'static str>,
     /// The patterns that it aims, by their names in [`patterns`], and how often each is played.
     pub patterns: BTreeMap<&'static str, u64>,
