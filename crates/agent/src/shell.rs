@@ -4,8 +4,8 @@
 //! Never here: a decision about hosts, VMs or locks.
 
 use crate::config::{AgentFile, ClusterFile, ClusterKey, FileError, Probe};
-use crate::control::Pong;
 use crate::control::server::{self, Ask, ControlError};
+use crate::control::{Pong, Readiness};
 use crate::datastores::{Datastores, Opened};
 use crate::events::EventLog;
 use crate::guard_link::{GuardLink, Seen, Starter};
@@ -24,6 +24,7 @@ use mainstay_core::health::Issue;
 use mainstay_core::id::{BootId, HostId, InstanceId, OpId, VmId};
 use mainstay_core::io::{GuardRequest, HypervisorRequest, Input, Output, PingOutcome, PingTarget};
 use mainstay_core::status::Status;
+use mainstay_core::time::millis;
 use mainstay_core::wire::{Message, Stamp, understood_by_writer};
 use mainstay_core::{Agent, Command, Identity};
 use mainstay_hypervisor::CgroupPlacement;
@@ -771,6 +772,7 @@ impl Shell {
             }
             Ask::PowerOn(vm, to) => drop(to.try_send(self.command(Command::PowerOn(vm)))),
             Ask::PowerOff(vm, to) => drop(to.try_send(self.command(Command::PowerOff(vm)))),
+            Ask::PrepareRestart(to) => drop(to.try_send(self.prepare_restart())),
             Ask::Leave(to) => drop(to.try_send(self.command(Command::Leave))),
             Ask::Config(to) => drop(to.try_send(self.agent.config().clone())),
             Ask::Change(changes, to) => match self.agent.propose(clock::now(), changes) {
@@ -784,6 +786,16 @@ impl Shell {
                 }
             },
         }
+    }
+
+    fn prepare_restart(&mut self) -> Result<Readiness, String> {
+        self.command(Command::PrepareRestart)?;
+        let now = clock::now();
+        Ok(Readiness {
+            host: self.stamp.writer.clone(),
+            ready: self.agent.may_be_restarted(now),
+            away_ms: millis(self.agent.may_be_away(now)),
+        })
     }
 
     fn command(&mut self, command: Command) -> Result<(), String> {

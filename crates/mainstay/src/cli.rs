@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Remove(crate::config_cmd::RemoveArgs),
     /// This host is being shut down: stop its VMs and give their locks back (for the service manager)
     Leave,
+    /// Agent and guard of this host are about to be restarted or upgraded: wait until its VMs can do without them
+    PrepareRestart,
     /// Add datastores, and what is new on them, to the cluster
     Datastore(crate::datastore_cmd::DatastoreArgs),
     /// Play scenarios and campaigns in virtual time

@@ -10,6 +10,12 @@ use mainstay_core::config::vsphere;
 use mainstay_core::config::{Change, ClusterConfig, SETTINGS, Settings};
 use mainstay_core::id::{HostId, VmId};
 use serde_json::json;
+use std::time::{Duration, Instant};
+
+/// A few VMs at a time are moved, each by one swap of its lock; a full host takes some seconds.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Between two looks whether all are.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// Arguments of `config`.
 #[derive(Debug, Args)]
@@ -223,4 +229,33 @@ pub(crate) fn leave(common: &Common) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+/// Waits until this host's VMs can do without agent and guard for a while.
+pub(crate) fn prepare_restart(common: &Common) -> Result<()> {
+    let client = Target::find(common.socket.as_deref()).client()?;
+    let begun = Instant::now();
+    loop {
+        let now = client.prepare_restart()?;
+        if now.ready {
+            if common.json {
+                ui::json(&json!(now));
+            } else {
+                line(format_args!(
+                    "agent and guard of {} may be restarted now, and be away for {:.0} s; it is called off after five minutes",
+                    now.host,
+                    Duration::from_millis(now.away_ms).as_secs_f64().floor()
+                ));
+            }
+            return Ok(());
+        }
+        if begun.elapsed() > PATIENCE {
+            return Err(Failure::new(format_args!(
+                "{} is not ready after {} s: a VM has no unbroken right to run there, or is being started or stopped; `mainstay vms` shows it",
+                now.host,
+                PATIENCE.as_secs()
+            )));
+        }
+        std::thread::park_timeout(LOOK_AGAIN);
+    }
 }

@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         Command::Config(args) => finish(common.json, config_cmd::config(&common, &args)),
         Command::Maintenance(args) => finish(common.json, config_cmd::maintenance(&common, &args)),
         Command::Remove(args) => finish(common.json, config_cmd::remove(&common, &args)),
+        Command::PrepareRestart => finish(common.json, config_cmd::prepare_restart(&common)),
         Command::Leave => finish(common.json, config_cmd::leave(&common)),
         Command::Datastore(args) => finish(common.json, datastore_cmd::run(common.json, &args)),
         Command::Completions(args) => {

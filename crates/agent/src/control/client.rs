@@ -1,6 +1,6 @@
 //! The client of the control socket.
 
-use super::{Answer, EventLine, Pong, Request};
+use super::{Answer, EventLine, Pong, Readiness, Request};
 use mainstay_core::config::{Change, ClusterConfig};
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::status::{Explanation, Status};
@@ -124,6 +124,14 @@ impl Client {
     /// [`ClientError`].
     pub fn leave(&self) -> Result<(), ClientError> {
         self.call(&Request::Leave)
+    }
+
+    /// Says that agent or guard are about to be restarted on purpose. To be asked again until it is ready.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn prepare_restart(&self) -> Result<Readiness, ClientError> {
+        self.call(&Request::PrepareRestart)
     }
 
     /// The configuration that is in force there.

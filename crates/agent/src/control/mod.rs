@@ -52,6 +52,9 @@ pub enum Request {
     },
     /// This host is being shut down: stop its VMs and give their locks back.
     Leave,
+    /// Agent or guard are about to be restarted on purpose: move VMs to longer rights to run. Answers with a
+    /// [`Readiness`]; asked again until it is ready.
+    PrepareRestart,
     /// The configuration that is in force here.
     Config,
     /// Change the configuration; answers with the version that is on disk.
@@ -61,6 +64,17 @@ pub enum Request {
     },
     /// Is somebody there?
     Ping,
+}
+
+/// The answer to [`Request::PrepareRestart`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Readiness {
+    /// The agent's host.
+    pub host: HostId,
+    /// Agent and guard may be restarted now.
+    pub ready: bool,
+    /// They may be away for so long, in milliseconds.
+    pub away_ms: u64,
 }
 
 /// The answer to [`Request::Ping`].

@@ -1,7 +1,7 @@
 //! The server of the control socket: a thread for each connection, so that no client ever holds the
 //! agent's loop up.
 
-use super::{Answer, Pong, REQUEST_MAX_BYTES, Request};
+use super::{Answer, Pong, REQUEST_MAX_BYTES, Readiness, Request};
 use crate::events::EventLog;
 use crate::twin::{self, TwinError};
 use mainstay_core::config::{Change, ClusterConfig};
@@ -52,6 +52,7 @@ pub(crate) enum Ask {
     PowerOn(VmId, SyncSender<Result<(), String>>),
     PowerOff(VmId, SyncSender<Result<(), String>>),
     Leave(SyncSender<Result<(), String>>),
+    PrepareRestart(SyncSender<Result<Readiness, String>>),
     Config(SyncSender<ClusterConfig>),
     Change(Vec<Change>, SyncSender<Result<u64, String>>),
     Ping(SyncSender<Pong>),
@@ -149,6 +150,7 @@ impl Connection {
             Request::PowerOn { vm } => self.ask_checked(|to| Ask::PowerOn(vm, to)),
             Request::PowerOff { vm } => self.ask_checked(|to| Ask::PowerOff(vm, to)),
             Request::Leave => self.ask_checked(Ask::Leave),
+            Request::PrepareRestart => self.ask_checked(Ask::PrepareRestart),
             Request::Config => self.ask(Ask::Config),
             Request::Change { changes } => self.ask_checked(|to| Ask::Change(changes, to)),
             Request::Events { follow, last } => self.events(follow, last),

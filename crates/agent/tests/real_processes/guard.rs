@@ -114,3 +114,40 @@ fn a_lost_table_freezes_everything_until_the_lock_is_proven() {
     });
     assert_eq!(cluster.guests(1), [guest], "the same process");
 }
+
+#[test]
+fn a_planned_restart_of_the_whole_control_software_stops_no_vm() {
+    let (mut cluster, guest) = with_a_running_vm();
+    let ready = wait_for("it is ready", || {
+        let now = cluster.client(1).prepare_restart().ok()?;
+        now.ready.then_some(now)
+    });
+    assert!(ready.away_ms > 30_000, "{ready:?}");
+    let old = cluster.agent(1);
+    let guard = old.guard_pid.expect("a guard").cast_signed();
+    // The agent first: a guard that ends is started again by its agent.
+    kill(old.pid.cast_signed(), "TERM");
+    wait_for("the agent is gone", || {
+        is_gone(old.pid.cast_signed()).then_some(())
+    });
+    let stopped = std::time::Instant::now();
+    let ordinary = std::time::Duration::from_secs(6);
+    let counted = cluster.counter(1);
+    wait_for("the ordinary right would have ended twice", || {
+        (stopped.elapsed() > ordinary).then_some(())
+    });
+    assert!(!is_frozen(guest), "its right was made longer");
+    assert!(cluster.counter(1) > counted, "it counts on");
+    kill(guard, "TERM");
+    wait_for("the guard is gone", || is_gone(guard).then_some(()));
+    cluster.start(1);
+    let now = cluster.counter(1);
+    wait_for("it counts on", || {
+        (cluster.counter(1) > now + 3).then_some(())
+    });
+    assert_eq!(cluster.guests(1), [guest], "the same process");
+}
+
+fn is_gone(pid: i32) -> bool {
+    matches!(state_of(pid), None | Some('Z'))
+}

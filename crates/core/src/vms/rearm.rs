@@ -70,6 +70,19 @@ impl Agent {
         self.planned.is_some() && self.vms.values().all(covered) && self.gives_nothing_back()
     }
 
+    /// The time for which this agent and its guard may be away now without a VM being frozen.
+    #[must_use]
+    pub fn may_be_away(&self, now: Instant) -> Duration {
+        let left = |v: &super::LocalVm| {
+            let store = self.stores.get(&v.spec.datastore);
+            store
+                .and_then(|s| s.right.deadline())
+                .map_or(Duration::ZERO, |d| d.since(now))
+        };
+        let longest = self.constants().0;
+        self.vms.values().map(left).min().unwrap_or(longest)
+    }
+
     /// Moves a few VMs whose generation has other constants than are wanted.
     pub(crate) fn run_rearm(&mut self) {
         let now = self.now;
