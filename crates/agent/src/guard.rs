@@ -283,6 +283,9 @@ impl Watch {
         loop {
             let now = clock::now();
             self.shm.beat_guard(now);
+            if let Some(limit) = self.shm.frozen_limit() {
+                self.guard.set_frozen_limit(limit);
+            }
             for action in self.guard.poll(now, self.shm.as_ref()) {
                 self.perform(now, action);
             }

@@ -532,6 +532,8 @@ impl Shell {
         self.drain();
         loop {
             self.link.shm().beat_agent(clock::now());
+            let limit = self.agent.config().settings.frozen_limit;
+            self.link.shm().set_frozen_limit(limit);
             while let Some(input) = self.pending.pop_front() {
                 self.handle(input);
             }

@@ -11,7 +11,7 @@
 
 use mainstay_core::guard::{SlotState, Word, Words};
 use mainstay_core::id::{Generation, VmId};
-use mainstay_core::time::Instant;
+use mainstay_core::time::{Duration, Instant};
 use mainstay_hypervisor::Process;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::ffi::OsStr;
@@ -50,6 +50,8 @@ enum Head {
     PlannedStop,
     EventsRead,
     Weak,
+    /// In milliseconds, plus one; zero: the agent has not said.
+    FrozenLimit,
 }
 
 /// Words of a slot.
@@ -320,6 +322,24 @@ impl Shm {
     }
 
     /// The agent stops because somebody asked it to: the guard does not start it again.
+    /// The setting that is in force now, for the guard, which reads no configuration while it runs.
+    pub(crate) fn set_frozen_limit(&self, limit: Option<Duration>) {
+        let ms = limit.map_or(u64::MAX - 1, |l| {
+            u64::try_from(l.as_millis())
+                .unwrap_or(u64::MAX)
+                .min(u64::MAX - 2)
+        });
+        self.set(Head::FrozenLimit, ms + 1);
+    }
+
+    /// What the agent last said; none: nothing yet.
+    pub(crate) fn frozen_limit(&self) -> Option<Option<Duration>> {
+        match self.get(Head::FrozenLimit).checked_sub(1)? {
+            ms if ms == u64::MAX - 1 => Some(None),
+            ms => Some(Some(Duration::from_millis(ms))),
+        }
+    }
+
     pub(crate) fn set_planned_stop(&self) {
         self.set(Head::PlannedStop, 1);
     }

@@ -170,6 +170,11 @@ impl Guard {
         }
     }
 
+    /// The setting has changed.
+    pub fn set_frozen_limit(&mut self, limit: Option<Duration>) {
+        self.frozen_limit = limit;
+    }
+
     /// Looks at every slot and says what to do. Call it at least at [`Guard::next`], and whenever the
     /// memory may have changed.
     pub fn poll(&mut self, now: Instant, words: &dyn Words) -> Vec<GuardAction> {

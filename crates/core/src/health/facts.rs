@@ -208,7 +208,7 @@ impl Agent {
             let behind = peer
                 .behind_since
                 .is_some_and(|s| now.since(s) > self.timing().dead);
-            if facts.config != own && behind {
+            if facts.config < own && behind {
                 let text = format!(
                     "{host} has version {} of the configuration and not {own}, which is carried to it again and again: its timing profile may be another; look at the log of its agent",
                     facts.config

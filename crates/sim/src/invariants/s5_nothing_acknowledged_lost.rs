@@ -97,7 +97,10 @@ impl Invariant for NothingLost {
                 datastore,
                 yes: true,
             } => {
-                self.protect(*vm, Some(*datastore));
+                // Of a VM that was switched off meanwhile it says nothing: it is on its way off the list.
+                if self.wanted.contains(vm) {
+                    self.protect(*vm, Some(*datastore));
+                }
                 self.missing(*datastore, labels)
             }
             Fact::Protected { vm, yes: false, .. } => {
@@ -171,12 +174,16 @@ mod tests {
         let early = [on.clone(), without.clone(), protected.clone()];
         assert!(feed(&mut NothingLost::default(), &early).is_some());
         let off = Fact::Desired { vm: 0, on: false };
-        assert_eq!(
-            feed(
-                &mut NothingLost::default(),
-                &[on, with, protected, off, without]
-            ),
-            None
-        );
+        let unprotected = [
+            on.clone(),
+            with.clone(),
+            protected.clone(),
+            off.clone(),
+            without.clone(),
+        ];
+        assert_eq!(feed(&mut NothingLost::default(), &unprotected), None);
+        // Reported after it was switched off, by an owner that had not heard of it yet.
+        let late = [on.clone(), off, with, protected, without, on];
+        assert_eq!(feed(&mut NothingLost::default(), &late), None);
     }
 }
