@@ -456,6 +456,14 @@ impl Agent {
         };
         let datastore = restart.datastore.clone();
         if record.holder.is_none() && record.desired == Desired::Off && !ignore_intent {
+            if self.locate(vm).is_some() {
+                // It was switched on while the lock was being read, and may be protected again: a look that
+                // took long must not take it off the list.
+                if let Some(restart) = self.restarts.get_mut(vm) {
+                    restart.step = Step::Look(reread);
+                }
+                return;
+            }
             self.restarts.remove(vm);
             let why = String::from(
                 "its lock is free and says that its user, or the guest, switched it off",
