@@ -319,6 +319,14 @@ impl World<'_> {
             if !v.protected || !v.on || v.abandoned || v.off_wished {
                 continue;
             }
+            // One that was taken out of the configuration while it was being started is left to an admin.
+            let configured = |h: &usize| {
+                let agent = self.hosts[*h].agent.as_ref();
+                agent.is_some_and(|a| a.config().vms.contains_key(&v.id))
+            };
+            if !owners.iter().any(configured) {
+                continue;
+            }
             let spec = self.scenario.config.vms.get(&v.id);
             if spec.is_some_and(|s| s.restart_priority == RestartPriority::Disabled) {
                 continue;
