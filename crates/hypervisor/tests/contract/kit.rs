@@ -15,6 +15,9 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_mainstay-guest");
 /// Several machines under TCG start at once on a small host.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Between two looks at a condition.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
 /// Five counts long.
 const STILL: Duration = Duration::from_millis(500);
 
@@ -42,15 +45,23 @@ pub fn skipped(kind: Kind) -> bool {
     true
 }
 
-pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+/// Whether the condition is met within that time; it is another process's, so that nothing announces it.
+fn within(time: Duration, condition: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     while !condition() {
-        assert!(
-            start.elapsed() < PATIENCE,
-            "{what}: not within {PATIENCE:?}"
-        );
-        std::thread::sleep(Duration::from_millis(5));
+        if start.elapsed() >= time {
+            return false;
+        }
+        std::thread::sleep(LOOK_AGAIN);
     }
+    true
+}
+
+pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    assert!(
+        within(PATIENCE, condition),
+        "{what}: not within {PATIENCE:?}"
+    );
 }
 
 #[derive(Debug)]
@@ -138,11 +149,9 @@ impl Kit {
     }
 
     pub fn assert_still(&self) {
-        let (before, start) = (self.counter(), Instant::now());
-        while start.elapsed() < STILL {
-            assert_eq!(self.counter(), before, "the guest counts");
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let before = self.counter();
+        let counts = within(STILL, || self.counter() != before);
+        assert!(!counts, "the guest counts");
     }
 
     pub fn freeze(&self, process: &Process) {
@@ -165,12 +174,9 @@ impl Drop for Kit {
         for process in &self.started {
             // Most are gone already.
             let _ = freeze::kill(process);
-            let start = Instant::now();
-            while !freeze::all_threads_gone(process.pid, process.start_time)
-                && start.elapsed() < PATIENCE
-            {
-                std::thread::sleep(Duration::from_millis(5));
-            }
+            within(PATIENCE, || {
+                freeze::all_threads_gone(process.pid, process.start_time)
+            });
             if let Some(dir) = &process.cgroup {
                 let _ = std::fs::remove_dir(dir);
             }
