@@ -61,8 +61,8 @@ impl Drawing<'_> {
     }
 
     /// In a partition, the old primary vouches for hosts whose heartbeats are dead; then its own storage
-    /// hangs, and the other side, to which those hosts are long dead, takes the datastore over. Answers
-    /// may take long.
+    /// hangs, and the other side, to which those hosts are long dead, takes the datastore over. Its last
+    /// answers may take long.
     pub(super) fn an_owner_vouches_in_a_partition(&mut self, t: Target) -> Nanos {
         if self.hosts < 4 {
             return self.vouched_for_with_gaps(t);
@@ -83,18 +83,7 @@ impl Drawing<'_> {
             self.hang(silent, over, disk, Some(best));
         }
         if self.rng.percent(70) {
-            // Slower and slower, so that the first answers still come in time.
-            let grows = self.lapse() + self.near(self.lapse(), 60, 60);
-            let steps = [(hangs, 8, 20), (hangs + grows, 30, 45), (silent, 60, 90)];
-            for (at, low, high) in steps {
-                let time = self.freeze() * self.rng.between(low, high) / 100;
-                let early = self.rng.below(self.freeze() / 2 / MS) * MS;
-                let fault = Fault::NetworkDelay {
-                    time: time / MS * MS,
-                    host: near.first().copied(),
-                };
-                self.push(at.saturating_sub(early).max(hangs), fault);
-            }
+            self.answers_grow_late(hangs, silent, &near);
         }
         self.push(
             over,
@@ -104,6 +93,29 @@ impl Drawing<'_> {
             },
         );
         over
+    }
+
+    /// Slower and slower, each step shorter than `freeze`, so that answers never cease to come until the
+    /// last of them: it was given at the end of the owner's own right, to a request that was early.
+    fn answers_grow_late(&mut self, hangs: Nanos, silent: Nanos, hosts: &[usize]) {
+        let freeze = self.freeze();
+        let request = freeze * self.rng.between(35, 60) / 100;
+        let last = silent + freeze * self.rng.between(85, 100) / 100;
+        let settles = hangs + self.lapse();
+        let mut steps = vec![(hangs, freeze * self.rng.between(5, 15) / 100)];
+        steps.push((settles.max(silent - freeze), request));
+        steps.push((last - request, freeze * self.rng.between(70, 95) / 100));
+        steps.push((
+            last - request / 2,
+            freeze * self.rng.between(120, 165) / 100,
+        ));
+        for (at, time) in steps {
+            for host in hosts {
+                let host = Some(*host);
+                let time = time / MS * MS;
+                self.push(at, Fault::NetworkDelay { time, host });
+            }
+        }
     }
 
     /// A host's heartbeat is dead while its network lives, but for gaps of about `freeze`.
