@@ -122,6 +122,7 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
         rng: root.fork("faults"),
         hosts,
         vms,
+        created: Vec::new(),
         datastores,
         networks,
         settings: &settings,
@@ -133,6 +134,7 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
     drawing.draw();
     let mut events = std::mem::take(&mut drawing.events);
     let (kinds, patterns) = (drawing.kinds, drawing.patterns);
+    let made = drawing.created;
     heal(&mut events, until, &settings, hosts);
     events.sort_by_key(|e| e.at);
     let mut weather = weather(&mut root.fork("weather"), &settings, until);
@@ -144,7 +146,7 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
         spec.networks = (0..networks).map(|n| format!("mgmt{n}")).collect();
     }
     let setups = host_setups(&mut rng, &config, &settings, networks);
-    let vm_setups = (1..=vms)
+    let mut vm_setups: Vec<VmSetup> = (1..=vms)
         .filter_map(|n| VmId::new(&format!("vm-{n}")).ok())
         .map(|id| VmSetup {
             id,
@@ -158,6 +160,20 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
             shutdown_time: (!rng.percent(10)).then(|| rng.between(500, 8000) * MS),
         })
         .collect();
+    let mut created = BTreeMap::new();
+    for (n, host) in made.into_iter().enumerate() {
+        let Ok(id) = VmId::new(&format!("vm-{}", vms + n + 1)) else {
+            continue;
+        };
+        vm_setups.push(VmSetup {
+            id: id.clone(),
+            host,
+            on: false,
+            start_time: rng.between(100, 3000) * MS,
+            shutdown_time: Some(rng.between(500, 8000) * MS),
+        });
+        created.extend(created_vm(&mut rng, &config, &id).map(|spec| (id, spec)));
+    }
     let setups_of_disks = config
         .datastores
         .keys()
@@ -188,7 +204,7 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
         events,
         expects: Vec::new(),
         weather,
-        created: BTreeMap::new(),
+        created,
         liveness: until + quiet / 2 <= duration,
     };
     Drawn {
@@ -235,6 +251,7 @@ fn settings(rng: &mut Rng, limits: &Limits, bare: bool) -> Settings {
     }
     settings.isolation_response = response(rng);
     settings.isolation_shutdown_timeout = s(rng.between(2, 20));
+    settings.accept_late_writes = rng.percent(5);
     if rng.percent(15) {
         settings.frozen_limit = Some(s(rng.between(5, 60)));
     }
@@ -269,7 +286,8 @@ fn cluster(
             } else {
                 DatastoreKind::File
             },
-            fence: if rng.percent(90) {
+            // Where late writes are accepted, nothing can be demanded of an open datastore.
+            fence: if settings.accept_late_writes || rng.percent(90) {
                 FenceClass::Enforced
             } else {
                 FenceClass::Open
@@ -345,6 +363,20 @@ fn cluster(
         Vec::new(),
     );
     config.expect("a drawn cluster has sound names and a profile's timers")
+}
+
+/// A VM that a user creates while the cluster runs, on the datastore that all hosts mount.
+fn created_vm(rng: &mut Rng, config: &ClusterConfig, id: &VmId) -> Option<VmSpec> {
+    Some(VmSpec {
+        id: id.clone(),
+        datastore: config.datastores.keys().next()?.clone(),
+        cpu_mhz: 500,
+        memory_mb: 512,
+        restart_priority: RestartPriority::Medium,
+        isolation_response: rng.percent(30).then(|| response(rng)),
+        depends_on: Vec::new(),
+        guest_agent: rng.percent(80),
+    })
 }
 
 /// What a VM depends on: mostly nothing, else a VM with a lower number.

@@ -18,7 +18,10 @@ const AIMED: u64 = 70;
 pub(super) struct Drawing<'a> {
     pub(super) rng: Rng,
     pub(super) hosts: usize,
+    /// Those of the configuration, and those that were created since.
     pub(super) vms: usize,
+    /// The host that each created VM starts on, if the user chose one.
+    pub(super) created: Vec<Option<usize>>,
     pub(super) datastores: usize,
     pub(super) networks: usize,
     pub(super) settings: &'a Settings,

@@ -6,7 +6,7 @@ use crate::clock::{MS, Nanos, SECOND};
 use crate::scenario::{Fault, StorageFault};
 use mainstay_core::config::{Change, Settings};
 use mainstay_core::id::HostId;
-use mainstay_core::time::Duration;
+use mainstay_core::time::{Duration, nanos};
 use mainstay_core::wire::FORMAT_VERSION;
 
 const MONITORING: &str = "host_monitoring";
@@ -47,6 +47,8 @@ pub(super) struct Stroke {
 /// Plays one fault of a kind.
 pub(super) type Kind<'a> = fn(&mut Drawing<'a>, Stroke);
 
+/// VMs that one seed creates at most.
+const CREATED: usize = 5;
 /// An operating system has shut down by then.
 const SHUT_DOWN: Nanos = 5 * SECOND;
 /// Also one whose agent does not hear of it.
@@ -54,7 +56,7 @@ const SLOW_SHUT_DOWN: Nanos = 100 * SECOND;
 
 impl<'a> Drawing<'a> {
     /// All kinds, by name. A new one needs a line here and its method; the order is part of what a seed means.
-    pub(super) const KINDS: [(&'static str, Kind<'a>); 26] = [
+    pub(super) const KINDS: [(&'static str, Kind<'a>); 28] = [
         ("a host loses power", Self::host_loses_power),
         ("a host pauses", Self::host_pauses),
         ("an agent dies", Self::agent_dies),
@@ -84,6 +86,8 @@ impl<'a> Drawing<'a> {
         ("a vm is deleted", Self::vm_deleted),
         ("monitoring is switched off", Self::monitoring_off),
         ("the timers change", Self::timers_change),
+        ("a vm is created", Self::vm_created),
+        ("an isolated host rests", Self::isolated_host_rests),
     ];
 
     fn heal_all_networks(&mut self, at: Nanos) {
@@ -384,6 +388,37 @@ impl<'a> Drawing<'a> {
             host: self.rng.percent(50).then_some(s.host),
         };
         self.push(s.at, fault);
+    }
+
+    /// Mostly switched on at once, on a host of the user's choice or of the cluster's.
+    fn vm_created(&mut self, s: Stroke) {
+        if self.created.len() >= CREATED {
+            return;
+        }
+        let (vm, host) = (self.vms, self.rng.percent(50).then_some(s.host));
+        let on = self.rng.percent(80);
+        self.push(s.at, Fault::VmCreate { vm, host, on });
+        self.vms += 1;
+        self.created.push(host);
+    }
+
+    /// A host is taken out of service, or put back into it, while nobody hears it; now and then its agent
+    /// hangs when its network is back.
+    fn isolated_host_rests(&mut self, s: Stroke) {
+        let isolated = nanos(self.settings.timing.isolation_declare);
+        let enter = s.at + self.rng.below(4 * isolated / MS) * MS;
+        let exit = enter + self.rng.below(3 * isolated / MS) * MS;
+        let heal = s.at + self.rng.between(2, 8) * isolated;
+        self.cut(s.at, heal, s.host);
+        self.maintenance(enter, s.host, true);
+        self.maintenance(exit, s.host, false);
+        if self.rng.percent(30) {
+            let host = s.host;
+            let hang = heal.saturating_sub(self.rng.below(500) * MS);
+            self.push(hang, Fault::AgentHang { host });
+            let resume = heal + 2 * nanos(self.settings.timing.dead);
+            self.push(resume, Fault::AgentResume { host });
+        }
     }
 
     /// Switched off first; deleting what runs is refused.

@@ -69,11 +69,20 @@ const EXCEPTIONS: &[Exception] = &[
         "holder_unknown",
         "no host is taken out of the configuration",
     ),
-    until(
-        "vm.delete",
+    never(
         Group::Issue,
         "vm_unknown",
-        "no VM is taken out of the configuration",
+        "a VM is deleted when it is off, and what a host still has of it ends with the news",
+    ),
+    never(
+        Group::Issue,
+        "no_shared_datastore",
+        "hosts share each datastore that VMs are on, or L2 would have nothing to demand",
+    ),
+    never(
+        Group::Issue,
+        "clock_drift",
+        "clocks drift within the bound that safety assumes",
     ),
     never(
         Group::Issue,

@@ -1,10 +1,10 @@
 //! From a scenario back to TOML, so that a failing run can be kept and replayed.
 
-use super::{Scenario, Weather};
+use super::{Fault, Scenario, VmSetup, Weather};
 use crate::clock::{MS, Nanos};
 use mainstay_core::config::{
     DatastoreKind, FenceClass, HostShutdown, IsolationResponse, RestartPriority, RuleKind,
-    SETTINGS, Settings,
+    SETTINGS, Settings, VmSpec,
 };
 use mainstay_core::time::nanos;
 use serde_json::Value;
@@ -109,23 +109,8 @@ fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
         if let Some(host) = v.host.and_then(|h| names.hosts.get(h)) {
             writeln!(out, "host = {host:?}")?;
         }
-        writeln!(
-            out,
-            "cpu_mhz = {}\nmemory_mb = {}",
-            spec.cpu_mhz, spec.memory_mb
-        )?;
         writeln!(out, "power = \"{}\"", if v.on { "on" } else { "off" })?;
-        writeln!(
-            out,
-            "restart_priority = \"{}\"",
-            priority(spec.restart_priority)
-        )?;
-        if let Some(response) = spec.isolation_response {
-            writeln!(out, "isolation_response = \"{}\"", isolation(response))?;
-        }
-        if !spec.guest_agent {
-            writeln!(out, "guest_agent = false")?;
-        }
+        vm(v, spec, out)?;
         if !spec.depends_on.is_empty() {
             writeln!(
                 out,
@@ -133,12 +118,6 @@ fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
                 list(spec.depends_on.iter().map(|d| d.as_str()))
             )?;
         }
-        writeln!(out, "start_time = {}", ms(v.start_time))?;
-        writeln!(
-            out,
-            "shutdown_time = {}",
-            v.shutdown_time.map_or("\"never\"".into(), ms)
-        )?;
     }
     for r in &s.config.rules {
         let kind = match r.kind {
@@ -165,8 +144,41 @@ fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
         for (key, value) in e.fault.arguments(&names) {
             writeln!(out, "{key} = {}", toml_value(&value))?;
         }
+        if let Fault::VmCreate { vm: index, .. } = &e.fault
+            && let Some(setup) = s.vms.get(*index)
+            && let Some(spec) = s.created.get(&setup.id)
+        {
+            writeln!(out, "datastore = \"{}\"", spec.datastore)?;
+            vm(setup, spec, out)?;
+        }
     }
     Ok(())
+}
+
+/// What a VM is, wherever it comes from.
+fn vm(setup: &VmSetup, spec: &VmSpec, out: &mut String) -> std::fmt::Result {
+    writeln!(
+        out,
+        "cpu_mhz = {}\nmemory_mb = {}",
+        spec.cpu_mhz, spec.memory_mb
+    )?;
+    writeln!(
+        out,
+        "restart_priority = \"{}\"",
+        priority(spec.restart_priority)
+    )?;
+    if let Some(response) = spec.isolation_response {
+        writeln!(out, "isolation_response = \"{}\"", isolation(response))?;
+    }
+    if !spec.guest_agent {
+        writeln!(out, "guest_agent = false")?;
+    }
+    writeln!(out, "start_time = {}", ms(setup.start_time))?;
+    writeln!(
+        out,
+        "shutdown_time = {}",
+        setup.shutdown_time.map_or("\"never\"".into(), ms)
+    )
 }
 
 fn toml_value(value: &Value) -> String {
