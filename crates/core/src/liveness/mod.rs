@@ -339,8 +339,11 @@ impl Agent {
         };
         if self.now < silent_from + decided {
             // A verdict that was reached before stays until there is another reason.
-            let early = matches!(peer.state, HostState::Live | HostState::Unreachable);
-            return if early {
+            let undecided = matches!(
+                peer.state,
+                HostState::Live | HostState::Unreachable | HostState::Maintenance
+            );
+            return if undecided {
                 unreachable(String::from("it is pinged"))
             } else {
                 None
