@@ -1,0 +1,193 @@
+//! Finds the VMs that should run and do not: what is on the protected lists, held against what hosts report.
+
+use super::{Restart, Step};
+use crate::agent::Agent;
+use crate::id::{DatastoreId, Generation, HostId, VmId};
+use crate::time::{Duration, Instant};
+use crate::wire::{ProtectedVm, VmReportState};
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// A VM that ran for less than this after a restart spends an attempt when it dies, as a failed start does.
+const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+impl Agent {
+    /// Holds what is protected against what runs: wherever something changed, and where time matters.
+    pub(crate) fn reconcile(&mut self) {
+        if !self.role.is_primary() {
+            self.inventory.rest();
+            return;
+        }
+        self.settle_vms();
+        self.note_owned();
+        let mut due = self.inventory.take_changed();
+        due.extend(self.restarts.take_touched());
+        let runs = |r: &Restart| matches!(r.step, Step::Runs { .. });
+        due.extend(
+            self.restarts
+                .iter()
+                .filter(|(_, r)| runs(r))
+                .map(|(vm, _)| vm.clone()),
+        );
+        for vm in due {
+            self.reconcile_vm(&vm);
+        }
+    }
+
+    /// Follows which datastores are owned: what is on one that was lost is no business of this primary
+    /// any more, and on one that was won everything is looked at.
+    fn note_owned(&mut self) {
+        let owned: BTreeMap<DatastoreId, Generation> = self
+            .stores
+            .keys()
+            .filter_map(|d| Some((d.clone(), self.acting(d)?.generation)))
+            .collect();
+        if owned == self.inventory.owned {
+            return;
+        }
+        self.restarts
+            .retain(|_, r| owned.contains_key(&r.datastore));
+        let won: Vec<DatastoreId> = owned
+            .iter()
+            .filter(|(d, g)| self.inventory.owned.get(*d) != Some(*g))
+            .map(|(d, _)| d.clone())
+            .collect();
+        let mut all: Vec<VmId> = Vec::new();
+        for datastore in &won {
+            all.extend(
+                self.acting(datastore)
+                    .into_iter()
+                    .flat_map(|a| a.list.keys())
+                    .cloned(),
+            );
+        }
+        if !won.is_empty() {
+            let there = self.located().into_iter();
+            let there = there.filter(|(_, place)| won.contains(&place.spec.datastore));
+            all.extend(there.map(|(vm, _)| vm.clone()));
+            self.inventory.tell.extend(self.peers.keys().cloned());
+        }
+        self.inventory.mark_all(all.into_iter());
+        self.inventory.owned = owned;
+    }
+
+    /// The owned datastore on whose list the VM is.
+    pub(crate) fn listed_on(&self, vm: &VmId) -> Option<DatastoreId> {
+        let lists = |d: &DatastoreId| self.acting(d).is_some_and(|a| a.list.contains_key(vm));
+        let home = match self.config.vms.get(vm) {
+            Some(spec) => Some(&spec.datastore),
+            None => self.locate(vm).map(|place| &place.spec.datastore),
+        };
+        match home {
+            Some(home) => lists(home).then(|| home.clone()),
+            // Neither configured nor reported: it may be on any list.
+            None => self.inventory.owned.keys().find(|d| lists(d)).cloned(),
+        }
+    }
+
+    fn reconcile_vm(&mut self, vm: &VmId) {
+        let Some(place) = self.locate(vm) else {
+            if let Some(datastore) = self.listed_on(vm) {
+                self.reconcile_missing(&datastore, vm);
+            }
+            return;
+        };
+        let (state, host) = (place.state, place.host.clone());
+        if matches!(state, VmReportState::Running | VmReportState::Frozen)
+            && self.acting(&place.spec.datastore).is_some()
+        {
+            let datastore = place.spec.datastore.clone();
+            let protected = ProtectedVm {
+                vm: vm.clone(),
+                cpu_mhz: place.spec.cpu_mhz,
+                memory_mb: place.spec.memory_mb,
+                restart_priority: place.spec.restart_priority,
+                last_host: Some(host.clone()),
+            };
+            self.want_protected(&datastore, protected);
+        }
+        if self.restarts.contains_key(vm) && self.listed_on(vm).is_some() {
+            self.reconcile_present(vm, &host, state);
+        }
+    }
+
+    /// A protected VM that no connected host reports.
+    fn reconcile_missing(&mut self, datastore: &DatastoreId, vm: &VmId) {
+        let now = self.now;
+        match self.restarts.get(vm).map(|r| &r.step) {
+            Some(Step::Runs { since }) => {
+                let since = *since;
+                // A report or two may be on its way.
+                if now.since(since) > 3 * self.timing().network_heartbeat {
+                    self.fell_again(vm, since);
+                }
+            }
+            Some(_) => {}
+            None => {
+                let restart = Restart {
+                    datastore: datastore.clone(),
+                    attempt: 0,
+                    step: Step::Look(now),
+                    why: String::from("no connected host reports it"),
+                    said: String::new(),
+                    home_back: None,
+                    requested: None,
+                    order: 0,
+                    since: now,
+                    failures: BTreeMap::new(),
+                };
+                self.restarts.insert(vm.clone(), restart);
+            }
+        }
+    }
+
+    /// A VM that is reported while a restart of it is under way.
+    fn reconcile_present(&mut self, vm: &VmId, host: &HostId, state: VmReportState) {
+        let now = self.now;
+        let Some(restart) = self.restarts.get(vm) else {
+            return;
+        };
+        match (&restart.step, state) {
+            (Step::Runs { since }, _) if now.since(*since) >= STABLE_AFTER => {
+                self.restarts.remove(vm);
+            }
+            (
+                Step::Runs { .. } | Step::Ordered { .. },
+                VmReportState::Starting | VmReportState::Stopping | VmReportState::Frozen,
+            ) => {}
+            (Step::Runs { .. }, VmReportState::Running) => {}
+            (_, VmReportState::Running) => {
+                if let Some(restart) = self.restarts.get_mut(vm) {
+                    restart.why = format!("it runs on {host}");
+                    restart.step = Step::Runs { since: now };
+                }
+            }
+            // Somebody has it in hand: nothing is to be done, and nothing forgotten.
+            (_, VmReportState::Starting | VmReportState::Stopping | VmReportState::Frozen) => {}
+        }
+    }
+
+    /// It died again after a restart: too soon after counts as a failed start.
+    fn fell_again(&mut self, vm: &VmId, since: Instant) {
+        let now = self.now;
+        let soon = now.since(since) < STABLE_AFTER;
+        let Some(restart) = self.restarts.get_mut(vm) else {
+            return;
+        };
+        restart.said.clear();
+        let asked = restart.requested.take().map(|(_, host)| host);
+        restart.step = Step::Look(now);
+        if soon && restart.attempt > 0 {
+            let host = asked.unwrap_or_else(|| self.me.host.clone());
+            self.attempt_failed(
+                vm,
+                &host,
+                String::from("it stopped right after its restart"),
+            );
+        } else if let Some(restart) = self.restarts.get_mut(vm) {
+            restart.attempt = 0;
+        }
+    }
+}

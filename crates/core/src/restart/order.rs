@@ -1,0 +1,290 @@
+//! Places the restarts that are ready, orders each start from its host, and follows what comes of it.
+
+use super::Step;
+use crate::agent::{Agent, planted};
+use crate::config::VmSpec;
+use crate::event::{EventKind, WaitCause};
+use crate::id::{HostId, VmId};
+use crate::io::Channel;
+use crate::placement::{Choice, Room, View, plan};
+use crate::time::Instant;
+use crate::wire::{LockRecord, Message, StartOrder, StartOutcome, StartResult};
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+impl Agent {
+    /// What each host has left, with the starts that are on their way.
+    fn view(&self) -> View {
+        let mut view = View::default();
+        let own = self.own_reported();
+        let others = self.peers.iter().filter(|(_, p)| p.connected());
+        let others = others.filter_map(|(h, p)| Some((h, p.report.as_ref()?)));
+        for (host, report) in core::iter::once((&self.me.host, &own)).chain(others) {
+            let going = if *host == self.me.host {
+                self.leaving.is_some()
+            } else {
+                self.peers.get(host).is_some_and(|p| p.leaving)
+            };
+            let resting = self.config.hosts.get(host).is_none_or(|h| h.maintenance);
+            if going || (resting && !planted!(self, RestingHostStarts)) {
+                continue;
+            }
+            let room = Room {
+                cpu_mhz: report.cpu_mhz,
+                memory_mb: report.memory_mb,
+                datastores: report.datastores.iter().cloned().collect(),
+                count: report.vms.len(),
+                vms: BTreeSet::new(),
+                starting: 0,
+                starts_at_once: self.config.settings.concurrent_restarts_per_host,
+            };
+            view.hosts.insert(host.clone(), room);
+        }
+        // Only VMs that rules name need to be told apart.
+        for vm in self.config.rules.iter().flat_map(|r| &r.vms) {
+            let own = self.vms.contains_key(vm).then_some(&self.me.host);
+            for host in own.into_iter().chain(self.inventory.hosts_of(vm)) {
+                if let Some(room) = view.hosts.get_mut(host) {
+                    room.vms.insert(vm.clone());
+                }
+            }
+        }
+        for (vm, restart) in &self.restarts {
+            let Step::Ordered { host, .. } = &restart.step else {
+                continue;
+            };
+            let reported = self.inventory.hosts_of(vm).any(|h| h == host)
+                || *host == self.me.host && self.vms.contains_key(vm);
+            let (Some(spec), Some(room)) = (self.config.vms.get(vm), view.hosts.get_mut(host))
+            else {
+                continue;
+            };
+            room.starting += 1;
+            if !reported {
+                room.take(spec);
+            }
+        }
+        view
+    }
+
+    /// The host for which a VM waited is back since less than `order_timeout`: it may not be ready yet.
+    fn has_patience_with_home(&mut self, vm: &VmId) -> bool {
+        let (now, limit) = (self.now, self.config.settings.order_timeout);
+        let restart = self.restarts.get_mut(vm);
+        restart.is_some_and(|r| now.since(*r.home_back.get_or_insert(now)) < limit)
+    }
+
+    pub(super) fn order_starts(&mut self, mut ready: Vec<(VmSpec, LockRecord, Option<HostId>)>) {
+        ready.sort_by(|(a, ..), (b, ..)| {
+            (a.restart_priority, core::cmp::Reverse(a.memory_mb), &a.id).cmp(&(
+                b.restart_priority,
+                core::cmp::Reverse(b.memory_mb),
+                &b.id,
+            ))
+        });
+        let specs: Vec<VmSpec> = ready.iter().map(|(s, ..)| s.clone()).collect();
+        let mut view = self.view();
+        for (spec, record, _) in &ready {
+            if let Some(host) = self.waits_for(record) {
+                let patient = self.has_patience_with_home(&spec.id);
+                view.home.insert(spec.id.clone(), (host, patient));
+            }
+            if let Some(restart) = self.restarts.get(&spec.id) {
+                for (host, times) in &restart.failures {
+                    view.failures
+                        .insert((spec.id.clone(), host.clone()), *times);
+                }
+            }
+        }
+        let choices = plan(&view, &self.config.rules, &specs);
+        for ((spec, record, broken), (vm, choice)) in ready.into_iter().zip(choices) {
+            match choice {
+                Choice::Nowhere(refusals) => {
+                    let (cause, why) = if refusals.is_empty() {
+                        (WaitCause::NoHost, String::from("no host is connected"))
+                    } else {
+                        let why = format!("no host has room for it ({})", refusals.join("; "));
+                        (WaitCause::NoRoom, why)
+                    };
+                    self.say_waiting(&vm, cause, &why);
+                    self.note_checked(&vm, Some(self.no_room()));
+                }
+                Choice::Host(host, refusals) => self.order(spec, &record, broken, host, &refusals),
+            }
+        }
+    }
+
+    fn order(
+        &mut self,
+        spec: VmSpec,
+        record: &LockRecord,
+        broken: Option<HostId>,
+        host: HostId,
+        refusals: &[String],
+    ) {
+        let vm = spec.id.clone();
+        if let Some(from) = &broken {
+            self.note_proven(&spec.datastore, from);
+        }
+        let number = self.number();
+        let now = self.now;
+        let best = if self.waits_for(record).as_ref() == Some(&host) {
+            format!("{host}, on which it ran, is back")
+        } else {
+            format!("{host} has the most room")
+        };
+        let Some(restart) = self.restarts.get_mut(&vm) else {
+            return;
+        };
+        restart.attempt += 1;
+        restart.order = number;
+        restart.step = Step::Ordered {
+            host: host.clone(),
+            since: now,
+        };
+        let proof = match &broken {
+            Some(from) => format!(
+                "{from} lost it, and its right to run under generation {} has lapsed",
+                record.generation
+            ),
+            None => String::from("its lock is free and it should run"),
+        };
+        let others = if refusals.is_empty() {
+            String::new()
+        } else {
+            format!("; not on {}", refusals.join("; not on "))
+        };
+        let least = restart.failures.get(&host).copied().unwrap_or(0);
+        let failed = restart.failures.iter().filter(|(_, times)| **times > least);
+        let failed: Vec<&str> = failed.map(|(host, _)| host.as_str()).collect();
+        let failed = match failed.is_empty() {
+            true => String::new(),
+            false => format!("; {} could not start it", failed.join(", ")),
+        };
+        restart.why = format!("{proof}; {best}{others}{failed}");
+        let (attempt, why) = (restart.attempt, restart.why.clone());
+        let said = restart.requested.replace((attempt, host.clone()));
+        if said != Some((attempt, host.clone())) {
+            self.emit(
+                EventKind::RestartRequested {
+                    vm,
+                    host: host.clone(),
+                    attempt,
+                },
+                why,
+            );
+        }
+        let order = StartOrder {
+            order: number,
+            spec,
+            expected: record.generation,
+            expected_nonce: record.nonce,
+            broken_from: broken,
+            attempt,
+        };
+        if host == self.me.host {
+            self.on_start_order(&host, order);
+        } else {
+            self.send(&host, Channel::Stream, Message::Start(order));
+        }
+    }
+
+    /// An order whose host was lost or says nothing is taken back; the lock tells what came of it.
+    pub(super) fn check_order(&mut self, vm: &VmId, host: &HostId, since: Instant) {
+        let now = self.now;
+        let lost = *host != self.me.host && !self.peers.get(host).is_some_and(|p| p.connected());
+        let late = now.since(since) >= self.config.settings.order_timeout;
+        if (lost || late)
+            && let Some(restart) = self.restarts.get_mut(vm)
+        {
+            restart.why = format!(
+                "{host} was asked to start it and {}",
+                if lost { "was lost" } else { "said nothing" }
+            );
+            restart.attempt = restart.attempt.saturating_sub(1);
+            restart.step = Step::Look(now);
+            if !lost {
+                *restart.failures.entry(host.clone()).or_insert(0) += 1;
+            }
+            self.inventory.revision += 1;
+        }
+    }
+
+    pub(crate) fn on_start_result(&mut self, from: &HostId, result: StartResult) {
+        let now = self.now;
+        let soon = now + self.timing().network_heartbeat;
+        let Some(restart) = self.restarts.get_mut(&result.vm) else {
+            return;
+        };
+        if restart.order != result.order || !matches!(restart.step, Step::Ordered { .. }) {
+            return;
+        }
+        // Whatever became of it, there may be room for another.
+        self.inventory.revision += 1;
+        match result.outcome {
+            StartOutcome::Started(generation) => {
+                restart.why = format!("it was started on {from} under generation {generation}");
+                restart.step = Step::Runs { since: now };
+                self.reconcile();
+            }
+            StartOutcome::LockLost => {
+                restart.attempt = restart.attempt.saturating_sub(1);
+                restart.step = Step::Look(soon);
+            }
+            StartOutcome::ImageLocked => {
+                restart.attempt = restart.attempt.saturating_sub(1);
+                restart.step = Step::Look(soon);
+                self.say_waiting(&result.vm, WaitCause::ImageLocked, "the storage still holds the image lock of the host that was lost; tried again at each heartbeat, no attempt is spent");
+            }
+            StartOutcome::NotReady(why) => {
+                restart.attempt = restart.attempt.saturating_sub(1);
+                restart.step = Step::Look(soon);
+                let why = format!("{from} was not ready: {why}");
+                self.say_waiting(&result.vm, WaitCause::HostNotReady, &why);
+            }
+            StartOutcome::Failed(why) => self.attempt_failed(&result.vm, from, why),
+        }
+    }
+
+    pub(super) fn attempt_failed(&mut self, vm: &VmId, host: &HostId, reason: String) {
+        let now = self.now;
+        let limit = self.config.settings.max_restart_attempts;
+        let Some(restart) = self.restarts.get_mut(vm) else {
+            return;
+        };
+        let attempt = restart.attempt;
+        *restart.failures.entry(host.clone()).or_insert(0) += 1;
+        let delay = self.config.settings.retry_delay(attempt.saturating_sub(1));
+        let ended = attempt > limit && !planted!(self, RetriesForEver);
+        restart.step = if ended {
+            Step::Abandoned
+        } else {
+            Step::Look(now + delay)
+        };
+        restart.why = reason.clone();
+        let (vm, host) = (vm.clone(), host.clone());
+        self.emit(
+            EventKind::RestartFailed {
+                vm: vm.clone(),
+                host,
+                attempt,
+                reason: reason.clone(),
+            },
+            reason,
+        );
+        if ended {
+            let reason =
+                format!("{limit} retries after the first attempt failed (max_restart_attempts)");
+            self.emit(
+                EventKind::RestartAbandoned {
+                    vm,
+                    attempt,
+                    reason: reason.clone(),
+                },
+                reason,
+            );
+        }
+    }
+}

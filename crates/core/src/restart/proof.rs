@@ -1,0 +1,274 @@
+//! Whether a VM may be restarted now: reads its lock, and collects the proof that nothing of it can run.
+
+use super::{Step, Wait};
+use crate::agent::{Agent, planted};
+use crate::config::{FenceClass, HostShutdown, RestartPriority, VmSpec};
+use crate::event::{HostState, StopReason, WaitCause};
+use crate::id::{DatastoreId, HostId, VmId};
+use crate::io::Channel;
+use crate::lock::LockName;
+use crate::tasks::TaskFor;
+use crate::time::Instant;
+use crate::wire::{Desired, LockRecord, Message};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+impl Agent {
+    pub(super) fn look(&mut self, vm: &VmId, datastore: &DatastoreId) {
+        if self.has_task(&TaskFor::Look(vm.clone())) {
+            return;
+        }
+        if let Some(restart) = self.restarts.get_mut(vm) {
+            restart.step = Step::Looking;
+        }
+        self.read_lock(
+            datastore,
+            LockName::Vm(vm.clone()),
+            TaskFor::Look(vm.clone()),
+        );
+    }
+
+    /// The lock of a VM that nobody reports was read.
+    pub(crate) fn on_look(&mut self, vm: &VmId, record: Option<LockRecord>) {
+        let now = self.now;
+        let reread = now + self.timing().poweron_poll;
+        let ignore_intent = planted!(self, IntentIgnored);
+        let Some(restart) = self.restarts.get_mut(vm) else {
+            return;
+        };
+        if !matches!(restart.step, Step::Looking) {
+            return;
+        }
+        let Some(record) = record else {
+            restart.step = Step::Look(reread);
+            return;
+        };
+        let datastore = restart.datastore.clone();
+        if record.holder.is_none() && record.desired == Desired::Off && !ignore_intent {
+            if self.locate(vm).is_some() {
+                // It was switched on while the lock was being read, and may be protected again: a look that
+                // took long must not take it off the list.
+                if let Some(restart) = self.restarts.get_mut(vm) {
+                    restart.step = Step::Look(reread);
+                }
+                return;
+            }
+            self.restarts.remove(vm);
+            let why = String::from(
+                "its lock is free and says that its user, or the guest, switched it off",
+            );
+            self.want_unprotected(&datastore, vm, why);
+            return;
+        }
+        if let Some(holder) = record.holder.clone() {
+            if holder.host == self.me.host {
+                self.on_check_lock(vm, &datastore, record.generation);
+            } else if self.peers.get(&holder.host).is_some_and(|p| p.connected()) {
+                let message = Message::CheckLock {
+                    vm: vm.clone(),
+                    datastore: datastore.clone(),
+                    generation: record.generation,
+                };
+                self.send(&holder.host, Channel::Stream, message);
+            }
+        }
+        if let Some(restart) = self.restarts.get_mut(vm) {
+            restart.step = Step::Waiting {
+                record,
+                read_done: now,
+                reread,
+                checked: None,
+            };
+        }
+    }
+
+    /// The holder's heartbeat has not been read since the lock was. To read the lock again before that
+    /// would begin the proof anew each time where the storage is slow. A heartbeat that cannot be read
+    /// hides a change of the lock for no longer than a dead host takes.
+    pub(super) fn awaits_heartbeat(
+        &self,
+        datastore: &DatastoreId,
+        record: &LockRecord,
+        read_done: Instant,
+    ) -> bool {
+        let window = record.holder.as_ref().and_then(|holder| {
+            let store = self.stores.get(datastore)?;
+            store.windows.get(&holder.host)
+        });
+        window.is_some_and(|w| w.last_issue() <= read_done)
+            && self.now < read_done + self.timing().dead
+    }
+
+    /// May it be restarted now? The spec, and whose lock that breaks; or why not.
+    pub(super) fn may_restart(
+        &self,
+        vm: &VmId,
+        datastore: &DatastoreId,
+        record: &LockRecord,
+        read_done: Instant,
+    ) -> Result<(VmSpec, Option<HostId>), Wait> {
+        let worth = |cause, why: &str| Err(Wait::Worth(cause, String::from(why)));
+        let Some(acting) = self.acting(datastore) else {
+            return Err(Wait::Passing(format!("{datastore} is not owned")));
+        };
+        let Some(listed) = acting.list.get(vm) else {
+            return worth(WaitCause::NotProtected, "it is not protected");
+        };
+        let spec = self.config.vms.get(vm).cloned().unwrap_or_else(|| VmSpec {
+            id: vm.clone(),
+            datastore: datastore.clone(),
+            cpu_mhz: listed.cpu_mhz,
+            memory_mb: listed.memory_mb,
+            restart_priority: listed.restart_priority,
+            isolation_response: None,
+            depends_on: Vec::new(),
+            guest_agent: true,
+        });
+        if let Some(why) = self.waits_for_others(vm, &spec) {
+            return Err(why);
+        }
+        if !self.config.settings.host_monitoring {
+            return worth(WaitCause::MonitoringOff, "host_monitoring is off");
+        }
+        if spec.restart_priority == RestartPriority::Disabled {
+            return worth(
+                WaitCause::PriorityDisabled,
+                "its restart priority is disabled",
+            );
+        }
+        let Some(holder) = &record.holder else {
+            if let Some(why) = self.waits_for_its_host(record) {
+                return Err(Wait::Worth(WaitCause::HostShutDown, why));
+            }
+            return Ok((spec, None));
+        };
+        let host = &holder.host;
+        let Some(peer) = self.peers.get(host) else {
+            if *host == self.me.host {
+                return Err(Wait::Passing(String::from(
+                    "its lock names this host, which gives it back",
+                )));
+            }
+            return Err(Wait::Worth(
+                WaitCause::HolderUnknown,
+                format!("its lock names {host}, which is not in the cluster's configuration"),
+            ));
+        };
+        let enforced = self
+            .config
+            .datastores
+            .get(datastore)
+            .is_some_and(|d| d.fence == FenceClass::Enforced);
+        match peer.state {
+            HostState::Dead => {}
+            HostState::AgentUnreachable if enforced => {}
+            HostState::AgentUnreachable => {
+                return Err(Wait::Worth(
+                    WaitCause::HolderUnreachable,
+                    format!(
+                        "the agent of {host} is unreachable but the host answers pings, and {datastore} does not refuse late writes"
+                    ),
+                ));
+            }
+            // A host in maintenance is down for its admin's reasons; the window proves the rest.
+            HostState::Maintenance if self.silent_for_dead(peer) => {}
+            HostState::Live | HostState::Maintenance => {
+                return Err(Wait::Passing(format!(
+                    "{host} holds its lock and is live; it is asked to give it back"
+                )));
+            }
+            HostState::Unreachable => {
+                return Err(Wait::Passing(format!(
+                    "{host} holds its lock and is being judged: {}",
+                    peer.why
+                )));
+            }
+            HostState::Partitioned | HostState::Isolated => {
+                return Err(Wait::Worth(
+                    WaitCause::HolderCutOff,
+                    format!(
+                        "{host} holds its lock and is {}: {}",
+                        Self::state_name(peer.state),
+                        peer.why
+                    ),
+                ));
+            }
+        }
+        if !enforced && !self.config.settings.accept_late_writes {
+            return Err(Wait::Worth(
+                WaitCause::LateWrites,
+                format!(
+                    "{datastore} does not refuse late writes of {host}; its lock is broken only with proof of death (power fencing), or with accept_late_writes"
+                ),
+            ));
+        }
+        self.window_proof(datastore, host, read_done, record.r#break)
+            .map_err(Wait::Passing)?;
+        let needed = acting.longest_break.max(record.r#break);
+        if let Some(wait) = acting.vouched_lately(host, self.now, needed) {
+            return Err(Wait::Passing(format!(
+                "this owner vouched for {host} and breaks none of its locks for another {} ms",
+                wait.as_millis()
+            )));
+        }
+        let waited = self.now.since(acting.won_at);
+        let waits = acting.predecessor.as_ref() != Some(host) && waited <= needed;
+        if waits && !planted!(self, NewOwnerHurries) {
+            return Err(Wait::Passing(format!(
+                "a new owner breaks no lock for {} ms; {} ms have passed",
+                needed.as_millis(),
+                waited.as_millis()
+            )));
+        }
+        Ok((spec, Some(host.clone())))
+    }
+
+    /// The host that gave a free lock back when its admin shut it down, when VMs wait for such a host.
+    pub(super) fn waits_for(&self, record: &LockRecord) -> Option<HostId> {
+        let back = record.given_back.as_ref()?;
+        let waits = self.config.settings.host_shutdown == HostShutdown::Wait
+            && back.reason == StopReason::HostShutdown
+            && self.config.hosts.contains_key(&back.host);
+        waits.then(|| back.host.clone())
+    }
+
+    fn waits_for_its_host(&self, record: &LockRecord) -> Option<String> {
+        let host = self.waits_for(record)?;
+        let back = if host == self.me.host {
+            self.leaving.is_none()
+        } else {
+            self.peers
+                .get(&host)
+                .is_some_and(|p| p.connected() && !p.leaving)
+        };
+        (!back).then(|| {
+            format!("its host {host} was shut down by its admin, and VMs wait for their host (host_shutdown = wait)")
+        })
+    }
+
+    /// A VM whose dependencies should run and do not yet, waits for them, but not for ever.
+    fn waits_for_others(&self, vm: &VmId, spec: &VmSpec) -> Option<Wait> {
+        let since = self.restarts.get(vm)?.since;
+        if spec.depends_on.is_empty()
+            || self.now.since(since) >= self.config.settings.dependency_timeout
+        {
+            return None;
+        }
+        let missing = spec.depends_on.iter().find(|on| {
+            self.restarts
+                .get(*on)
+                .is_some_and(|r| !matches!(r.step, Step::Abandoned | Step::Runs { .. }))
+        })?;
+        Some(Wait::Worth(
+            WaitCause::Dependency,
+            format!("it depends on {missing}, which does not run yet"),
+        ))
+    }
+
+    /// Nothing has been heard of a host, and no ping answered, for as long as a dead host takes.
+    fn silent_for_dead(&self, peer: &crate::liveness::Peer) -> bool {
+        let t = self.timing();
+        self.now >= peer.silent_from(t.network_heartbeat) + t.dead && !peer.answers_pings()
+    }
+}
