@@ -1,0 +1,223 @@
+//! Winning a datastore's owner lock, losing it, and giving it back.
+
+use super::list::Loading;
+use super::{Acting, Own};
+use crate::agent::{Agent, Pending};
+use crate::event::EventKind;
+use crate::id::{DatastoreId, Generation, HostId};
+use crate::io::StorageRequest;
+use crate::lock::{LockName, SwapOutcome};
+use crate::tasks::TaskFor;
+use crate::wire::{Desired, LockRecord, ProtectedTable};
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+impl Agent {
+    pub(super) fn read_owner(&mut self, datastore: &DatastoreId) {
+        self.owned.insert(datastore.clone(), Own::Reading);
+        self.read_lock(datastore, LockName::Owner, TaskFor::Own(datastore.clone()));
+    }
+
+    pub(crate) fn on_own_head(&mut self, datastore: &DatastoreId, record: Option<LockRecord>) {
+        if !matches!(self.owned.get(datastore), Some(Own::Reading)) {
+            return;
+        }
+        let now = self.now;
+        let next = now + self.timing().poweron_poll;
+        if !self.role.is_primary() {
+            self.owned
+                .insert(datastore.clone(), Own::None { next, holder: None });
+            let mine = record.filter(|r| r.holder.as_ref().is_some_and(|h| h.host == self.me.host));
+            if let Some(record) = mine {
+                self.free_owner(datastore, (record.generation, record.nonce));
+            }
+            return;
+        }
+        let Some(record) = record else {
+            self.owned
+                .insert(datastore.clone(), Own::None { next, holder: None });
+            return;
+        };
+        match &record.holder {
+            None => self.take_over(datastore, &record, None),
+            Some(h) if h.host == self.me.host => self.take_over(datastore, &record, None),
+            Some(_) => {
+                self.owned.insert(
+                    datastore.clone(),
+                    Own::Waiting {
+                        record,
+                        read_done: now,
+                        next,
+                    },
+                );
+            }
+        }
+    }
+
+    pub(super) fn take_over(
+        &mut self,
+        datastore: &DatastoreId,
+        record: &LockRecord,
+        predecessor: Option<HostId>,
+    ) {
+        let now = self.now;
+        // What runs here by another owner's word must have ended first: an owner uses no such right.
+        let store = self.stores.get(datastore);
+        if let Some(until) = store.and_then(|s| s.vouched.over_at()).filter(|u| now < *u) {
+            self.owned.insert(
+                datastore.clone(),
+                Own::None {
+                    next: until,
+                    holder: None,
+                },
+            );
+            return;
+        }
+        let Some(token) = self.stores.get(datastore).and_then(|s| s.right.token(now)) else {
+            let next = now + self.timing().datastore_heartbeat;
+            self.owned
+                .insert(datastore.clone(), Own::None { next, holder: None });
+            return;
+        };
+        let swapping = Own::Swapping {
+            token,
+            predecessor,
+            named: record.r#break,
+        };
+        self.owned.insert(datastore.clone(), swapping);
+        let from = (record.generation, record.nonce);
+        let holder = Some(self.holder());
+        self.swap_lock(
+            datastore,
+            LockName::Owner,
+            TaskFor::Own(datastore.clone()),
+            from,
+            holder,
+            Desired::Off,
+        );
+    }
+
+    pub(crate) fn on_own_swapped(
+        &mut self,
+        datastore: &DatastoreId,
+        record: LockRecord,
+        outcome: &SwapOutcome,
+    ) {
+        let now = self.now;
+        let next = now + self.timing().datastore_heartbeat;
+        let none = Own::None { next, holder: None };
+        match self.owned.get(datastore).cloned() {
+            Some(Own::Swapping {
+                token,
+                predecessor,
+                named,
+            }) if *outcome == SwapOutcome::Won => {
+                if !self.role.is_primary() {
+                    let from = (record.generation, record.nonce);
+                    self.free_owner(datastore, from);
+                    return;
+                }
+                if !self.holds(datastore, token) {
+                    self.owned.insert(datastore.clone(), none);
+                    return;
+                }
+                let acting = Acting {
+                    generation: record.generation,
+                    token,
+                    won_at: now,
+                    predecessor,
+                    from: (record.generation, record.nonce),
+                    loading: Some(Loading::Listing),
+                    list: BTreeMap::new(),
+                    wanted: BTreeMap::new(),
+                    differs: false,
+                    why_removed: BTreeMap::new(),
+                    writing: None,
+                    retry_at: now,
+                    table: ProtectedTable::default(),
+                    obsolete: Vec::new(),
+                    longest_break: self.longest_break(&[named]),
+                    answers: BTreeMap::new(),
+                    proven: BTreeMap::new(),
+                };
+                self.owned
+                    .insert(datastore.clone(), Own::Acting(Box::new(acting)));
+                let pending = Pending::List {
+                    datastore: datastore.clone(),
+                    generation: record.generation,
+                };
+                self.storage(datastore, StorageRequest::ListProtected, pending);
+            }
+            Some(Own::Swapping { .. } | Own::Releasing) => {
+                self.owned.insert(datastore.clone(), none);
+            }
+            _ => {}
+        }
+    }
+
+    /// The datastore is owned no more; nothing is written.
+    pub(crate) fn lose(&mut self, datastore: &DatastoreId, why: &str) {
+        let next = self.now + self.timing().datastore_heartbeat;
+        let was = self
+            .owned
+            .insert(datastore.clone(), Own::None { next, holder: None });
+        if let Some(Own::Acting(acting)) = was
+            && acting.loading.is_none()
+        {
+            let host = self.me.host.clone();
+            self.emit(
+                EventKind::DatastoreReleased {
+                    host,
+                    datastore: datastore.clone(),
+                },
+                String::from(why),
+            );
+        }
+    }
+
+    /// Stops acting everywhere at once, then gives the locks back.
+    pub(crate) fn give_up_ownership(&mut self, why: &str, free: bool) {
+        let datastores: Vec<DatastoreId> = self.owned.keys().cloned().collect();
+        for datastore in datastores {
+            let from = match self.owned.get(&datastore) {
+                Some(Own::Acting(acting)) => Some(acting.from),
+                Some(Own::Reading | Own::Waiting { .. }) => {
+                    self.drop_tasks(&TaskFor::Own(datastore.clone()));
+                    None
+                }
+                // A swap that is out is given back when it is decided.
+                Some(Own::Swapping { .. } | Own::Releasing) => continue,
+                Some(Own::None { .. }) | None => continue,
+            };
+            self.lose(&datastore, why);
+            if let (Some(from), true) = (from, free) {
+                self.free_owner(&datastore, from);
+            }
+        }
+    }
+
+    /// A secondary gives back owner locks that an earlier agent of this host left: its heartbeat would
+    /// keep them alive, and the primary would own nothing.
+    pub(crate) fn free_leftover_ownership(&mut self) {
+        let datastores: Vec<DatastoreId> = self.stores.keys().cloned().collect();
+        for datastore in datastores {
+            if matches!(self.owned.get(&datastore), None | Some(Own::None { .. })) {
+                self.read_owner(&datastore);
+            }
+        }
+    }
+
+    fn free_owner(&mut self, datastore: &DatastoreId, from: (Generation, crate::id::Nonce)) {
+        self.owned.insert(datastore.clone(), Own::Releasing);
+        self.swap_lock(
+            datastore,
+            LockName::Owner,
+            TaskFor::Own(datastore.clone()),
+            from,
+            None,
+            Desired::Off,
+        );
+    }
+}
