@@ -2,7 +2,7 @@
 //! them is made.
 
 use super::cluster::{ClusterConfig, ConfigError, HostSpec, VmSpec};
-use super::settings::nearest;
+use super::nearest::nearest;
 use crate::id::{HostId, VmId};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;

@@ -1,6 +1,8 @@
 //! Who and what is in the cluster: hosts, datastores, VMs, rules.
 
-use super::settings::{IsolationResponse, RestartPriority, SettingError, Settings};
+use super::nearest::nearest;
+use super::set::SettingError;
+use super::settings::{IsolationResponse, RestartPriority, Settings};
 use super::timing::TimingError;
 use crate::id::{DatastoreId, HostId, VmId};
 use alloc::collections::BTreeMap;
@@ -332,6 +334,6 @@ fn missing<'a>(
         place: place.into(),
         what,
         id: id.into(),
-        nearest: super::settings::nearest(id, known).map(Into::into),
+        nearest: nearest(id, known).map(Into::into),
     }
 }

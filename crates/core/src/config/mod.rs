@@ -4,6 +4,10 @@
 mod beacons;
 mod change;
 mod cluster;
+mod duration;
+mod nearest;
+mod set;
+mod setting_docs;
 mod settings;
 mod text;
 mod timing;
@@ -15,9 +19,13 @@ pub use cluster::{
     ClusterConfig, ConfigError, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, Rule, RuleKind,
     VmSpec,
 };
+pub use duration::{format_duration, parse_duration};
+pub use nearest::nearest;
+pub use set::SettingError;
+pub use setting_docs::{SETTINGS, SettingDoc};
 pub use settings::{
     ApdResponse, HeartbeatPolicy, HostShutdown, IsolationResponse, PdlResponse, RestartPriority,
-    SETTINGS, SettingDoc, SettingError, Settings, format_duration, nearest, parse_duration,
+    Settings,
 };
 pub use timing::{Inequality, Profile, Timing, TimingError};
 pub(crate) use topology::Topology;

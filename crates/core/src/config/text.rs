@@ -1,8 +1,9 @@
 //! The value of each setting as text, as [`Settings::set`] takes it, and settings as they are written.
 
+use super::duration::format_duration;
+use super::setting_docs::SETTINGS;
 use super::settings::{
-    ApdResponse, HeartbeatPolicy, HostShutdown, IsolationResponse, PdlResponse, SETTINGS, Settings,
-    format_duration,
+    ApdResponse, HeartbeatPolicy, HostShutdown, IsolationResponse, PdlResponse, Settings,
 };
 use super::timing::Profile;
 use alloc::collections::BTreeMap;

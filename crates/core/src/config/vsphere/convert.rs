@@ -1,6 +1,6 @@
 //! Values of vSphere's options into values of settings, and back.
 
-use super::super::settings::parse_duration;
+use super::super::duration::parse_duration;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;

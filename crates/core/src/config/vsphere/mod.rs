@@ -11,7 +11,9 @@ mod tests;
 
 pub use table::OPTIONS;
 
-use super::settings::{SettingError, Settings, nearest};
+use super::nearest::nearest;
+use super::set::SettingError;
+use super::settings::Settings;
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::{String, ToString};
