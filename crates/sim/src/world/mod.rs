@@ -10,6 +10,8 @@ mod instances;
 mod judge;
 mod list;
 mod net;
+mod operation;
+mod paths;
 mod settle;
 mod stream;
 #[cfg(test)]
@@ -22,7 +24,7 @@ use crate::invariants::{Judge, Labels, Violation};
 use crate::scenario::{Names, Scenario};
 use crate::trace::{Body, Entry};
 use config::Wish;
-use disk::{Disk, Op, Write};
+use disk::{Disk, Write};
 use guard::Words;
 use guest::Vm;
 use instances::Instances;
@@ -36,6 +38,7 @@ use mainstay_core::io::{Durable, ExitCause, Input};
 use mainstay_core::rng::Rng;
 use mainstay_core::wire::RoleTag;
 use net::{Network, Parcel};
+use operation::Op;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 
 /// How to run a scenario.
