@@ -1,0 +1,93 @@
+//! What the agent answers at its control socket.
+
+use super::Shell;
+use crate::clock;
+use crate::control::server::Ask;
+use crate::control::{Pong, Readiness};
+use crate::net;
+use crate::weak::Source;
+use mainstay_core::Command;
+use mainstay_core::config::nearest;
+use mainstay_core::id::{HostId, VmId};
+use mainstay_core::status::Status;
+use mainstay_core::time::millis;
+
+impl Shell {
+    fn status(&mut self) -> Result<Status, String> {
+        // A network may have come, or gone, since the last look.
+        self.set_issues(Source::Addresses, net::missing(&self.own_addresses));
+        let status = self.agent.status(clock::now());
+        let mut status = status.ok_or("the agent has no status yet; try again")?;
+        status.ignored.extend(self.rejects.all());
+        Ok(status)
+    }
+
+    /// Answers the control socket; a client that went away meanwhile gets nothing.
+    pub(super) fn answer(&mut self, ask: Ask) {
+        match ask {
+            Ask::Status(to) => drop(to.try_send(self.status())),
+            Ask::Ping(to) => drop(to.try_send(Pong {
+                host: self.stamp.writer.clone(),
+                pid: std::process::id(),
+                guard_pid: self.link.guard_pid(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            })),
+            Ask::ExplainVm(vm, to) => {
+                let explained = self.agent.explain_vm(clock::now(), &vm);
+                drop(to.try_send(explained.ok_or_else(|| self.no_vm(&vm))));
+            }
+            Ask::ExplainHost(host, to) => {
+                let known = self.addresses.keys().map(HostId::as_str);
+                let explained = self.agent.explain_host(clock::now(), &host);
+                drop(to.try_send(explained.ok_or_else(|| absent("host", host.as_str(), known))));
+            }
+            Ask::PowerOn(vm, to) => drop(to.try_send(self.command(Command::PowerOn(vm)))),
+            Ask::PowerOff(vm, to) => drop(to.try_send(self.command(Command::PowerOff(vm)))),
+            Ask::PrepareRestart(to) => drop(to.try_send(self.prepare_restart())),
+            Ask::Leave(to) => drop(to.try_send(self.command(Command::Leave))),
+            Ask::Config(to) => drop(to.try_send(self.agent.config().clone())),
+            Ask::Change(changes, to) => match self.agent.propose(clock::now(), changes) {
+                Ok(ticket) => {
+                    self.proposals.insert(ticket, to);
+                    self.drain();
+                }
+                Err(error) => {
+                    drop(to.try_send(Err(error.to_string())));
+                    self.drain();
+                }
+            },
+        }
+    }
+
+    fn prepare_restart(&mut self) -> Result<Readiness, String> {
+        self.command(Command::PrepareRestart)?;
+        let now = clock::now();
+        Ok(Readiness {
+            host: self.stamp.writer.clone(),
+            ready: self.agent.may_be_restarted(now),
+            away_ms: millis(self.agent.may_be_away(now)),
+        })
+    }
+
+    fn command(&mut self, command: Command) -> Result<(), String> {
+        let result = self
+            .agent
+            .command(clock::now(), command)
+            .map_err(|e| e.to_string());
+        self.drain();
+        result
+    }
+
+    fn no_vm(&self, vm: &VmId) -> String {
+        let status = self.agent.status(clock::now());
+        let known = status.iter().flat_map(|s| &s.vms).map(|v| v.vm.as_str());
+        absent("VM", vm.as_str(), known)
+    }
+}
+
+fn absent<'a>(what: &str, id: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let near = nearest(id, known)
+        .map(|n| format!("; did you mean \"{n}\"?"))
+        .unwrap_or_default();
+    format!("there is no {what} \"{id}\" in this cluster{near}")
+}

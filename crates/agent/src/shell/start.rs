@@ -1,0 +1,477 @@
+//! Sets the agent up: files, network, datastores, drivers and guard, and then its loop.
+
+use super::{Shell, Wake};
+use crate::config::{AgentFile, ClusterFile, ClusterKey, FileError, Probe};
+use crate::control::server::{self, ControlError};
+use crate::datastores::Datastores;
+use crate::events::EventLog;
+use crate::guard_link::{GuardLink, Seen, Starter};
+use crate::net::ping::icmp_available;
+use crate::net::stream::{Patience, Streamed, Streams, Tls, TlsError};
+use crate::net::udp::{Link, Received, Udp};
+use crate::net::{Addresses, Rejects, isolation};
+use crate::persist::{self, Persister};
+use crate::twin::{Role, Seat, TwinError};
+use crate::vms::{Report, Vms, VmsConfig};
+use crate::weak::Source;
+use crate::{clock, drivers, guard, logging, twin};
+use mainstay_core::config::{ClusterConfig, ConfigError};
+use mainstay_core::id::{BootId, HostId, InstanceId};
+use mainstay_core::io::Input;
+use mainstay_core::wire::{Message, Stamp, understood_by_writer};
+use mainstay_core::{Agent, Identity};
+use mainstay_hypervisor::CgroupPlacement;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+/// Events that wait for the loop.
+const QUEUE_LENGTH: usize = 8192;
+/// How long a start waits for datastores that answer.
+const DATASTORE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why the agent did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] FileError),
+    /// The cluster's configuration as the core sees it.
+    #[error(transparent)]
+    Cluster(#[from] ConfigError),
+    /// Another agent runs, or a file cannot be used.
+    #[error(transparent)]
+    Twin(#[from] TwinError),
+    /// The TLS files.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The control socket.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// An address of this host cannot be used.
+    #[error(
+        "cannot listen at {address} ({what}); is it this host's address, and does another agent use it?"
+    )]
+    Address {
+        /// The address.
+        address: SocketAddr,
+        /// UDP or TCP.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// There is no guard.
+    #[error(
+        "there is no guard, and without one no VM may run; see guard.stderr and guard.log in the log directory"
+    )]
+    Guard(#[source] io::Error),
+    /// The boot id file holds no id.
+    #[error("{path} does not hold a boot id; it must hold at least 16 hexadecimal digits")]
+    Boot {
+        /// The file.
+        path: String,
+    },
+    /// Something of the system is missing.
+    #[error("cannot {action}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn system(action: &'static str) -> impl Fn(io::Error) -> AgentError {
+    move |source| AgentError::System { action, source }
+}
+
+/// Runs the agent until it is told to stop.
+///
+/// # Errors
+/// [`AgentError`]; VMs that run here go on until their rights end.
+pub fn run_agent(config: &Path) -> Result<(), AgentError> {
+    let file = AgentFile::read(config)?;
+    let cluster_file = ClusterFile::read(&file.cluster)?;
+    let written = cluster_file.cluster_config()?;
+    file.check_against(config, &written)?;
+    let key = ClusterKey::read(&file.key_file)?;
+    let tls = Tls::read(&file)?;
+    for dir in [&file.run_dir, &file.state_dir, &file.log_dir] {
+        twin::private_dir(dir)?;
+    }
+    let seat = Seat::take(&file.run_dir, Role::Agent)?;
+    twin::detach();
+    let _log = logging::start(&file.log_dir, "agent");
+    logging::abort_on_panic();
+    let (cluster, kept_issues) = newest(written, &file);
+    let started = Starting {
+        config,
+        file: &file,
+        cluster_file: &cluster_file,
+        cluster: &cluster,
+        kept_issues,
+        key,
+        tls,
+    };
+    let result = started.start().map(|(mut shell, wakes)| shell.run(&wakes));
+    if let Err(error) = &result {
+        tracing::error!(error = logging::chain(error), "the agent ends");
+    }
+    seat.leave();
+    result
+}
+
+/// The configuration to begin with: the one that was kept when it is newer than the admin's file, which
+/// then counts no more; and what is to be said about it.
+fn newest(written: ClusterConfig, file: &AgentFile) -> (ClusterConfig, Vec<String>) {
+    let (kept, issue) = persist::load_config(&file.state_dir);
+    let mut issues: Vec<String> = issue.into_iter().collect();
+    let Some(kept) = kept.filter(|k| k.cluster_id == written.cluster_id && k.version > 0) else {
+        return (written, issues);
+    };
+    let mut same = kept.clone();
+    same.version = written.version;
+    if same != written {
+        issues.push(format!(
+            "{} differs from version {} of the cluster's configuration, which was changed while it ran and is in force; change it with `mainstay config set`, or bring the file up to date",
+            file.cluster.display(),
+            kept.version
+        ));
+    }
+    (kept, issues)
+}
+
+struct Starting<'a> {
+    config: &'a Path,
+    file: &'a AgentFile,
+    cluster_file: &'a ClusterFile,
+    cluster: &'a ClusterConfig,
+    kept_issues: Vec<String>,
+    key: ClusterKey,
+    tls: Tls,
+}
+
+impl Starting<'_> {
+    fn identity(&self) -> Result<(Identity, String), AgentError> {
+        let boot = guard::read_boot(self.file)?;
+        let digits: String = boot
+            .chars()
+            .filter(char::is_ascii_hexdigit)
+            .take(16)
+            .collect();
+        let number = u64::from_str_radix(&digits, 16)
+            .ok()
+            .filter(|_| digits.len() == 16);
+        let Some(number) = number else {
+            let path = self
+                .file
+                .boot_id_file
+                .as_deref()
+                .unwrap_or(Path::new("the kernel's boot_id"));
+            return Err(AgentError::Boot {
+                path: path.display().to_string(),
+            });
+        };
+        let identity = Identity {
+            host: self.file.host.clone(),
+            boot: BootId(number),
+            instance: InstanceId(random()?),
+            seed: random()?,
+        };
+        Ok((identity, boot))
+    }
+
+    fn start(self) -> Result<(Shell, Receiver<Wake>), AgentError> {
+        let file = self.file;
+        let (identity, boot) = self.identity()?;
+        let (wake, wakes) = sync_channel(QUEUE_LENGTH);
+        let rejects = Rejects::default();
+        let addresses: Addresses = self
+            .cluster_file
+            .hosts
+            .iter()
+            .map(|h| (h.id.clone(), h.by_network()))
+            .collect();
+        let (udp, streams) = self.network(&identity, &addresses, &rejects, &wake)?;
+        let events = EventLog::start(&file.log_dir).map_err(system("start a thread"))?;
+        let to_loop = wake.clone();
+        let ask: server::Asker = Arc::new(move |ask| to_loop.try_send(Wake::Ask(ask)).is_ok());
+        server::start(&file.control_socket(), ask, events.clone())?;
+        handle_signals(&wake)?;
+
+        let program = match &file.program {
+            Some(program) => program.clone(),
+            None => std::env::current_exe().map_err(system("find this program"))?,
+        };
+        let starter = Starter {
+            program,
+            config: std::path::absolute(self.config)
+                .map_err(system("find the current directory"))?,
+            run_dir: file.run_dir.clone(),
+            log_dir: file.log_dir.clone(),
+            boot,
+        };
+        let link = Arc::new(GuardLink::attach(starter).map_err(AgentError::Guard)?);
+        let drivers = drivers::make(file);
+        probe_weaknesses(file, self.cluster_file, &drivers, &wake)?;
+        let to_loop = wake.clone();
+        // These threads may wait for the loop; it never waits for them.
+        let report: Report = Arc::new(move |input| drop(to_loop.send(Wake::Input(input))));
+        let vms_config = VmsConfig {
+            cluster: self.cluster_file,
+            default: file.driver,
+            mounts: file.datastores.clone(),
+            run_dir: file.run_dir.clone(),
+            cgroup: file
+                .cgroup_parent
+                .clone()
+                .map_or(CgroupPlacement::Auto, CgroupPlacement::Under),
+        };
+        let mut vms = Vms::new(vms_config, drivers, Arc::clone(&link), report);
+        let (found, ends) = vms.adopt();
+
+        let to_loop = wake.clone();
+        let done = move |op, ok| drop(to_loop.send(Wake::Input(Input::Persisted(op, ok))));
+        let persister =
+            Persister::start(file.state_dir.clone(), done).map_err(system("start a thread"))?;
+        let (durable, state_issue) = persist::load(&file.state_dir);
+        let datastores = self.datastores(&wake)?;
+        let now = clock::now();
+        let mut agent = Agent::new(identity.clone(), self.cluster.clone(), durable, found, now)?;
+        let named = self.cluster_file.isolation_addresses.clone();
+        let own = addresses.get(&identity.host).cloned().unwrap_or_default();
+        let isolation = isolation::addresses(&named, &self.cluster.settings, &own);
+        agent.set_isolation_addresses(isolation.iter().map(ToString::to_string).collect());
+        let watching = Arc::clone(&link);
+        let to_loop = wake.clone();
+        spawn("guard", move || {
+            let report = |seen| drop(to_loop.send(Wake::Seen(seen)));
+            if let Err(error) = watching.watch(&report) {
+                report(Seen::Issues(vec![format!(
+                    "the guard cannot be watched ({error}); restart the agent"
+                )]));
+            }
+        })?;
+        let mut shell = Shell {
+            agent,
+            pending: ends.into(),
+            stamp: Stamp {
+                writer: identity.host,
+                boot: identity.boot,
+                instance: identity.instance,
+                seq: 0,
+            },
+            cluster_id: self.cluster.cluster_id,
+            named_isolation_addresses: named,
+            own_addresses: own,
+            isolation_addresses: isolation,
+            probe: file.probe,
+            ping_timeout: ping_timeout(self.cluster),
+            pings: Arc::default(),
+            addresses,
+            udp,
+            streams,
+            datastores,
+            vms,
+            persister,
+            proposals: BTreeMap::new(),
+            events,
+            link,
+            rejects,
+            issues: BTreeMap::new(),
+            wake,
+        };
+        let kept = self.kept_issues.iter().cloned();
+        shell.set_issues(Source::State, state_issue.into_iter().chain(kept).collect());
+        tracing::info!(
+            host = %shell.stamp.writer,
+            version = env!("CARGO_PKG_VERSION"),
+            pid = std::process::id(),
+            "agent started"
+        );
+        Ok((shell, wakes))
+    }
+
+    fn network(
+        &self,
+        identity: &Identity,
+        addresses: &Addresses,
+        rejects: &Rejects,
+        wake: &SyncSender<Wake>,
+    ) -> Result<(Udp, Streams), AgentError> {
+        let me = &identity.host;
+        let cluster = self.cluster.cluster_id;
+        let hosts = addresses.keys().cloned();
+        let link = Link::new(&self.key, cluster, me.clone(), identity.instance, hosts)
+            .map_err(system("get random numbers"))?;
+        let own = addresses.get(me).cloned().unwrap_or_default();
+        let (to_loop, refused) = (wake.clone(), rejects.clone());
+        let versions = Arc::new(Mutex::new(BTreeMap::<HostId, u16>::new()));
+        let on_received = move |received| {
+            let wake = match received {
+                Received::SameId { host, address } => Wake::SameId(host, address),
+                Received::Message { from, payload } => match Message::decode(cluster, &payload) {
+                    Ok((stamp, message)) if stamp.writer == from => {
+                        // Datagrams come all the time: streams need not be looked at.
+                        if let Some(version) = understood_by_writer(&payload)
+                            && let Ok(mut versions) = versions.lock()
+                            && versions.insert(from.clone(), version) != Some(version)
+                        {
+                            let host = from.clone();
+                            let shown = Input::Understands { host, version };
+                            drop(to_loop.try_send(Wake::Input(shown)));
+                        }
+                        Wake::Input(Input::Message { from, message })
+                    }
+                    Ok(_) => return refused.count("datagram_wrong_writer"),
+                    Err(_) => return refused.count("datagram_damaged"),
+                },
+            };
+            if to_loop.try_send(wake).is_err() {
+                refused.count("datagram_queue_full");
+            }
+        };
+        let udp = Udp::start(&own, addresses.clone(), link, rejects.clone(), on_received).map_err(
+            |(address, source)| AgentError::Address {
+                address,
+                what: "UDP",
+                source,
+            },
+        )?;
+        let to_loop = wake.clone();
+        // A full queue holds the connection up, as TCP is meant to.
+        let on_streamed = move |streamed| {
+            let input = match streamed {
+                Streamed::Message(from, envelope) => Input::Stream { from, envelope },
+                Streamed::Renewed(to) => Input::StreamRenewed { to },
+            };
+            drop(to_loop.send(Wake::Input(input)));
+        };
+        let timing = &self.cluster.settings.timing;
+        let patience = Patience {
+            limit: timing.stream_limit(),
+            delivery: timing.dead,
+        };
+        let streams = Streams::start(
+            me,
+            cluster,
+            addresses,
+            (&self.tls, patience),
+            rejects.clone(),
+            on_streamed,
+        )
+        .map_err(|(address, source)| AgentError::Address {
+            address,
+            what: "TCP",
+            source,
+        })?;
+        Ok((udp, streams))
+    }
+
+    fn datastores(&self, wake: &SyncSender<Wake>) -> Result<Datastores, AgentError> {
+        let to_loop = wake.clone();
+        let done = move |op, outcome| drop(to_loop.send(Wake::Input(Input::Storage(op, outcome))));
+        let to_loop = wake.clone();
+        let opened = move |opened| drop(to_loop.send(Wake::Opened(opened)));
+        let mut datastores = Datastores::start(
+            &self.file.datastores,
+            self.cluster.cluster_id,
+            &self.file.host,
+            self.cluster.settings.timing.freeze,
+            done,
+            opened,
+        )
+        .map_err(system("start a thread"))?;
+        datastores.wait(DATASTORE_PATIENCE);
+        Ok(datastores)
+    }
+}
+
+fn random() -> Result<u64, AgentError> {
+    let mut bytes = [0; 8];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| AgentError::System {
+            action: "get random numbers",
+            source: io::Error::other("none"),
+        })?;
+    Ok(u64::from_le_bytes(bytes).max(1))
+}
+
+fn handle_signals(wake: &SyncSender<Wake>) -> Result<(), AgentError> {
+    let all = [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT];
+    let mut signals = signal_hook::iterator::Signals::new(all).map_err(system("handle signals"))?;
+    let to_loop = wake.clone();
+    spawn("signals", move || {
+        for signal in signals.forever() {
+            drop(to_loop.send(Wake::Stop(signal)));
+        }
+    })
+}
+
+/// Between heartbeat and verdict there is time for a few probes; a slow network gets at least 300 ms.
+fn ping_timeout(cluster: &ClusterConfig) -> Duration {
+    (cluster.settings.timing.network_heartbeat * 2)
+        .clamp(Duration::from_millis(300), Duration::from_secs(2))
+}
+
+/// Looks, on a thread of its own, for what is weaker here than it should be.
+fn probe_weaknesses(
+    file: &AgentFile,
+    cluster: &ClusterFile,
+    drivers: &drivers::Drivers,
+    wake: &SyncSender<Wake>,
+) -> Result<(), AgentError> {
+    let mut network = Vec::new();
+    match file.probe {
+        Probe::Icmp if !icmp_available() => network.push(
+            "hosts cannot be pinged: ICMP needs CAP_NET_RAW or net.ipv4.ping_group_range; until then a \
+             silent host is never told from an unreachable agent by a ping"
+                .to_owned(),
+        ),
+        Probe::Icmp => {}
+        Probe::Udp { .. } => network.push(
+            "pings go to a responder of Mainstay's own instead of the host's network (probe = udp): for \
+             demonstrations"
+                .to_owned(),
+        ),
+    }
+    let no_watchdog = file.watchdog.is_none().then(|| {
+        "this host has no watchdog: when its kernel hangs, or agent and guard are both gone, nothing resets \
+         it; name a device that the guard feeds (watchdog = \"/dev/watchdog0\" in agent.toml; modprobe \
+         softdog where there is no other)"
+            .to_owned()
+    });
+    let used: Vec<_> = drivers
+        .iter()
+        .filter(|(kind, _)| {
+            cluster
+                .vms
+                .iter()
+                .any(|v| v.driver.unwrap_or(file.driver) == **kind)
+        })
+        .map(|(_, driver)| Arc::clone(driver))
+        .collect();
+    let to_loop = wake.clone();
+    spawn("weaknesses", move || {
+        drop(to_loop.send(Wake::Issues(Source::Network, network)));
+        let watchdog = no_watchdog.into_iter().collect();
+        drop(to_loop.send(Wake::Issues(Source::Watchdog, watchdog)));
+        let all = used.iter().flat_map(|d| d.weaknesses()).collect();
+        drop(to_loop.send(Wake::Issues(Source::Hypervisor, all)));
+    })
+}
+
+pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), AgentError> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(run)
+        .map(drop)
+        .map_err(system("start a thread"))
+}
