@@ -1,4 +1,5 @@
 use super::*;
+use std::net::SocketAddr;
 
 const CLUSTER: &str = r#"
 cluster_id = "00000000000000ab"

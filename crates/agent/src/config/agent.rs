@@ -1,0 +1,155 @@
+//! `agent.toml`: what is this host's own.
+
+use super::{DriverKind, FileError, parse, read_text, write_text};
+use mainstay_core::config::{ClusterConfig, ConfigError as CoreError, nearest};
+use mainstay_core::id::{DatastoreId, HostId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// How this host finds out whether another one's network answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub enum Probe {
+    /// ICMP echo.
+    #[default]
+    Icmp,
+    /// An echo datagram to `mainstay probe`, a process of the probed host's own, at its address.
+    Udp {
+        /// The port at which every host's and every isolation address's responder listens.
+        port: u16,
+    },
+}
+
+/// `agent.toml`: this host. Paths are relative to the file's directory.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AgentFile {
+    /// This host's managed object id.
+    pub host: HostId,
+    /// `cluster.toml`.
+    pub cluster: PathBuf,
+    /// What must survive a restart.
+    pub state_dir: PathBuf,
+    /// Control socket, the guard's shared memory, lock and process id files. Must be local.
+    pub run_dir: PathBuf,
+    /// Logs and events.
+    pub log_dir: PathBuf,
+    /// Driver of VMs that name none.
+    #[serde(default)]
+    pub driver: DriverKind,
+    /// The `mainstay` program, for guests and guard; the running one when it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<PathBuf>,
+    /// The QEMU program; found in `PATH` when it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<PathBuf>,
+    /// The cluster key: 64 hexadecimal digits, mode 0600.
+    pub key_file: PathBuf,
+    /// Certificate of the cluster's CA (PEM).
+    pub ca_file: PathBuf,
+    /// This host's certificate (PEM); its subject alternative name is the host's id.
+    pub cert_file: PathBuf,
+    /// Its private key (PEM).
+    pub cert_key_file: PathBuf,
+    /// Where this boot's random id is read; `/proc/sys/kernel/random/boot_id` when it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id_file: Option<PathBuf>,
+    /// A cgroup (v2) directory below which each VM gets a cgroup of its own; else VMs are stopped by signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup_parent: Option<PathBuf>,
+    /// The watchdog device that the guard feeds (`/dev/watchdog0`); none when it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub watchdog: Option<PathBuf>,
+    /// How pings go.
+    #[serde(default)]
+    pub probe: Probe,
+    /// Mount point of each datastore.
+    #[serde(default)]
+    pub datastores: BTreeMap<DatastoreId, PathBuf>,
+}
+
+impl AgentFile {
+    /// Reads `agent.toml` and makes its paths absolute.
+    ///
+    /// # Errors
+    /// [`FileError`] with file and line.
+    pub fn read(path: &Path) -> Result<Self, FileError> {
+        let text = read_text(path)?;
+        let mut file: Self = parse(path, &text)?;
+        let absolute = std::path::absolute(path).map_err(|source| FileError::Read {
+            path: path.into(),
+            source,
+        })?;
+        let base = absolute.parent().unwrap_or(Path::new("/"));
+        for p in [
+            &mut file.cluster,
+            &mut file.state_dir,
+            &mut file.run_dir,
+            &mut file.log_dir,
+            &mut file.key_file,
+            &mut file.ca_file,
+            &mut file.cert_file,
+            &mut file.cert_key_file,
+        ]
+        .into_iter()
+        .chain(file.datastores.values_mut())
+        .chain(file.program.iter_mut())
+        .chain(file.boot_id_file.iter_mut())
+        .chain(file.cgroup_parent.iter_mut())
+        {
+            *p = base.join(&*p);
+        }
+        Ok(file)
+    }
+
+    /// Writes it.
+    ///
+    /// # Errors
+    /// [`FileError::Write`].
+    pub fn write(&self, path: &Path) -> Result<(), FileError> {
+        write_text(path, self)
+    }
+
+    /// The control socket.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.run_dir.join("control.sock")
+    }
+
+    /// Checks that this host is in the cluster and that each datastore that it mounts has a path.
+    ///
+    /// # Errors
+    /// [`FileError::NotMember`], [`FileError::NoMount`], [`FileError::UnknownMount`].
+    pub fn check_against(&self, path: &Path, cluster: &ClusterConfig) -> Result<(), FileError> {
+        let Some(host) = cluster.hosts.get(&self.host) else {
+            return Err(FileError::NotMember {
+                path: path.into(),
+                fault: Box::new(CoreError::NotMember(self.host.clone())),
+                nearest: nearest(self.host.as_str(), cluster.hosts.keys().map(HostId::as_str))
+                    .map(Into::into),
+            });
+        };
+        for datastore in &host.datastores {
+            if !self.datastores.contains_key(datastore) {
+                return Err(FileError::NoMount {
+                    path: path.into(),
+                    host: self.host.clone(),
+                    datastore: datastore.clone(),
+                });
+            }
+        }
+        for datastore in self.datastores.keys() {
+            if !host.datastores.contains(datastore) {
+                let known = host.datastores.iter().map(DatastoreId::as_str);
+                return Err(FileError::UnknownMount {
+                    path: path.into(),
+                    host: self.host.clone(),
+                    datastore: datastore.clone(),
+                    nearest: nearest(datastore.as_str(), known).map(Into::into),
+                });
+            }
+        }
+        Ok(())
+    }
+}
