@@ -1,11 +1,9 @@
 //! The table of conformance and the scenarios that it speaks of.
 
-use std::collections::BTreeSet;
-
+use super::tables::{Named, Row, quoted, rows};
 use super::{Finding, Source};
 
 const PAGE: &str = "docs/conformance.md";
-const SCENARIOS: &str = "scenarios/";
 /// Where a name without a folder lies; every scenario there is named.
 const HOME: &str = "scenarios/vsphere-ha/";
 
@@ -18,13 +16,6 @@ const STATES: [(&str, bool); 5] = [
     ("not yet", false),
 ];
 
-/// A row of a table: statement, source, scenario, state.
-struct Row<'a> {
-    line: usize,
-    scenarios: Vec<&'a str>,
-    state: &'a str,
-}
-
 pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
     let Some(page) = sources.iter().find(|source| source.path == PAGE) else {
         return vec![Finding::whole(
@@ -32,73 +23,31 @@ pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
             "is missing: it says which scenario shows which statement",
         )];
     };
-    let (rows, mut findings) = rows(page);
-    let mut named = BTreeSet::new();
-    for row in &rows {
-        for name in &row.scenarios {
-            let path = match name.contains('/') {
-                true => format!("{SCENARIOS}{name}.toml"),
-                false => format!("{HOME}{name}.toml"),
-            };
-            if !sources.iter().any(|source| source.path == path) {
-                findings.push(Finding::at(page, row.line, format!("there is no {path}")));
-            }
-            named.insert(path);
-        }
-        match STATES
-            .iter()
-            .find(|(state, _)| row.state.starts_with(state))
-        {
+    let (rows, mut findings) = rows(page, "statement", form);
+    let mut named = Named::new(sources, page, HOME);
+    for Row { line, cells } in rows {
+        let [_, _, scenario, state] = cells;
+        let scenarios = quoted(scenario);
+        findings.extend(named.note(line, &scenarios));
+        match STATES.iter().find(|(known, _)| state.starts_with(known)) {
             None => {
                 let states: Vec<&str> = STATES.iter().map(|(state, _)| *state).collect();
                 let what = format!("the state begins with one of: {}", states.join(", "));
-                findings.push(Finding::at(page, row.line, what));
+                findings.push(Finding::at(page, line, what));
             }
-            Some((_, true)) if row.scenarios.is_empty() => {
-                findings.push(Finding::at(page, row.line, "shown by no scenario"));
+            Some((_, true)) if scenarios.is_empty() => {
+                findings.push(Finding::at(page, line, "shown by no scenario"));
             }
             Some(_) => {}
         }
     }
-    let unnamed = sources.iter().filter(|s| {
-        s.path.starts_with(HOME) && s.path.ends_with(".toml") && !named.contains(&s.path)
-    });
-    findings
-        .extend(unnamed.map(|s| Finding::whole(&s.path, format!("is named nowhere in {PAGE}"))));
+    findings.extend(named.left_out());
     findings
 }
 
-/// The rows of all tables of the page, and what is wrong with their form.
-fn rows(page: &Source) -> (Vec<Row<'_>>, Vec<Finding>) {
-    let (mut rows, mut findings) = (Vec::new(), Vec::new());
-    for (index, text) in page.text.lines().enumerate() {
-        if !text.starts_with('|') || text.starts_with("|---") || text.starts_with("| statement ") {
-            continue;
-        }
-        let cells: Vec<&str> = text.trim_matches('|').split('|').map(str::trim).collect();
-        let [statement, source, scenario, state] = cells.as_slice() else {
-            findings.push(Finding::at(page, index + 1, "a row has four cells"));
-            continue;
-        };
-        if statement.is_empty() || source.is_empty() {
-            findings.push(Finding::at(
-                page,
-                index + 1,
-                "a row names a statement and its source",
-            ));
-        }
-        // Every second part stands between backticks.
-        let scenarios = scenario.split('`').skip(1).step_by(2).collect();
-        rows.push(Row {
-            line: index + 1,
-            scenarios,
-            state,
-        });
-    }
-    if rows.is_empty() {
-        findings.push(Finding::whole(PAGE, "has no row"));
-    }
-    (rows, findings)
+fn form([statement, source, ..]: &[&str; 4]) -> Option<&'static str> {
+    let says = !statement.is_empty() && !source.is_empty();
+    (!says).then_some("a row names a statement and its source")
 }
 
 #[cfg(test)]

@@ -1,21 +1,12 @@
 //! The table of faults and the scenarios that show what becomes of them.
 
-use std::collections::BTreeSet;
-
+use super::tables::{Named, Row, quoted, rows};
 use super::{Finding, Source};
 
 const PAGE: &str = "docs/faults.md";
 const SETTINGS: &str = "docs/settings.md";
-const SCENARIOS: &str = "scenarios/";
 /// Where a name without a folder lies; every scenario there is named.
 const HOME: &str = "scenarios/nasty/";
-
-/// A row of the table: fault, what Mainstay does, how soon, scenario.
-struct Row<'a> {
-    line: usize,
-    settings: Vec<&'a str>,
-    scenarios: Vec<&'a str>,
-}
 
 pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
     let find = |path: &str| sources.iter().find(|source| source.path == path);
@@ -24,70 +15,30 @@ pub(super) fn check(sources: &[Source]) -> Vec<Finding> {
         return vec![Finding::whole(PAGE, what)];
     };
     let known = find(SETTINGS).map_or("", |source| &source.text);
-    let (rows, mut findings) = rows(page);
-    let mut named = BTreeSet::new();
-    for row in &rows {
-        if row.scenarios.is_empty() {
-            findings.push(Finding::at(page, row.line, "shown by no scenario"));
+    let (rows, mut findings) = rows(page, "fault", form);
+    let mut named = Named::new(sources, page, HOME);
+    for Row { line, cells } in rows {
+        let [_, _, soon, scenario] = cells;
+        let scenarios = quoted(scenario);
+        if scenarios.is_empty() {
+            findings.push(Finding::at(page, line, "shown by no scenario"));
         }
-        for name in &row.scenarios {
-            let path = match name.contains('/') {
-                true => format!("{SCENARIOS}{name}.toml"),
-                false => format!("{HOME}{name}.toml"),
-            };
-            if !sources.iter().any(|source| source.path == path) {
-                findings.push(Finding::at(page, row.line, format!("there is no {path}")));
-            }
-            named.insert(path);
-        }
-        let unknown = row
-            .settings
-            .iter()
+        findings.extend(named.note(line, &scenarios));
+        let unknown = quoted(soon)
+            .into_iter()
             .filter(|name| !known.contains(&format!("| `{name}` |")));
         findings.extend(unknown.map(|name| {
             let what = format!("{SETTINGS} has no setting {name}");
-            Finding::at(page, row.line, what)
+            Finding::at(page, line, what)
         }));
     }
-    let unnamed = sources.iter().filter(|s| {
-        s.path.starts_with(HOME) && s.path.ends_with(".toml") && !named.contains(&s.path)
-    });
-    findings
-        .extend(unnamed.map(|s| Finding::whole(&s.path, format!("is named nowhere in {PAGE}"))));
+    findings.extend(named.left_out());
     findings
 }
 
-/// The rows of all tables of the page, and what is wrong with their form.
-fn rows(page: &Source) -> (Vec<Row<'_>>, Vec<Finding>) {
-    let (mut rows, mut findings) = (Vec::new(), Vec::new());
-    for (index, text) in page.text.lines().enumerate() {
-        if !text.starts_with('|') || text.starts_with("|---") || text.starts_with("| fault ") {
-            continue;
-        }
-        let cells: Vec<&str> = text.trim_matches('|').split('|').map(str::trim).collect();
-        let [fault, reaction, soon, scenario] = cells.as_slice() else {
-            findings.push(Finding::at(page, index + 1, "a row has four cells"));
-            continue;
-        };
-        if [fault, reaction, soon].iter().any(|cell| cell.is_empty()) {
-            let what = "a row says what fails, what Mainstay does, and how soon";
-            findings.push(Finding::at(page, index + 1, what));
-        }
-        rows.push(Row {
-            line: index + 1,
-            settings: quoted(soon),
-            scenarios: quoted(scenario),
-        });
-    }
-    if rows.is_empty() {
-        findings.push(Finding::whole(PAGE, "has no row"));
-    }
-    (rows, findings)
-}
-
-/// What stands between backticks.
-fn quoted(cell: &str) -> Vec<&str> {
-    cell.split('`').skip(1).step_by(2).collect()
+fn form([fault, reaction, soon, _]: &[&str; 4]) -> Option<&'static str> {
+    let says = [fault, reaction, soon].iter().all(|cell| !cell.is_empty());
+    (!says).then_some("a row says what fails, what Mainstay does, and how soon")
 }
 
 #[cfg(test)]

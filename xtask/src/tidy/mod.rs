@@ -7,6 +7,7 @@ mod code;
 mod conformance;
 mod faults;
 mod places;
+mod tables;
 
 use std::fmt;
 use std::fs;
