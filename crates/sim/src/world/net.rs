@@ -9,6 +9,7 @@ use mainstay_core::io::{Input, PingOutcome, PingTarget};
 use mainstay_core::time::nanos;
 use mainstay_core::wire::{Envelope, Message, Stamp};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::sync::Arc;
 
 /// A connection that stands still for longer is reset.
@@ -198,9 +199,12 @@ impl Network {
 impl World<'_> {
     /// An agent sends a datagram to another, over every network at once.
     pub(super) fn send_datagram(&mut self, from: usize, to: usize, message: Message) {
-        let message = self.through_the_wire(from, message);
+        self.must_survive_the_wire(from, &message, |cluster, stamp| {
+            let back = Message::decode(cluster, &message.encode(cluster, stamp));
+            back.ok().map(|(_, message)| message)
+        });
         if self.net.path(from, to) && self.hosts[to].powered {
-            self.datagram(from, to, message);
+            self.datagram(from, to, Box::new(message));
         }
     }
 
@@ -278,14 +282,7 @@ impl World<'_> {
         if host.paused {
             // Its socket keeps some.
             if self.dice.net.percent(30) {
-                let parcel = Parcel::Datagram(message);
-                let what = Happening::Deliver {
-                    from,
-                    to,
-                    parcel,
-                    run,
-                };
-                self.hosts[to].deferred.push(what);
+                self.keep_for_paused(from, to, Parcel::Datagram(message), run);
             }
             return;
         }
@@ -334,33 +331,30 @@ impl World<'_> {
         }
     }
 
-    fn through_the_wire(&mut self, from: usize, message: Message) -> Box<Message> {
-        if self.dice.codec.below(CODEC_SAMPLE) == 0 {
-            let cluster = self.scenario.config.cluster_id;
-            let bytes = message.encode(cluster, &self.stamp_of(from));
-            let back = Message::decode(cluster, &bytes);
-            if back.as_ref().map(|(_, m)| m) != Ok(&message) {
-                self.error = Some(format!("a message did not survive the wire: {message:?}"));
-                self.ended = true;
-            }
-        }
-        Box::new(message)
-    }
-
-    pub(super) fn envelope_through_the_wire(
+    /// What its receiver reads is what was sent, tried on a sample. `carried` writes it for a cluster, with
+    /// a stamp, and reads it back.
+    pub(super) fn must_survive_the_wire<T: PartialEq + Debug>(
         &mut self,
         from: usize,
-        envelope: Envelope,
-    ) -> Arc<Envelope> {
-        if self.dice.codec.below(CODEC_SAMPLE) == 0 {
-            let cluster = self.scenario.config.cluster_id;
-            let bytes = envelope.encode(cluster, &self.stamp_of(from));
-            let back = Envelope::decode(cluster, &bytes);
-            if back.as_ref().map(|(_, e)| e) != Ok(&envelope) {
-                self.error = Some(format!("a message did not survive the wire: {envelope:?}"));
-                self.ended = true;
-            }
+        sent: &T,
+        carried: impl FnOnce(u64, &Stamp) -> Option<T>,
+    ) {
+        if self.dice.codec.below(CODEC_SAMPLE) != 0 {
+            return;
         }
-        Arc::new(envelope)
+        let cluster = self.scenario.config.cluster_id;
+        if carried(cluster, &self.stamp_of(from)).as_ref() != Some(sent) {
+            self.fail(format!("a message did not survive the wire: {sent:?}"));
+        }
+    }
+
+    /// What reaches a paused host's socket waits there.
+    pub(super) fn keep_for_paused(&mut self, from: usize, to: usize, parcel: Parcel, run: u64) {
+        self.hosts[to].deferred.push(Happening::Deliver {
+            from,
+            to,
+            parcel,
+            run,
+        });
     }
 }

@@ -54,7 +54,11 @@ impl World<'_> {
             // An act is done when it is sent for the first time.
             self.overhear(from, &envelope.message);
         }
-        let envelope = self.envelope_through_the_wire(from, envelope);
+        self.must_survive_the_wire(from, &envelope, |cluster, stamp| {
+            let back = Envelope::decode(cluster, &envelope.encode(cluster, stamp));
+            back.ok().map(|(_, envelope)| envelope)
+        });
+        let envelope = Arc::new(envelope);
         let run = self.hosts[to].agent_run;
         if !self.stream_stands(from, to) {
             self.hold(from, to, envelope, run);
@@ -235,14 +239,7 @@ impl World<'_> {
             return;
         }
         if host.paused {
-            let parcel = Parcel::Stream(envelope);
-            let what = Happening::Deliver {
-                from,
-                to,
-                parcel,
-                run,
-            };
-            self.hosts[to].deferred.push(what);
+            self.keep_for_paused(from, to, Parcel::Stream(envelope), run);
             return;
         }
         self.show_formats(from, to, envelope.message.version());
