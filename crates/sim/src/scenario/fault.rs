@@ -198,6 +198,21 @@ const fn later(name: &'static str) -> EventDoc {
     }
 }
 
+/// What a scenario says of a VM, in its table or when an event makes it.
+pub(super) const VM_KEYS: &[&str] = &[
+    "host",
+    "datastore",
+    "cpu_mhz",
+    "memory_mb",
+    "power",
+    "restart_priority",
+    "isolation_response",
+    "start_time",
+    "shutdown_time",
+    "guest_agent",
+    "depends_on",
+];
+
 /// Every event.
 pub const EVENTS: &[EventDoc] = &[
     doc("host.power_off", &["host"], &[]),
@@ -233,23 +248,7 @@ pub const EVENTS: &[EventDoc] = &[
     doc("vm.power_off", &["vm"], &["host"]),
     doc("clock.drift", &["host", "ppm"], &[]),
     doc("start.fail", &["times"], &["host", "vm"]),
-    doc(
-        "vm.create",
-        &["vm"],
-        &[
-            "host",
-            "datastore",
-            "cpu_mhz",
-            "memory_mb",
-            "power",
-            "restart_priority",
-            "isolation_response",
-            "start_time",
-            "shutdown_time",
-            "guest_agent",
-            "depends_on",
-        ],
-    ),
+    doc("vm.create", &["vm"], VM_KEYS),
     doc("vm.delete", &["vm"], &[]),
     doc("maintenance.enter", &["host"], &[]),
     doc("maintenance.exit", &["host"], &[]),

@@ -1,5 +1,6 @@
 //! From TOML to a checked scenario.
 
+use super::fault::VM_KEYS;
 use super::read::{Section, Source, Text, plain};
 use super::{DatastoreSetup, HostSetup, Planned, Scenario, VmSetup, Weather};
 use crate::clock::SECOND;
@@ -64,21 +65,6 @@ const HOST: &[&str] = &[
     "boot_time",
     "clock_ppm",
     "formats",
-];
-const VM: &[&str] = &[
-    "id",
-    "count",
-    "host",
-    "datastore",
-    "cpu_mhz",
-    "memory_mb",
-    "power",
-    "restart_priority",
-    "isolation_response",
-    "depends_on",
-    "start_time",
-    "shutdown_time",
-    "guest_agent",
 ];
 const RULE: &[&str] = &["kind", "mandatory", "vms", "hosts"];
 const WEATHER: &[&str] = &[
@@ -292,8 +278,9 @@ impl<'a> Building<'a> {
 
     fn vms(&mut self, top: &Section<'a, '_>) -> Read<()> {
         let mut dependencies: Vec<(usize, Vec<Text>)> = Vec::new();
+        let keys = [&["id", "count"], VM_KEYS].concat();
         for (table, at) in top.tables("vm")? {
-            let section = Section::new(self.source, table, at, "a VM", VM)?;
+            let section = Section::new(self.source, table, at, "a VM", &keys)?;
             let taken = |id: &str| self.vms.iter().any(|(v, _)| v.id.as_str() == id);
             for id in ids(&section, "vm", taken)? {
                 let id = VmId::new(&id)
