@@ -158,6 +158,14 @@ pub struct EventDoc {
     pub playable: bool,
 }
 
+impl EventDoc {
+    /// All keys that its table may have.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let arguments = self.needs.iter().chain(self.may);
+        arguments.copied().chain(["at", "do"])
+    }
+}
+
 const fn doc(
     name: &'static str,
     needs: &'static [&'static str],

@@ -13,12 +13,7 @@ impl<'a> Building<'a> {
         self.created_vms(top)?;
         for (table, start) in top.tables("event")? {
             let names = || EVENTS.iter().map(|e| e.name);
-            let every: Vec<&str> = EVENTS
-                .iter()
-                .flat_map(|e| e.needs.iter().chain(e.may))
-                .copied()
-                .chain(["at", "do"])
-                .collect();
+            let every: Vec<&str> = EVENTS.iter().flat_map(EventDoc::keys).collect();
             let section = Section::new(self.source, table, start, "an event", &every)?;
             section.need("at")?;
             section.need("do")?;
@@ -28,13 +23,7 @@ impl<'a> Building<'a> {
             let Some(doc) = EVENTS.iter().find(|e| e.name == what.text) else {
                 return Err(self.source.unknown(what.at, "event", &what.text, names()));
             };
-            let keys: Vec<&str> = doc
-                .needs
-                .iter()
-                .chain(doc.may)
-                .copied()
-                .chain(["at", "do"])
-                .collect();
+            let keys: Vec<&str> = doc.keys().collect();
             let section = Section::new(self.source, table, start, doc.name, &keys)?;
             for key in doc.needs {
                 section.need(key)?;
@@ -49,12 +38,7 @@ impl<'a> Building<'a> {
     /// VMs that a `vm.create` makes are known from the beginning, as names.
     fn created_vms(&mut self, top: &Section<'a, '_>) -> Read<()> {
         let doc = EVENTS.iter().find(|e| e.name == "vm.create");
-        let keys: Vec<&str> = doc
-            .iter()
-            .flat_map(|d| d.needs.iter().chain(d.may))
-            .copied()
-            .chain(["at", "do"])
-            .collect();
+        let keys: Vec<&str> = doc.into_iter().flat_map(EventDoc::keys).collect();
         for (table, start) in top.tables("event")? {
             let named = |key: &str| table.get(key).and_then(|v| v.get_ref().as_str());
             if named("do") != Some("vm.create") {
