@@ -115,6 +115,14 @@ impl Store {
 }
 
 impl Agent {
+    /// Takes note of how an operation on a datastore went that is not one of its heartbeats.
+    pub(crate) fn note_outcome(&mut self, datastore: &DatastoreId, outcome: &StorageOutcome) {
+        let now = self.now;
+        if let Some(store) = self.stores.get_mut(datastore) {
+            store.note(now, outcome);
+        }
+    }
+
     pub(crate) fn stores_due(&self) -> Option<Instant> {
         let write = self
             .stores

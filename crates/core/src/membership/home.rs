@@ -108,10 +108,7 @@ impl Agent {
         of: Generation,
         outcome: &StorageOutcome,
     ) {
-        let now = self.now;
-        if let Some(store) = self.stores.get_mut(datastore) {
-            store.note(now, outcome);
-        }
+        self.note_outcome(datastore, outcome);
         if self.membership.home.generation() != Some(of) {
             return;
         }

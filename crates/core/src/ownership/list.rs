@@ -31,10 +31,7 @@ impl Agent {
         of: Generation,
         outcome: &StorageOutcome,
     ) {
-        let now = self.now;
-        if let Some(store) = self.stores.get_mut(datastore) {
-            store.note(now, outcome);
-        }
+        self.note_outcome(datastore, outcome);
         // Answers to an ownership that was lost meanwhile say nothing about this one.
         let Some(acting) = self.acting_mut(datastore).filter(|a| a.generation == of) else {
             return;
