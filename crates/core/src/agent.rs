@@ -213,6 +213,8 @@ pub struct Agent {
     pub(crate) handed: Option<Vec<Handed>>,
     /// A restart is being prepared; called off at that time.
     pub(crate) planned: Option<Instant>,
+    /// The rights of the datastores are at most that long.
+    pub(crate) freeze_in_use: Duration,
     /// The host is being shut down since then.
     pub(crate) leaving: Option<Instant>,
     /// Guests that were asked to shut down, not by their own wish.
@@ -291,6 +293,7 @@ impl Agent {
             sessions: BTreeMap::new(),
             handed: None,
             planned: None,
+            freeze_in_use: Duration::MAX,
             leaving: None,
             asked: BTreeMap::new(),
             journal: VecDeque::new(),
@@ -366,6 +369,7 @@ impl Agent {
     pub(crate) fn advance(&mut self, now: Instant) {
         let gap = now.since(self.now);
         self.now = self.now.max(now);
+        self.shorten_rights();
         if gap > 3 * self.timing().network_heartbeat {
             let now = self.now;
             for peer in self.peers.values_mut() {

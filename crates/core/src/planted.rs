@@ -55,6 +55,8 @@ pub enum Bug {
     ReleasedBeforeGone,
     /// An observer goes by its own `break` when a holder has said that it uses a longer one (H18).
     LongerBreakIgnored,
+    /// A right that was renewed under longer constants is handed on to generations with shorter ones (H18).
+    LongerRightKept,
     /// A lock that names a host without the VM is kept by it (H26).
     OrphanKept,
     /// Of two primaries that hear each other, none abdicates (L1).
@@ -99,6 +101,7 @@ impl Bug {
         Self::ThawAfterGap,
         Self::ReleasedBeforeGone,
         Self::LongerBreakIgnored,
+        Self::LongerRightKept,
         Self::OrphanKept,
         Self::NobodyAbdicates,
         Self::ChangeAcknowledgedEarly,
@@ -157,6 +160,9 @@ impl Bug {
             Self::ReleasedBeforeGone => "a lock is given back when every thread of its VM is gone",
             Self::LongerBreakIgnored => {
                 "constants belong to the lock's generation; the longest `break` named counts (H18)"
+            }
+            Self::LongerRightKept => {
+                "what a generation runs by is no longer than its own constants say (H18)"
             }
             Self::OrphanKept => {
                 "a host gives back a lock that names it when it has no such VM (H26)"

@@ -32,7 +32,8 @@ pub fn breaks(bug: Bug) -> &'static [&'static str] {
         | Bug::VouchThaws
         | Bug::NewOwnerHurries
         | Bug::ThawAfterGap
-        | Bug::LongerBreakIgnored => TWICE,
+        | Bug::LongerBreakIgnored
+        | Bug::LongerRightKept => TWICE,
         Bug::ReleasedBeforeGone => &["S8", "S1", "S1b", "S2"],
         Bug::IntentIgnored => &["S3"],
         Bug::RestingHostStarts => &["S4"],

@@ -12,6 +12,8 @@ pub(crate) struct Token(u64);
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Right {
     deadline: Option<Instant>,
+    /// When the newest renewal was issued.
+    counted: Option<Instant>,
     stretch: u64,
 }
 
@@ -23,6 +25,17 @@ impl Right {
             self.stretch += 1;
         }
         self.deadline = Some(self.deadline.map_or(new, |d| d.max(new)));
+        self.counted = Some(self.counted.map_or(issued, |c| c.max(issued)));
+    }
+
+    /// From now on generations are made for a right of at most `freeze`: what they run by must not come
+    /// from the time when it was longer (safety rule H18). Rights that VMs already have stay as they are,
+    /// for the locks of those VMs name the longer constants.
+    pub(crate) fn shorten(&mut self, freeze: Duration) {
+        self.deadline = self
+            .deadline
+            .zip(self.counted)
+            .map(|(deadline, counted)| deadline.min(counted + freeze));
     }
 
     /// True while the right lasts.
@@ -74,6 +87,18 @@ mod tests {
         right.renewed(at(6000), at(5990), FREEZE);
         assert!(right.valid(at(6001)));
         assert!(!right.unbroken(token, at(6001)));
+    }
+
+    #[test]
+    fn a_right_that_was_longer_is_not_handed_on_to_shorter_constants() {
+        let mut right = Right::default();
+        right.renewed(at(1), at(0), 20 * FREEZE);
+        let token = right.token(at(1)).expect("valid");
+        right.shorten(FREEZE);
+        assert!(right.unbroken(token, at(2999)));
+        assert!(!right.valid(at(3000)));
+        right.renewed(at(4000), at(3999), FREEZE);
+        assert!(!right.unbroken(token, at(4000)), "there was a gap");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! generation: its right is given up, it is frozen for the moment that the swap takes, and thawed under
 //! what it won. Raised: swapped first, then used. Lowered: used first, then swapped.
 
-use crate::agent::Agent;
+use crate::agent::{Agent, planted};
 use crate::event::{AbdicationCause, ElectionCause, EventKind};
 use crate::id::{Generation, VmId};
 use crate::io::{Channel, GuardRequest};
@@ -33,6 +33,18 @@ impl Agent {
         let drift = freeze * t.clock_drift_ppm / 1_000_000 * 3;
         let least = freeze + drift + t.guard_latency + Duration::from_secs(1);
         (freeze, least.max(t.r#break))
+    }
+
+    /// Before anything is decided under constants that have become shorter, the rights that were
+    /// renewed under the longer ones are.
+    pub(crate) fn shorten_rights(&mut self) {
+        let (freeze, _) = self.constants();
+        if freeze < self.freeze_in_use && !planted!(self, LongerRightKept) {
+            for store in self.stores.values_mut() {
+                store.right.shorten(freeze);
+            }
+        }
+        self.freeze_in_use = freeze;
     }
 
     pub(crate) fn prepare_restart(&mut self) {
