@@ -28,6 +28,8 @@ pub(crate) struct Window {
     last_done: Instant,
     /// `break` of the record that was seen.
     r#break: Duration,
+    /// A longer one that was named before, and until when rights may last that began under it.
+    longer: Option<(Duration, Instant)>,
     /// Completion of the read that last showed a change from another value.
     changed: Option<Instant>,
 }
@@ -42,6 +44,7 @@ impl Window {
             last_issue: issued,
             last_done: done,
             r#break,
+            longer: None,
             changed: None,
         }
     }
@@ -61,7 +64,8 @@ impl Window {
         }
         *self = Self {
             changed: Some(done),
-            ..Self::new(value, issued, done, r#break.max(self.r#break))
+            longer: self.longer_after(issued, done, r#break),
+            ..Self::new(value, issued, done, r#break)
         };
         true
     }
@@ -87,9 +91,32 @@ impl Window {
         self.first_done
     }
 
-    /// The largest `break` that the holder's heartbeats named.
+    /// The largest `break` that the holder's heartbeats named and by which something may still run.
     pub(crate) fn break_named(&self) -> Duration {
-        self.r#break
+        self.named_at(self.last_issue)
+    }
+
+    fn named_at(&self, at: Instant) -> Duration {
+        let longer = self.longer.filter(|(_, until)| at < *until);
+        longer.map_or(self.r#break, |(longer, _)| longer.max(self.r#break))
+    }
+
+    /// The holder may have named the longer `break` until the first read that showed another, and what
+    /// runs by it ends within that time from then on.
+    fn longer_after(
+        &self,
+        issued: Instant,
+        done: Instant,
+        named: Duration,
+    ) -> Option<(Duration, Instant)> {
+        let before = self.named_at(issued);
+        let still = self.longer.filter(|(_, until)| issued < *until);
+        if self.r#break <= named {
+            return still.filter(|(longer, _)| *longer > named);
+        }
+        let until = done + self.r#break;
+        let until = still.map_or(until, |(_, known)| known.max(until));
+        Some((before, until))
     }
 
     /// When a change was last seen: a sign of life.
@@ -123,5 +150,42 @@ mod tests {
         assert!(w.read(Seen::Missing, at(9500), at(9501), b));
         assert_eq!(w.length(), Duration::ZERO);
         assert_eq!(w.changed(), Some(at(9501)));
+    }
+
+    /// Reads a new value each second, with the `break` that it names.
+    fn named(breaks: &[u64]) -> Window {
+        let s = Duration::from_secs;
+        let seen = |n: usize| Seen::Bytes(vec![u8::try_from(n).unwrap_or(u8::MAX)]);
+        let first = breaks.first().copied().unwrap_or_default();
+        let mut window = Window::new(seen(0), at(0), at(1), s(first));
+        for (n, named) in breaks.iter().enumerate().skip(1) {
+            let second = n as u64 * 1000;
+            window.read(seen(n), at(second), at(second + 1), s(*named));
+        }
+        window
+    }
+
+    #[test]
+    fn a_longer_break_counts_for_its_own_length_after_it_was_named_last() {
+        let s = Duration::from_secs;
+        let mut w = named(&[60, 4, 4]);
+        let last = Seen::Bytes(vec![2]);
+        w.read(last.clone(), at(61_000), at(61_001), s(4));
+        assert_eq!(w.break_named(), s(60), "it was on disk until 1,001 ms");
+        w.read(last, at(61_001), at(61_002), s(4));
+        assert_eq!(w.break_named(), s(4));
+    }
+
+    #[test]
+    fn steps_down_end_with_the_last_right_of_each() {
+        let s = Duration::from_secs;
+        let mut w = named(&[10, 9, 4]);
+        let last = Seen::Bytes(vec![2]);
+        w.read(last.clone(), at(11_000), at(11_001), s(4));
+        assert_eq!(w.break_named(), s(10), "nine were named until 2,001 ms");
+        w.read(last, at(11_001), at(11_002), s(4));
+        assert_eq!(w.break_named(), s(4));
+        assert_eq!(named(&[4, 60]).break_named(), s(60));
+        assert_eq!(named(&[60, 4, 60, 70]).break_named(), s(70));
     }
 }
