@@ -71,6 +71,8 @@ pub enum WaitCause {
 pub enum IssueCause {
     /// A start that a user asked for came to nothing.
     StartRefused,
+    /// A power-off that a user asked for came to nothing.
+    StopRefused,
     /// A VM runs that the configuration does not know.
     VmUnknown,
     /// The host has no isolation address.

@@ -183,6 +183,7 @@ impl Agent {
             },
             why,
         );
+        self.say_stop_lost(id);
         let Some(vm) = self.vms.get_mut(id) else {
             return;
         };
@@ -214,6 +215,14 @@ impl Agent {
             .as_ref()
             .is_some_and(|h| h.host == self.me.host && h.boot == self.me.boot);
         match vm.phase.clone() {
+            Phase::Reading
+                if vm.to_be_off() && record.holder.is_none() && record.desired == Desired::Off =>
+            {
+                // Switched off before its start began, and the lock says so already.
+                self.durable_dirty |= self.durable.wanted_off.remove(id);
+                self.vms.remove(id);
+                self.report_dirty = true;
+            }
             Phase::Reading if record.holder.is_none() || mine => {
                 vm.phase = Phase::Waiting {
                     from: (record.generation, record.nonce),
@@ -226,6 +235,8 @@ impl Agent {
                     .holder
                     .map(|h| h.host)
                     .unwrap_or_else(|| self.me.host.clone());
+                self.say_stop_lost(id);
+                self.durable_dirty |= self.durable.wanted_off.remove(id);
                 self.vms.remove(id);
                 self.report_dirty = true;
                 self.issue(IssueCause::StartRefused, format!(

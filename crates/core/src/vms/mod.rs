@@ -26,8 +26,9 @@ use crate::isolation::Asked;
 use crate::lock::{LockName, Token};
 use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
-use crate::wire::{Desired, LockRecord, StartOrder, VmReport, VmReportState};
+use crate::wire::{Desired, LockRecord, StartOrder, StartOutcome, VmReport, VmReportState};
 use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 
 /// Where a VM stands on this host.
@@ -140,6 +141,11 @@ impl LocalVm {
             Phase::Killing { release, .. } => release.map_or(Generation(0), |(g, _, _)| g),
             Phase::Reading | Phase::Acquiring { .. } => Generation(0),
         }
+    }
+
+    /// Its user wants it off.
+    pub(super) fn to_be_off(&self) -> bool {
+        matches!(self.stop, Some((_, Desired::Off)))
     }
 
     fn phase_standing(&self) -> Standing {
@@ -357,7 +363,10 @@ impl Agent {
                 record: Some(record),
                 ..
             } => Some((record.generation, record.nonce, desired)),
-            Phase::Reading | Phase::Waiting { .. } => {
+            // A user's wish is written into the lock once it is held; any other ends the start here.
+            Phase::Reading | Phase::Waiting { .. } if desired == Desired::On => {
+                let why = String::from("it is not to run on this host any more");
+                self.answer_order(id, StartOutcome::NotReady(why));
                 self.vms.remove(id);
                 self.drop_tasks(&TaskFor::Vm(id.clone()));
                 self.report_dirty = true;

@@ -187,6 +187,13 @@ impl Agent {
                 ),
             );
         }
+        if self.vms.get(id).is_some_and(LocalVm::to_be_off) {
+            self.durable_dirty |= self.durable.wanted_off.remove(id);
+            self.issue(
+                IssueCause::StopRefused,
+                format!("{id} could not be switched off here: {why}; power it off again when the datastore answers"),
+            );
+        }
         self.answer_order(id, StartOutcome::NotReady(why));
         self.drop_tasks(&TaskFor::Vm(id.clone()));
         self.vms.remove(id);
@@ -254,6 +261,7 @@ impl Agent {
         let datastore = vm.spec.datastore.clone();
         match outcome {
             SwapOutcome::Lost => {
+                self.say_stop_lost(id);
                 self.answer_order(id, StartOutcome::LockLost);
                 let by_user = self.vms.remove(id).is_some_and(|v| v.order.is_none());
                 self.report_dirty = true;
@@ -266,9 +274,7 @@ impl Agent {
             }
             SwapOutcome::NotDone(fault) => {
                 let why = format!("the lock on {datastore} could not be written ({fault:?})");
-                self.answer_order(id, StartOutcome::NotReady(why));
-                self.vms.remove(id);
-                self.report_dirty = true;
+                self.give_up_start(id, why);
             }
             SwapOutcome::Won => {
                 let broken = vm.order.as_ref().and_then(|(_, o)| o.broken_from.clone());
@@ -302,18 +308,15 @@ impl Agent {
                         );
                     }
                 }
-                let stopping = self.vms.get(id).is_some_and(|v| v.stop.is_some());
-                if !stopping {
+                let stop = self.vms.get(id).and_then(|v| v.stop);
+                if stop.is_none() {
                     // The lock says on: a wish from before it counts no more.
                     self.durable_dirty |= self.durable.wanted_off.remove(id);
                 }
-                if stopping {
-                    self.release(
-                        id,
-                        StopReason::User,
-                        (record.generation, record.nonce),
-                        Desired::Off,
-                    );
+                if let Some((reason, desired)) = stop {
+                    let why = String::from("it was switched off, or is not to run on this host");
+                    self.answer_order(id, StartOutcome::NotReady(why));
+                    self.release(id, reason, (record.generation, record.nonce), desired);
                 } else if self.unbroken(&datastore, token) || planted!(self, StartAfterGap) {
                     self.register(id, record, token);
                 } else {

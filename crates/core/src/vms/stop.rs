@@ -2,7 +2,7 @@
 //! moment of the release nothing runs under that generation (safety rule H4).
 
 use crate::agent::{Agent, planted};
-use crate::event::{EventKind, StopReason};
+use crate::event::{EventKind, IssueCause, StopReason};
 use crate::id::{Generation, Nonce, VmId};
 use crate::io::{ExitCause, GuardRequest, HypervisorRequest};
 use crate::lock::{LockName, SwapOutcome};
@@ -11,7 +11,7 @@ use crate::wire::{Desired, GivenBack, LockRecord, StartOutcome};
 use alloc::format;
 use alloc::string::String;
 
-use super::Phase;
+use super::{LocalVm, Phase};
 
 impl Agent {
     pub(super) fn kill(
@@ -138,6 +138,11 @@ impl Agent {
             return;
         };
         let datastore = vm.spec.datastore.clone();
+        // What its user wished in the meantime counts, whatever the release began with.
+        let (reason, desired) = match vm.stop {
+            Some(wished @ (_, Desired::Off)) => wished,
+            _ => (reason, desired),
+        };
         vm.phase = Phase::Releasing {
             reason,
             from,
@@ -173,24 +178,27 @@ impl Agent {
         match outcome {
             SwapOutcome::NotDone(_) => {
                 // Certainly not performed: tried again at the next heartbeat, from the same generation.
-                let Some(vm) = self.vms.get(id) else { return };
-                let datastore = vm.spec.datastore.clone();
-                let desired = record.desired;
-                self.swap_lock_noting(
-                    &datastore,
-                    LockName::Vm(id.clone()),
-                    TaskFor::Vm(id.clone()),
-                    from,
-                    None,
-                    desired,
-                    record.given_back,
-                );
+                self.release_again(id, from, &record);
                 return;
             }
             SwapOutcome::Won => {
+                let late = self.vms.get(id).is_some_and(LocalVm::to_be_off);
+                if late && record.desired == Desired::On {
+                    // Switched off while the release was out: the lock is free, and must say so.
+                    let now = (record.generation, record.nonce);
+                    if let Some(vm) = self.vms.get_mut(id) {
+                        vm.phase = Phase::Releasing {
+                            reason,
+                            from: now,
+                            start_again,
+                        };
+                    }
+                    self.release_again(id, now, &record);
+                    return;
+                }
                 self.say_released(id, &record);
             }
-            SwapOutcome::Lost => {}
+            SwapOutcome::Lost => self.say_stop_lost(id),
         }
         let spec = self.vms.get(id).map(|v| v.spec.clone());
         match reason {
@@ -203,6 +211,36 @@ impl Agent {
         self.durable_dirty |= self.durable.wanted_off.remove(id);
         if let (true, Some(spec)) = (start_again, spec) {
             self.start_reading(spec);
+        }
+    }
+
+    /// Gives back, once more, from a generation that nothing runs under any more; with the intent of now.
+    fn release_again(&mut self, id: &VmId, from: (Generation, Nonce), record: &LockRecord) {
+        let Some(vm) = self.vms.get(id) else { return };
+        let datastore = vm.spec.datastore.clone();
+        let desired = if vm.to_be_off() {
+            Desired::Off
+        } else {
+            record.desired
+        };
+        self.swap_lock_noting(
+            &datastore,
+            LockName::Vm(id.clone()),
+            TaskFor::Vm(id.clone()),
+            from,
+            None,
+            desired,
+            record.given_back.clone(),
+        );
+    }
+
+    /// Another host has taken the lock: a power-off that was accepted here cannot be carried out here.
+    pub(super) fn say_stop_lost(&mut self, id: &VmId) {
+        if self.vms.get(id).is_some_and(LocalVm::to_be_off) {
+            self.issue(
+                IssueCause::StopRefused,
+                format!("{id} was to be switched off here, but another host has taken its lock: power it off there"),
+            );
         }
     }
 
