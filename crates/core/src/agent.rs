@@ -13,7 +13,7 @@ use crate::io::{
 use crate::isolation::{Asked, Isolation};
 use crate::liveness::{Judging, Peer};
 use crate::membership::Membership;
-use crate::ownership::Own;
+use crate::ownership::{Own, Unowned};
 use crate::restart::Restart;
 use crate::rng::Rng;
 use crate::session::{Handed, Session};
@@ -215,6 +215,7 @@ pub struct Agent {
     pub(crate) planned: Option<Instant>,
     /// The rights of the datastores are at most that long.
     pub(crate) freeze_in_use: Duration,
+    pub(crate) unowned: Unowned,
     /// The host is being shut down since then.
     pub(crate) leaving: Option<Instant>,
     /// Guests that were asked to shut down, not by their own wish.
@@ -294,6 +295,7 @@ impl Agent {
             handed: None,
             planned: None,
             freeze_in_use: Duration::MAX,
+            unowned: Unowned::default(),
             leaving: None,
             asked: BTreeMap::new(),
             journal: VecDeque::new(),
@@ -418,6 +420,7 @@ impl Agent {
         self.ping_silent();
         self.ping_isolation_addresses();
         self.run_rearm();
+        self.watch_unowned();
         self.renew_beacons();
         self.audit_inventory();
         self.run_health();

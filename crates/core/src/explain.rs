@@ -165,11 +165,14 @@ impl Agent {
                 };
                 (state, None, r.why.clone())
             }
-            (None, None) if self.role.is_primary() => (
-                "powered_off",
-                None,
-                String::from("no host reports it and it is not protected"),
-            ),
+            (None, None) if self.role.is_primary() => match self.unowned_state(vm) {
+                Some((state, why)) => (state, None, why),
+                None => (
+                    "powered_off",
+                    None,
+                    String::from("no host reports it and it is not protected"),
+                ),
+            },
             (None, None) => (
                 "unknown",
                 None,

@@ -46,6 +46,8 @@ pub(crate) struct Store {
     pub(crate) windows: BTreeMap<HostId, Window>,
     /// When an operation last succeeded.
     last_ok: Option<Instant>,
+    /// The last heartbeat was refused: what is read there may be good, but nothing can be written.
+    refuses: bool,
     pub(crate) fault: Option<IoFault>,
     pub(crate) quarantine: Option<String>,
     poweron_wanted: Option<PoweronRecord>,
@@ -75,6 +77,7 @@ impl Store {
             read_back: None,
             windows: BTreeMap::new(),
             last_ok: None,
+            refuses: false,
             fault: None,
             quarantine: None,
             poweron_wanted: None,
@@ -108,9 +111,11 @@ impl Store {
         self.next_scan = now + Duration::from_secs(5);
     }
 
-    /// Mounted and answering.
+    /// Mounted, answering and taking writes.
     pub(crate) fn usable(&self, now: Instant, within: Duration) -> bool {
-        self.quarantine.is_none() && self.last_ok.is_some_and(|ok| now.since(ok) <= within)
+        self.quarantine.is_none()
+            && !self.refuses
+            && self.last_ok.is_some_and(|ok| now.since(ok) <= within)
     }
 }
 
@@ -216,6 +221,7 @@ impl Agent {
         };
         store.writing = false;
         store.note(now, outcome);
+        store.refuses = matches!(outcome, StorageOutcome::NotDone(_));
         match outcome {
             StorageOutcome::Ok(StorageValue::Done) => {
                 store.right.renewed(now, counted, freeze);

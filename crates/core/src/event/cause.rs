@@ -31,6 +31,8 @@ pub enum AbdicationCause {
     HostLeaving,
     /// Its agent is restarted on purpose.
     PlannedRestart,
+    /// VMs are on a datastore that it cannot own, and another host uses more of them.
+    LacksDatastores,
 }
 
 /// What a restart waits for.
@@ -63,6 +65,8 @@ pub enum WaitCause {
     ImageLocked,
     /// The host that was asked could not start it yet.
     HostNotReady,
+    /// This primary does not own the VM's datastore.
+    DatastoreNotOwned,
 }
 
 /// What kind of weakness a `config.issue` names.
@@ -109,6 +113,8 @@ pub enum IssueCause {
     OneHost,
     /// VMs are on datastores that one host mounts.
     NoSharedDatastore,
+    /// Nobody owns a datastore that VMs are on.
+    DatastoreNotOwned,
     /// VMs are not restarted because their priority says so.
     RestartDisabled,
     /// Late writes of lost hosts are accepted.

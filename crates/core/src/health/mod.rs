@@ -72,6 +72,7 @@ impl Agent {
         all.extend(cluster::issues(&self.config));
         if self.role.is_primary() {
             all.extend(self.issues_of_members(now));
+            all.extend(self.unowned_issues(now));
             for peer in self.peers.values().filter(|p| p.connected()) {
                 all.extend(peer.facts.iter().flat_map(|f| f.issues.iter().cloned()));
             }
@@ -111,6 +112,7 @@ impl Agent {
         // Each host says this of itself.
         current.retain(|i| i.cause != IssueCause::OneNetwork);
         current.extend(self.issues_of_members(self.now));
+        current.extend(self.unowned_issues(self.now));
         // The numbers in what is said of a host change with each look.
         let key = |i: &Issue| {
             let text = i.host.is_none().then(|| i.text.clone());

@@ -13,6 +13,7 @@
 
 mod list;
 mod owner_lock;
+mod unowned;
 
 use crate::agent::{Agent, planted};
 use crate::id::{DatastoreId, Generation, HostId, VmId};
@@ -24,6 +25,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use list::Loading;
+pub(crate) use unowned::Unowned;
 
 /// An owner's state.
 #[derive(Clone, Debug)]
@@ -146,7 +148,7 @@ impl Agent {
     }
 
     /// A primary that is alone owns nothing until a secondary joins or an isolation address answers.
-    fn may_own(&self) -> Result<(), String> {
+    pub(crate) fn may_own(&self) -> Result<(), String> {
         if self.isolation.is_declared() {
             return Err(String::from("this host is isolated"));
         }

@@ -89,8 +89,9 @@ impl Agent {
 
     fn reconcile_vm(&mut self, vm: &VmId) {
         let Some(place) = self.locate(vm) else {
-            if let Some(datastore) = self.listed_on(vm) {
-                self.reconcile_missing(&datastore, vm);
+            match self.listed_on(vm) {
+                Some(datastore) => self.reconcile_missing(&datastore, vm),
+                None => self.look_at_unowned(vm),
             }
             return;
         };

@@ -239,8 +239,10 @@ impl Agent {
                 self.say_waiting(&result.vm, WaitCause::ImageLocked, "the storage still holds the image lock of the host that was lost; tried again at each heartbeat, no attempt is spent");
             }
             StartOutcome::NotReady(why) => {
+                // No attempt is spent, but another host is asked first.
                 restart.attempt = restart.attempt.saturating_sub(1);
                 restart.step = Step::Look(soon);
+                *restart.failures.entry(from.clone()).or_insert(0) += 1;
                 let why = format!("{from} was not ready: {why}");
                 self.say_waiting(&result.vm, WaitCause::HostNotReady, &why);
             }

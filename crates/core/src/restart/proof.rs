@@ -35,6 +35,7 @@ impl Agent {
         let reread = now + self.timing().poweron_poll;
         let ignore_intent = planted!(self, IntentIgnored);
         let Some(restart) = self.restarts.get_mut(vm) else {
+            self.on_unowned_look(vm, record.as_ref());
             return;
         };
         if !matches!(restart.step, Step::Looking) {
