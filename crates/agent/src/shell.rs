@@ -224,16 +224,10 @@ impl Shell {
                 log_request(&request);
                 self.vms.perform(op, request);
             }
-            Output::Persist(op, durable) => {
-                if !self.persister.submit(op, Kept::State(durable)) {
-                    self.pending.push_back(Input::Persisted(op, false));
-                }
-            }
+            Output::Persist(op, durable) => self.persist(op, Kept::State(durable)),
             Output::PersistConfig(op, config) => {
                 self.renew_isolation_addresses();
-                if !self.persister.submit(op, Kept::Config(config)) {
-                    self.pending.push_back(Input::Persisted(op, false));
-                }
+                self.persist(op, Kept::Config(config));
             }
             Output::Proposed(ticket, outcome) => {
                 if let Some(to) = self.proposals.remove(&ticket) {
@@ -241,6 +235,12 @@ impl Shell {
                 }
             }
             Output::Event(event) => self.events.push(event),
+        }
+    }
+
+    fn persist(&mut self, op: OpId, kept: Kept) {
+        if !self.persister.submit(op, kept) {
+            self.pending.push_back(Input::Persisted(op, false));
         }
     }
 

@@ -1,12 +1,9 @@
-//! Changes of the cluster's configuration: asked for at an agent, asked for again as a person would, and
-//! kept on the hosts' local disks.
+//! Changes of the cluster's configuration: asked for at an agent, and asked for again as a person would.
 
 use super::{Happening, World};
 use crate::clock::SECOND;
 use crate::invariants::Fact;
-use mainstay_core::config::{Change, ClusterConfig};
-use mainstay_core::id::OpId;
-use mainstay_core::io::Input;
+use mainstay_core::config::Change;
 use mainstay_core::provision::vm_record;
 use std::sync::Arc;
 
@@ -113,26 +110,5 @@ impl World<'_> {
         let host = host.or(scenario.vms.get(vm).and_then(|v| v.host));
         let then_on = on.then_some((vm, host));
         self.wish_change(vec![Change::PutVm(spec.clone())], None, then_on);
-    }
-
-    pub(super) fn config_kept(
-        &mut self,
-        host: usize,
-        boot: u64,
-        run: u64,
-        op: OpId,
-        config: ClusterConfig,
-    ) {
-        let now = self.now;
-        let h = &mut self.hosts[host];
-        if !h.powered || h.boot != boot {
-            return;
-        }
-        let rests = config.hosts.get(&h.id).is_some_and(|spec| spec.maintenance);
-        h.resting_since = rests.then_some(h.resting_since.unwrap_or(now));
-        h.config = Some(Box::new(config));
-        if h.agent_run == run {
-            self.feed(host, Input::Persisted(op, true));
-        }
     }
 }

@@ -3,9 +3,10 @@
 
 use super::{Happening, World};
 use crate::clock::{MS, Nanos};
+use mainstay_core::config::ClusterConfig;
 use mainstay_core::guard::{SlotState, Word, Words as _};
-use mainstay_core::id::{Generation, InstanceId};
-use mainstay_core::io::{FoundState, FoundVm, Input, Output};
+use mainstay_core::id::{Generation, InstanceId, OpId};
+use mainstay_core::io::{Durable, FoundState, FoundVm, Input, Output};
 use mainstay_core::time::Instant;
 use mainstay_core::wire::Message;
 use mainstay_core::{Agent, Identity};
@@ -13,6 +14,13 @@ use std::collections::BTreeMap;
 
 /// Inputs that a hung agent's sockets keep.
 const INBOX: usize = 4096;
+
+/// What an agent keeps on its host's own disk.
+#[derive(Debug)]
+pub(super) enum Kept {
+    State(Box<Durable>),
+    Config(Box<ClusterConfig>),
+}
 
 impl World<'_> {
     /// Hands an input in after a while, if the agent that asked still lives then.
@@ -107,35 +115,46 @@ impl World<'_> {
             Output::Guard(op, request) => self.guard_request(host, op, request),
             Output::Hypervisor(op, request) => self.hypervisor(host, op, request),
             Output::Persist(op, durable) => {
-                let wait = self.dice.life.between(300_000, 2_000_000);
-                let (boot, run) = (self.hosts[host].boot, self.hosts[host].agent_run);
-                self.after(
-                    wait,
-                    Happening::Persist {
-                        host,
-                        boot,
-                        run,
-                        op,
-                        durable: Box::new(durable),
-                    },
-                );
+                self.persist(host, op, Kept::State(Box::new(durable)));
             }
-            Output::PersistConfig(op, config) => {
-                let wait = self.dice.life.between(300_000, 2_000_000);
-                let (boot, run) = (self.hosts[host].boot, self.hosts[host].agent_run);
-                self.after(
-                    wait,
-                    Happening::PersistConfig {
-                        host,
-                        boot,
-                        run,
-                        op,
-                        config,
-                    },
-                );
-            }
+            Output::PersistConfig(op, config) => self.persist(host, op, Kept::Config(config)),
             Output::Proposed(ticket, outcome) => self.proposed(host, ticket, outcome),
             Output::Event(event) => self.said(host, event),
+        }
+    }
+
+    fn persist(&mut self, host: usize, op: OpId, kept: Kept) {
+        let wait = self.dice.life.between(300_000, 2_000_000);
+        let (boot, run) = (self.hosts[host].boot, self.hosts[host].agent_run);
+        self.after(
+            wait,
+            Happening::Persist {
+                host,
+                boot,
+                run,
+                op,
+                kept,
+            },
+        );
+    }
+
+    /// What an agent keeps has reached its host's own disk.
+    pub(super) fn persisted(&mut self, host: usize, boot: u64, run: u64, op: OpId, kept: Kept) {
+        let now = self.now;
+        let h = &mut self.hosts[host];
+        if !h.powered || h.boot != boot {
+            return;
+        }
+        match kept {
+            Kept::State(durable) => h.durable = *durable,
+            Kept::Config(config) => {
+                let rests = config.hosts.get(&h.id).is_some_and(|spec| spec.maintenance);
+                h.resting_since = rests.then_some(h.resting_since.unwrap_or(now));
+                h.config = Some(config);
+            }
+        }
+        if h.agent_run == run {
+            self.feed(host, Input::Persisted(op, true));
         }
     }
 

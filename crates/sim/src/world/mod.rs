@@ -25,6 +25,7 @@ use crate::scenario::{Names, Scenario};
 use crate::trace::{Body, Entry};
 use config::Wish;
 use disk::{Disk, Write};
+use driver::Kept;
 use guard::Words;
 use guest::Vm;
 use instances::Instances;
@@ -118,7 +119,7 @@ enum Happening {
         boot: u64,
         run: u64,
         op: OpId,
-        durable: Box<Durable>,
+        kept: Kept,
     },
     Effect {
         op: usize,
@@ -183,13 +184,6 @@ enum Happening {
     },
     Recheck {
         vm: usize,
-    },
-    PersistConfig {
-        host: usize,
-        boot: u64,
-        run: u64,
-        op: OpId,
-        config: Box<ClusterConfig>,
     },
     Propose {
         wish: Box<Wish>,
@@ -465,7 +459,6 @@ impl<'s> World<'s> {
             Happening::AgentTimer { host }
             | Happening::Input { host, .. }
             | Happening::Persist { host, .. }
-            | Happening::PersistConfig { host, .. }
             | Happening::GuardWake { host }
             | Happening::GuardAct { host, .. }
             | Happening::Boot { host, .. }
@@ -506,22 +499,8 @@ impl<'s> World<'s> {
                 boot,
                 run,
                 op,
-                durable,
-            } => {
-                if self.hosts[host].powered && self.hosts[host].boot == boot {
-                    self.hosts[host].durable = *durable;
-                    if self.hosts[host].agent_run == run {
-                        self.feed(host, Input::Persisted(op, true));
-                    }
-                }
-            }
-            Happening::PersistConfig {
-                host,
-                boot,
-                run,
-                op,
-                config,
-            } => self.config_kept(host, boot, run, op, *config),
+                kept,
+            } => self.persisted(host, boot, run, op, kept),
             Happening::Propose { wish } => self.propose(*wish),
             Happening::PowerOn { vm, host, tries } => self.power_on_new(vm, host, tries),
             Happening::Effect { op, serial } => self.storage_effect(op, serial),
