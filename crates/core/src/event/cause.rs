@@ -75,8 +75,6 @@ pub enum WaitCause {
 pub enum IssueCause {
     /// A start that a user asked for came to nothing.
     StartRefused,
-    /// A power-off that a user asked for came to nothing.
-    StopRefused,
     /// A VM runs that the configuration does not know.
     VmUnknown,
     /// The host has no isolation address.
@@ -113,8 +111,6 @@ pub enum IssueCause {
     OneHost,
     /// VMs are on datastores that one host mounts.
     NoSharedDatastore,
-    /// Nobody owns a datastore that VMs are on.
-    DatastoreNotOwned,
     /// VMs are not restarted because their priority says so.
     RestartDisabled,
     /// Late writes of lost hosts are accepted.
@@ -139,4 +135,8 @@ pub enum IssueCause {
     StateNotKept,
     /// An address of this host is missing.
     AddressMissing,
+    /// A power-off that a user asked for came to nothing.
+    StopRefused,
+    /// Nobody owns a datastore that VMs are on.
+    DatastoreNotOwned,
 }
