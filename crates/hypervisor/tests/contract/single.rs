@@ -4,7 +4,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use mainstay_hypervisor::{
-    Acceleration, ExitCause, Hypervisor, Process, QemuDriver, QemuOptions, StartError, freeze,
+    Acceleration, CgroupPlacement, ExitCause, Hypervisor, Process, QemuDriver, QemuOptions,
+    StartError, freeze,
 };
 
 use crate::kit::{self, Kind, Kit, wait_until};
@@ -74,6 +75,75 @@ fn qemu_says_when_it_does_not_use_kvm() {
             .iter()
             .any(|text| text.contains("KVM does not work"))
     );
+}
+
+/// The sleep states of ACPI, as a guest writes them to its power management register on QEMU's machines.
+#[derive(Clone, Copy)]
+enum Sleep {
+    /// S3: suspended to memory.
+    Memory = 1,
+    /// S4: suspended to its disk; the machine goes off.
+    Disk = 2,
+}
+
+/// The image of a guest that suspends itself as soon as it runs: `out 0x604, SLP_EN | state << 10; hlt`.
+fn suspends_itself(kit: &Kit, state: Sleep) {
+    const ENABLE: u16 = 1 << 13;
+    let [low, high] = (ENABLE | (state as u16) << 10).to_le_bytes();
+    let mut sector = [0; 512];
+    let code = [
+        0xba, 0x04, 0x06, 0xb8, low, high, 0xef, 0xfa, 0xf4, 0xeb, 0xfd,
+    ];
+    sector[..code.len()].copy_from_slice(&code);
+    sector[510..].copy_from_slice(&[0x55, 0xaa]);
+    let image = std::fs::OpenOptions::new().write(true).open(kit.image());
+    let written =
+        image.and_then(|file| std::os::unix::fs::FileExt::write_all_at(&file, &sector, 0));
+    written.expect("an image");
+}
+
+#[test]
+fn guest_that_suspends_to_memory_lives() {
+    if kit::skipped(Kind::Qemu) {
+        return;
+    }
+    let mut kit = Kit::new(Kind::Qemu);
+    suspends_itself(&kit, Sleep::Memory);
+    kit.prepare(CgroupPlacement::Auto);
+    kit.driver.resume("vm").expect("resume");
+    let ended = kit.driver.wait_exit("vm", Duration::from_secs(2));
+    assert_eq!(ended, None, "it may be woken: nobody restarts it");
+}
+
+#[test]
+fn guest_that_suspends_to_its_disk_is_clean() {
+    if kit::skipped(Kind::Qemu) {
+        return;
+    }
+    let mut kit = Kit::new(Kind::Qemu);
+    suspends_itself(&kit, Sleep::Disk);
+    kit.prepare(CgroupPlacement::Auto);
+    kit.driver.resume("vm").expect("resume");
+    assert_eq!(kit.exit(), ExitCause::Clean);
+}
+
+#[test]
+fn qemu_that_ends_by_itself_has_crashed() {
+    if kit::skipped(Kind::Qemu) {
+        return;
+    }
+    for (signal, says) in [("ABRT", "signal: 6"), ("TERM", "")] {
+        let mut kit = Kit::new(Kind::Qemu);
+        let process = kit.start(CgroupPlacement::Auto);
+        let pid = process.pid.to_string();
+        let sent = Command::new("kill").args(["-s", signal, &pid]).status();
+        assert!(sent.is_ok_and(|status| status.success()));
+        let cause = kit.exit();
+        assert!(
+            matches!(cause, ExitCause::Crashed { ref detail } if detail.contains(says)),
+            "{signal}: {cause:?}"
+        );
+    }
 }
 
 #[test]
