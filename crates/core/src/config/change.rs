@@ -3,6 +3,7 @@
 
 use super::cluster::{ClusterConfig, ConfigError, HostSpec, VmSpec};
 use super::nearest::nearest;
+use super::places::{HostAddresses, Image};
 use crate::id::{HostId, VmId};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -34,6 +35,29 @@ pub enum Change {
     PutVm(VmSpec),
     /// A VM is deleted.
     RemoveVm(VmId),
+    /// A host joins that is no member yet. Since version 2 of the formats.
+    AddHost {
+        /// The host; its networks are those of the addresses.
+        spec: HostSpec,
+        /// Where it is reached.
+        addresses: HostAddresses,
+    },
+    /// A VM is made that is not there yet. Since version 2 of the formats.
+    AddVm {
+        /// The VM.
+        spec: VmSpec,
+        /// What it is made from.
+        image: Image,
+    },
+}
+
+impl Change {
+    /// It says where a host is reached or what a VM is made from, which agents of the first format version
+    /// do not understand.
+    #[must_use]
+    pub fn names_places(&self) -> bool {
+        matches!(self, Self::AddHost { .. } | Self::AddVm { .. })
+    }
 }
 
 impl ClusterConfig {
@@ -64,6 +88,7 @@ impl ClusterConfig {
             Change::RemoveHost(host) => {
                 self.need_host(host)?;
                 self.hosts.remove(host);
+                self.places.hosts.remove(host);
                 for rule in &mut self.rules {
                     rule.hosts.remove(host);
                 }
@@ -93,6 +118,7 @@ impl ClusterConfig {
                         self.vms.keys().map(VmId::as_str),
                     ));
                 }
+                self.places.images.remove(vm);
                 for rule in &mut self.rules {
                     rule.vms.remove(vm);
                 }
@@ -100,6 +126,8 @@ impl ClusterConfig {
                     other.depends_on.retain(|on| on != vm);
                 }
             }
+            Change::AddHost { spec, addresses } => self.add_host(spec, addresses)?,
+            Change::AddVm { spec, image } => self.add_vm(spec, image)?,
         }
         Ok(())
     }
@@ -139,6 +167,8 @@ impl core::fmt::Display for Change {
             Self::Maintenance { host, on: false } => write!(f, "{host} leaves maintenance"),
             Self::PutVm(spec) => write!(f, "VM {}", spec.id),
             Self::RemoveVm(vm) => write!(f, "VM {vm} is deleted"),
+            Self::AddHost { spec, .. } => write!(f, "host {} joins", spec.id),
+            Self::AddVm { spec, .. } => write!(f, "VM {} is made", spec.id),
         }
     }
 }

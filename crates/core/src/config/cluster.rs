@@ -1,6 +1,7 @@
 //! Who and what is in the cluster: hosts, datastores, VMs, rules.
 
 use super::nearest::nearest;
+use super::places::{PlaceError, Places};
 use super::set::SettingError;
 use super::settings::{IsolationResponse, RestartPriority, Settings};
 use super::timing::TimingError;
@@ -143,6 +144,10 @@ pub struct ClusterConfig {
     /// Grows by one with each change that was made while the cluster ran; 0: as the files say.
     #[serde(default)]
     pub version: u64,
+    /// Addresses of hosts that joined and images of VMs that were made while the cluster ran. The last
+    /// field, and left out when it is empty: so the bytes are those of the first format version.
+    #[serde(default, skip_serializing_if = "Places::is_empty")]
+    pub places: Places,
 }
 
 /// Why a configuration was refused.
@@ -185,6 +190,27 @@ pub enum ConfigError {
         /// Its home datastore.
         home: DatastoreId,
     },
+    /// What is to be added is there.
+    #[error(
+        "there is a {what} \"{id}\" already; choose another id, or remove that one first (`mainstay remove`)"
+    )]
+    Exists {
+        /// host or VM.
+        what: &'static str,
+        /// The id.
+        id: String,
+    },
+    /// The cluster is full.
+    #[error("the cluster has {most} {what}, and no more are supported; make another cluster")]
+    TooMany {
+        /// hosts or VMs.
+        what: &'static str,
+        /// The most that there may be.
+        most: usize,
+    },
+    /// An address or an image makes no sense.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
     /// The cluster has no host.
     #[error("the cluster has no host; add at least one")]
     NoHost,
@@ -216,6 +242,7 @@ impl ClusterConfig {
             vms: BTreeMap::new(),
             rules,
             version: 0,
+            places: Places::default(),
         };
         for d in datastores {
             if let Some(twice) = config.datastores.insert(d.id.clone(), d) {
@@ -254,6 +281,7 @@ impl ClusterConfig {
         if self.hosts.is_empty() {
             return Err(ConfigError::NoHost);
         }
+        self.places.check()?;
         self.check_names()
     }
 

@@ -6,6 +6,7 @@ mod change;
 mod cluster;
 mod duration;
 mod nearest;
+mod places;
 mod set;
 mod setting_docs;
 mod settings;
@@ -21,6 +22,9 @@ pub use cluster::{
 };
 pub use duration::{format_duration, parse_duration};
 pub use nearest::nearest;
+pub use places::{
+    HOSTS_MAX, HostAddresses, Image, NETWORK_NAME_MAX_BYTES, PlaceError, Places, VMS_MAX,
+};
 pub use set::SettingError;
 pub use setting_docs::{SETTINGS, SettingDoc};
 pub use settings::{

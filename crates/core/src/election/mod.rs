@@ -255,7 +255,7 @@ impl Agent {
                 candidates.insert(from.clone(), rank);
             }
             Role::Primary { .. } => self.send_heartbeat(from),
-            Role::Secondary { .. } => {}
+            Role::Secondary { .. } => self.tell_version_to_stranger(from),
         }
     }
 
@@ -293,6 +293,8 @@ impl Agent {
                 let lost = self.now > *heard + 3 * self.timing().network_heartbeat;
                 if primary == from || lost || rank > *followed {
                     self.follow(from, rank);
+                } else {
+                    self.tell_version_to_stranger(from);
                 }
             }
             Role::Primary { .. } if planted!(self, NobodyAbdicates) => {}

@@ -79,14 +79,17 @@ impl Agent {
             let Some(primary) = self.role.followed().cloned() else {
                 return Err(CommandError::NoPrimary);
             };
+            let message = Message::Propose { ticket, changes };
+            if !self.understands_message(&primary, &message) {
+                let why = format!(
+                    "the primary {primary} has an agent of an older version, or showed none yet, and cannot read this change; upgrade it, or ask again in a few seconds"
+                );
+                return Err(CommandError::Config(why));
+            }
             self.membership
                 .asked
                 .push((ticket, primary.clone(), self.now));
-            self.send(
-                &primary,
-                Channel::Stream,
-                Message::Propose { ticket, changes },
-            );
+            self.send(&primary, Channel::Stream, message);
         }
         self.run();
         Ok(ticket)
@@ -96,6 +99,13 @@ impl Agent {
         let next = self.config.with(changes).map_err(|e| e.to_string())?;
         for change in changes {
             self.check_use(change)?;
+        }
+        // The primary alone knows what all members understand.
+        let said = changes.iter().any(Change::names_places);
+        if said && self.role.is_primary() && self.level() < 2 {
+            return Err(String::from(
+                "a member has an agent of an older version, which knows neither addresses nor images in the configuration, or was not heard yet; upgrade every agent (`mainstay status` names the older ones), remove hosts that are gone for good, or ask again in a few seconds",
+            ));
         }
         Ok(next)
     }
@@ -270,6 +280,14 @@ impl Agent {
         self.send(to, Channel::Stream, Message::ConfigVersion { version });
     }
 
+    /// To one that looks for a primary beside the one that is followed: it may be a host that was down when
+    /// that primary joined, and takes nothing from it.
+    pub(crate) fn tell_version_to_stranger(&mut self, to: &HostId) {
+        if self.config.version > 0 {
+            self.tell_version(to);
+        }
+    }
+
     pub(crate) fn on_config_version(&mut self, from: &HostId, version: u64) {
         if version < self.config.version {
             self.send_config(from);
@@ -280,8 +298,10 @@ impl Agent {
     }
 
     fn send_config(&mut self, to: &HostId) {
-        let config = Box::new(self.config.clone());
-        self.send(to, Channel::Stream, Message::Config(config));
+        let message = Message::Config(Box::new(self.config.clone()));
+        if self.understands_message(to, &message) {
+            self.send(to, Channel::Stream, message);
+        }
     }
 
     pub(crate) fn on_config(&mut self, from: &HostId, config: ClusterConfig) {
@@ -393,7 +413,9 @@ impl Agent {
                 .collect();
             for to in connected {
                 let message = Message::Config(Box::new(config.clone()));
-                self.send(&to, Channel::Stream, message);
+                if self.understands_message(&to, &message) {
+                    self.send(&to, Channel::Stream, message);
+                }
             }
             self.apply_config(config, &what);
         }

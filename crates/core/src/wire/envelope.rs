@@ -1,6 +1,6 @@
 //! What travels on the stream between two agents: a message with its place in their session.
 
-use super::frame::{DecodeError, FrameKind, Stamp, Versions, decode, encode_as};
+use super::frame::{DecodeError, FrameKind, Stamp, Versions, decode_with_config, encode_as};
 use super::message::Message;
 use crate::id::InstanceId;
 use alloc::vec::Vec;
@@ -41,6 +41,6 @@ impl Envelope {
     /// # Errors
     /// [`DecodeError`] for anything else than a sound envelope of this cluster.
     pub fn decode(cluster: u64, bytes: &[u8]) -> Result<(Stamp, Self), DecodeError> {
-        decode(FrameKind::Envelope, cluster, bytes)
+        decode_with_config(FrameKind::Envelope, cluster, bytes)
     }
 }

@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 /// The newest version of the formats. It and the one before are understood; a newer one is refused by
 /// name.
 ///
-/// 1: the first. 2: locks say who gave them back; agents tell each other how they are ([`super::Facts`]).
+/// 1: the first. 2: locks say who gave them back; agents tell each other how they are ([`super::Facts`]);
+/// the configuration has the addresses and images that were added while the cluster ran.
 pub const FORMAT_VERSION: u16 = 2;
 /// The oldest version that is understood.
 pub const OLDEST_VERSION: u16 = 1;
@@ -21,6 +22,9 @@ pub const OLDEST_VERSION: u16 = 1;
 /// Longest record or message that is decoded (a powered-on list of 2,048 VMs holds at most 140 KB; seed
 /// "vSphere 5.0 High Availability (HA)"; a protected list of 16,000 VMs fits, with both copies of each page).
 pub const RECORD_MAX_BYTES: usize = 8 << 20;
+
+/// Two empty maps.
+const NO_PLACES: &[u8] = &[0, 0];
 
 const MAGIC: [u8; 4] = *b"MNST";
 const HEAD: usize = 4 + 2 + 1 + 1 + 8 + 4;
@@ -205,6 +209,20 @@ pub fn decode<T: DeserializeOwned>(
     bytes: &[u8],
 ) -> Result<(Stamp, T), DecodeError> {
     body(open(kind, cluster, bytes)?.1)
+}
+
+/// Reads a frame whose body may end with a configuration, which in the first version had no
+/// [`crate::config::Places`]: two empty maps.
+pub(super) fn decode_with_config<T: DeserializeOwned>(
+    kind: FrameKind,
+    cluster: u64,
+    bytes: &[u8],
+) -> Result<(Stamp, T), DecodeError> {
+    let (version, payload) = open(kind, cluster, bytes)?;
+    match body(payload) {
+        Err(DecodeError::Body) if version == 1 => body(&[payload, NO_PLACES].concat()),
+        read => read,
+    }
 }
 
 /// Reads a body.

@@ -2,6 +2,7 @@
 //! format, which needs a new version (decision 0007).
 
 use super::*;
+use crate::config::{Change, ClusterConfig, HostSpec, Image, Profile, Settings};
 use crate::event::IssueCause;
 use crate::health::Issue;
 use crate::id::{BootId, Generation, Holder, HostId, InstanceId, Nonce};
@@ -80,6 +81,57 @@ fn facts() -> Message {
     }))
 }
 
+/// A small configuration; with places since version 2.
+fn config(places: bool) -> ClusterConfig {
+    let spec = HostSpec {
+        id: host(1),
+        cpu_mhz: 1,
+        memory_mb: 2,
+        datastores: Default::default(),
+        maintenance: false,
+        networks: Default::default(),
+    };
+    let settings = Settings::of(Profile::Balanced);
+    let mut config =
+        ClusterConfig::new(9, settings, [spec].into(), [].into(), [].into(), [].into())
+            .expect("sound");
+    if places {
+        let address = "10.0.0.1:7".parse().expect("address");
+        let on = [(String::from("m"), address)].into();
+        config.places.hosts.insert(host(1), on);
+        let image = Image {
+            path: String::from("i"),
+            driver: None,
+        };
+        let vm = crate::id::VmId::new("vm-1").expect("id");
+        config.places.images.insert(vm, image);
+    }
+    config
+}
+
+fn config_record(places: bool) -> ConfigRecord {
+    ConfigRecord {
+        config: Box::new(config(places)),
+    }
+}
+
+fn config_message(places: bool) -> Message {
+    Message::Config(Box::new(config(places)))
+}
+
+/// What is proposed by its last kind of change.
+fn proposal() -> Message {
+    let address = "[fd00::1]:7".parse().expect("address");
+    Message::Propose {
+        ticket: 1,
+        changes: [Change::AddHost {
+            spec: config(false).hosts.into_values().next().expect("host"),
+            addresses: [(String::from("m"), address)].into(),
+        }]
+        .into(),
+    }
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -98,6 +150,12 @@ const FACTS_2: &str = "4d4e53540200050209000000000000001f00000006686f73742d31020
 const STREAM_1: &str =
     "4d4e53540100080209000000000000000f00000006686f73742d31020304030401020b745e717a";
 
+const CONFIG_1: &str = "4d4e53540100070209000000000000002d00000006686f73742d31020304090862616c616e636564000106686f73742d3106686f73742d31010200000000000000a5d58f89";
+const CONFIG_2: &str = "4d4e53540200070209000000000000004700000006686f73742d31020304090862616c616e636564000106686f73742d3106686f73742d310102000000000000000106686f73742d3101016d000a000001070104766d2d31016900d3838a77";
+const SENT_1: &str = "4d4e53540100050209000000000000002e00000006686f73742d3102030410090862616c616e636564000106686f73742d3106686f73742d31010200000000000000db8e5c22";
+const STREAMED_1: &str = "4d4e53540100080209000000000000003200000006686f73742d310203040304010210090862616c616e636564000106686f73742d3106686f73742d310102000000000000008860de69";
+const PROPOSAL_2: &str = "4d4e53540200050209000000000000002f00000006686f73742d310203040d01010606686f73742d31010200000001016d01fd000000000000000000000000000001075d72a1f6";
+
 fn on_stream(message: Message) -> Envelope {
     Envelope {
         session: SessionId {
@@ -107,6 +165,41 @@ fn on_stream(message: Message) -> Envelope {
         },
         number: 2,
         message,
+    }
+}
+
+#[test]
+fn a_configuration_is_of_the_second_version_only_when_it_has_addresses_or_images() {
+    let written = [
+        ("first", config_record(false).encode(9, &stamp()), CONFIG_1),
+        ("second", config_record(true).encode(9, &stamp()), CONFIG_2),
+        ("message", config_message(false).encode(9, &stamp()), SENT_1),
+        (
+            "on the stream",
+            on_stream(config_message(false)).encode(9, &stamp()),
+            STREAMED_1,
+        ),
+        ("proposal", proposal().encode(9, &stamp()), PROPOSAL_2),
+    ];
+    for (what, bytes, golden) in written {
+        assert_eq!(hex(&bytes), golden, "{what}");
+    }
+    for (golden, places) in [(CONFIG_1, false), (CONFIG_2, true)] {
+        let read = ConfigRecord::decode(9, &bytes(golden));
+        assert_eq!(read, Ok((stamp(), config_record(places))));
+    }
+    let read = Message::decode(9, &bytes(SENT_1));
+    assert_eq!(read, Ok((stamp(), config_message(false))));
+    let read = Envelope::decode(9, &bytes(STREAMED_1));
+    assert_eq!(read, Ok((stamp(), on_stream(config_message(false)))));
+    assert_eq!(
+        Message::decode(9, &bytes(PROPOSAL_2)),
+        Ok((stamp(), proposal()))
+    );
+    for message in [config_message(true), proposal()] {
+        assert_eq!(message.version(), 2);
+        let framed = message.encode(9, &stamp());
+        assert_eq!(Message::decode(9, &framed), Ok((stamp(), message)));
     }
 }
 

@@ -5,7 +5,7 @@
 //! others are on the wire.
 
 use super::facts::Facts;
-use super::frame::{DecodeError, FrameKind, Stamp, Versions, decode, encode_as};
+use super::frame::{DecodeError, FrameKind, Stamp, Versions, decode_with_config, encode_as};
 use crate::config::{Change, ClusterConfig, VmSpec};
 use crate::id::{DatastoreId, Generation, HostId, InstanceId, Nonce, VmId};
 use alloc::boxed::Box;
@@ -250,6 +250,8 @@ impl Message {
     pub fn version(&self) -> u16 {
         match self {
             Self::Facts(_) | Self::Clock { .. } => 2,
+            Self::Config(config) if !config.places.is_empty() => 2,
+            Self::Propose { changes, .. } if changes.iter().any(Change::names_places) => 2,
             _ => 1,
         }
     }
@@ -266,6 +268,6 @@ impl Message {
     /// # Errors
     /// [`DecodeError`] for anything else than a sound message of this cluster.
     pub fn decode(cluster: u64, bytes: &[u8]) -> Result<(Stamp, Self), DecodeError> {
-        decode(FrameKind::Message, cluster, bytes)
+        decode_with_config(FrameKind::Message, cluster, bytes)
     }
 }

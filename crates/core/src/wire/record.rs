@@ -1,7 +1,8 @@
 //! The records on a datastore, and the keys under which they lie.
 
 use super::frame::{
-    DecodeError, FrameKind, Stamp, Versions, body, decode, encode, encode_as, open,
+    DecodeError, FrameKind, Stamp, Versions, body, decode, decode_with_config, encode, encode_as,
+    open,
 };
 use super::table::{self, Entry, Table};
 use crate::config::{ClusterConfig, RestartPriority};
@@ -394,7 +395,28 @@ pub struct ConfigRecord {
     pub config: Box<ClusterConfig>,
 }
 
-record!(ConfigRecord, FrameKind::Config);
+impl ConfigRecord {
+    /// Frames this record: in version 1 as long as that can say it.
+    #[must_use]
+    pub fn encode(&self, cluster: u64, stamp: &Stamp) -> Vec<u8> {
+        let version = if self.config.places.is_empty() { 1 } else { 2 };
+        encode_as(
+            FrameKind::Config,
+            Versions::of(version),
+            cluster,
+            stamp,
+            self,
+        )
+    }
+
+    /// Reads this record.
+    ///
+    /// # Errors
+    /// [`DecodeError`] for anything else than a sound record of this kind and cluster.
+    pub fn decode(cluster: u64, bytes: &[u8]) -> Result<(Stamp, Self), DecodeError> {
+        decode_with_config(FrameKind::Config, cluster, bytes)
+    }
+}
 
 /// A datastore's own identity, written once when it is added to the cluster.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

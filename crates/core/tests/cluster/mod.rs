@@ -11,7 +11,7 @@ use mainstay_core::io::{
     PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue,
 };
 use mainstay_core::time::{Duration, Instant};
-use mainstay_core::wire::{Envelope, Message, PAGE_BYTES, RecordKey};
+use mainstay_core::wire::{Envelope, FORMAT_VERSION, Message, PAGE_BYTES, RecordKey};
 use mainstay_core::{Agent, Command, Identity, provision};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -125,6 +125,18 @@ impl Cluster {
     }
 
     pub(crate) fn boot(&mut self, n: u32) {
+        self.boot_with(n, self.config.clone());
+    }
+
+    /// Switches a host on whose file says another configuration.
+    pub(crate) fn boot_with(&mut self, n: u32, config: ClusterConfig) {
+        for disk in self.disks.values_mut() {
+            let spec = config.hosts.values().filter(|h| h.id == host(n));
+            let records = provision::datastore_records(1, &config.settings, spec, &host(n));
+            for (key, bytes) in records {
+                disk.entry(key).or_insert(bytes);
+            }
+        }
         let seed = u64::from(n) * 1000 + self.sequence;
         let identity = Identity {
             host: host(n),
@@ -132,16 +144,52 @@ impl Cluster {
             instance: InstanceId(seed),
             seed,
         };
-        let agent = Agent::new(
-            identity,
-            self.config.clone(),
-            Durable::default(),
-            Vec::new(),
-            self.now,
-        )
-        .expect("agent");
+        let agent =
+            Agent::new(identity, config, Durable::default(), Vec::new(), self.now).expect("agent");
         self.agents.insert(host(n), agent);
         self.drain(&host(n));
+        self.shown(n, FORMAT_VERSION);
+        for other in self.agents.keys().cloned().collect::<Vec<_>>() {
+            let input = Input::Understands {
+                host: other,
+                version: FORMAT_VERSION,
+            };
+            self.push(&host(n), input);
+        }
+    }
+
+    /// Every agent learns which formats host `n` understands.
+    pub(crate) fn shown(&mut self, n: u32, version: u16) {
+        for to in self.agents.keys().cloned().collect::<Vec<_>>() {
+            let host = host(n);
+            self.push(&to, Input::Understands { host, version });
+        }
+    }
+
+    /// The configuration with which the cluster began.
+    pub(crate) fn config(&self) -> &ClusterConfig {
+        &self.config
+    }
+
+    /// The configuration that is in force on host `n`.
+    pub(crate) fn agent_config(&self, n: u32) -> &ClusterConfig {
+        self.agents.get(&host(n)).expect("host").config()
+    }
+
+    pub(crate) fn agent(&mut self, n: u32) -> &mut Agent {
+        self.agents.get_mut(&host(n)).expect("host")
+    }
+
+    /// Carries out what host `n`'s agent asked for.
+    pub(crate) fn settle(&mut self, n: u32) {
+        self.drain(&host(n));
+    }
+
+    /// Makes the records of a VM that is new on that datastore.
+    pub(crate) fn begin_lock(&mut self, n: u32, on: u32) {
+        let (key, bytes) = provision::vm_record(1, &self.config.settings, &vm(n), &host(1));
+        let disk = self.disks.get_mut(&datastore(1 + on % 2)).expect("disk");
+        disk.insert(key, bytes);
     }
 
     /// The host loses power: agent and guests are gone.
