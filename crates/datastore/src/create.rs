@@ -3,7 +3,7 @@
 
 use crate::error::{AddError, CreateError};
 use crate::file::{FileDatastore, record_dir, write_new};
-use mainstay_core::config::ClusterConfig;
+use mainstay_core::config::{ClusterConfig, HostSpec, VmSpec};
 use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_core::io::{StorageOutcome, StorageRequest, StorageValue};
 use mainstay_core::provision::{MARKER_FILE, datastore_records, marker, vm_record};
@@ -97,12 +97,7 @@ impl FileDatastore {
                     _ => None,
                 })
                 .collect(),
-            _ => {
-                return Err(AddError::Create(CreateError::Io {
-                    path: dir,
-                    source: io::Error::other("its records cannot be listed"),
-                }));
-            }
+            _ => return Err(unlisted(&dir).into()),
         };
         let hosts = cluster.hosts.values().filter(|h| h.datastores.contains(id));
         let heartbeats = datastore_records(cluster.cluster_id, settings, hosts, by)
@@ -115,13 +110,63 @@ impl FileDatastore {
             .map(|v| vm_record(cluster.cluster_id, settings, &v.id, by));
         let mut made = Vec::new();
         for (key, bytes) in heartbeats.chain(locks) {
-            match datastore.begin(&key, &bytes) {
-                Ok(()) => made.push(key),
-                Err(CreateError::Exists(_)) => {}
-                Err(error) => return Err(error.into()),
+            if datastore.begin_once(&key, &bytes)? {
+                made.push(key);
             }
         }
         Ok(Some(made))
+    }
+
+    /// Makes the heartbeat of a host that is about to join, on a datastore that it mounts. Answers whether
+    /// there was none.
+    ///
+    /// # Errors
+    /// [`AddError::Open`] when this datastore is not there, [`AddError::Create`].
+    pub fn add_host(
+        mount: &Path,
+        cluster: &ClusterConfig,
+        id: &DatastoreId,
+        host: &HostSpec,
+    ) -> Result<bool, AddError> {
+        let datastore = Self::attach(mount, cluster.cluster_id, id, &host.id)?;
+        let only = std::iter::once(host);
+        let records =
+            datastore_records(cluster.cluster_id, &cluster.settings, only, &host.id).into_iter();
+        let mut heartbeat = records.filter(|(key, _)| matches!(key, RecordKey::Heartbeat(_)));
+        let Some((key, bytes)) = heartbeat.next() else {
+            return Ok(false);
+        };
+        datastore.begin_once(&key, &bytes)
+    }
+
+    /// Makes the free lock of a VM that is about to be made, on its home datastore. Answers whether it had
+    /// none: the chain of one that was deleted goes on.
+    ///
+    /// # Errors
+    /// [`AddError::Open`] when this datastore is not there, [`AddError::Create`].
+    pub fn add_vm(
+        mount: &Path,
+        cluster: &ClusterConfig,
+        vm: &VmSpec,
+        by: &HostId,
+    ) -> Result<bool, AddError> {
+        let datastore = Self::attach(mount, cluster.cluster_id, &vm.datastore, by)?;
+        match datastore.perform(&StorageRequest::ListVmLock(vm.id.clone())) {
+            StorageOutcome::Ok(StorageValue::Keys(keys)) if keys.is_empty() => {}
+            StorageOutcome::Ok(StorageValue::Keys(_)) => return Ok(false),
+            _ => return Err(unlisted(datastore.dir()).into()),
+        }
+        let (key, bytes) = vm_record(cluster.cluster_id, &cluster.settings, &vm.id, by);
+        datastore.begin_once(&key, &bytes)
+    }
+
+    /// Answers whether it was not there.
+    fn begin_once(&self, key: &RecordKey, bytes: &[u8]) -> Result<bool, AddError> {
+        match self.begin(key, bytes) {
+            Ok(()) => Ok(true),
+            Err(CreateError::Exists(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn begin(&self, key: &RecordKey, bytes: &[u8]) -> Result<(), CreateError> {
@@ -132,5 +177,12 @@ impl FileDatastore {
                 io::ErrorKind::AlreadyExists => CreateError::Exists(path),
                 _ => CreateError::Io { path, source },
             })
+    }
+}
+
+fn unlisted(dir: &Path) -> CreateError {
+    CreateError::Io {
+        path: dir.into(),
+        source: io::Error::other("its records cannot be listed"),
     }
 }

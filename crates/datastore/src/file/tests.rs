@@ -515,3 +515,37 @@ fn a_worker_completes_what_it_is_given_and_refuses_what_it_cannot_hold() {
     seen.sort();
     assert_eq!(seen, [OpId(1), OpId(2)]);
 }
+
+#[test]
+fn a_host_and_a_vm_get_their_records_once_and_nothing_else_is_begun() {
+    let (dir, datastore) = made();
+    let cluster = config(CLUSTER);
+    let mut new_host = cluster.hosts.values().next().cloned().expect("host");
+    new_host.id = HostId::new("host-2").expect("id");
+    let mut new_vm = cluster.vms.values().next().cloned().expect("VM");
+    new_vm.id = VmId::new("vm-2").expect("id");
+    let names = || {
+        let listed = std::fs::read_dir(datastore.dir()).expect("directory");
+        let mut names: Vec<_> = listed.flatten().map(|e| e.file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    for first in [true, false] {
+        let host_made = FileDatastore::add_host(dir.path(), &cluster, &ds(), &new_host);
+        assert_eq!(host_made.expect("added"), first);
+        let vm_made = FileDatastore::add_vm(dir.path(), &cluster, &new_vm, &host());
+        assert_eq!(vm_made.expect("added"), first);
+    }
+    assert_eq!(names().len(), before.len() + 2);
+    let empty = tempfile::tempdir().expect("directory");
+    for refused in [
+        FileDatastore::add_host(empty.path(), &cluster, &ds(), &new_host),
+        FileDatastore::add_vm(empty.path(), &cluster, &new_vm, &host()),
+    ] {
+        assert!(
+            matches!(refused, Err(AddError::Open(OpenError::NotAdded { .. }))),
+            "{refused:?}"
+        );
+    }
+}
