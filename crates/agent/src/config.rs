@@ -6,6 +6,7 @@
 mod agent;
 mod cluster;
 mod error;
+mod in_force;
 mod key;
 mod networks;
 

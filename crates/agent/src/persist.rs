@@ -13,7 +13,12 @@ const MAGIC: [u8; 8] = *b"MSSTATE\x02";
 /// One version back: without the fields at the end, all of which are empty maps or nothing then.
 const MAGIC_BEFORE: [u8; 8] = *b"MSSTATE\x01";
 const ADDED_FIELDS: usize = 1;
+/// A configuration that holds no addresses and images, as the first version knew it.
 const CONFIG_MAGIC: [u8; 8] = *b"MSCONFG\x01";
+/// One that does.
+const CONFIG_MAGIC_PLACES: [u8; 8] = *b"MSCONFG\x02";
+/// What the first version lacks at the end: two empty maps.
+const NO_PLACES: [u8; 2] = [0, 0];
 const QUEUE_LENGTH: usize = 64;
 
 /// Reads the state; also what is wrong with it.
@@ -61,7 +66,7 @@ pub(crate) fn load_config(dir: &Path) -> (Option<ClusterConfig>, Option<String>)
             return (None, Some(issue));
         }
     };
-    let config = checked(&bytes, &CONFIG_MAGIC).and_then(|body| postcard::from_bytes(body).ok());
+    let config = decode_config(&bytes);
     if config.is_some() {
         return (config, None);
     }
@@ -88,6 +93,14 @@ fn decode(bytes: &[u8]) -> Option<Durable> {
     postcard::from_bytes(&body).ok()
 }
 
+fn decode_config(bytes: &[u8]) -> Option<ClusterConfig> {
+    if let Some(body) = checked(bytes, &CONFIG_MAGIC_PLACES) {
+        return postcard::from_bytes(body).ok();
+    }
+    let first = checked(bytes, &CONFIG_MAGIC)?;
+    postcard::from_bytes(&[first, &NO_PLACES].concat()).ok()
+}
+
 fn save(dir: &Path, durable: &Durable) -> io::Result<()> {
     let body = postcard::to_extend(durable, Vec::new()).map_err(io::Error::other)?;
     write(dir, "state", &MAGIC, &body)
@@ -95,7 +108,12 @@ fn save(dir: &Path, durable: &Durable) -> io::Result<()> {
 
 fn save_config(dir: &Path, config: &ClusterConfig) -> io::Result<()> {
     let body = postcard::to_extend(config, Vec::new()).map_err(io::Error::other)?;
-    write(dir, "config", &CONFIG_MAGIC, &body)
+    let magic = if config.places.is_empty() {
+        CONFIG_MAGIC
+    } else {
+        CONFIG_MAGIC_PLACES
+    };
+    write(dir, "config", &magic, &body)
 }
 
 fn write(dir: &Path, name: &str, magic: &[u8; 8], body: &[u8]) -> io::Result<()> {
@@ -206,7 +224,19 @@ mod tests {
         let config =
             ClusterConfig::new(7, settings, vec![host], vec![], vec![], vec![]).expect("sound");
         save_config(dir.path(), &config).expect("saved");
-        assert_eq!(load_config(dir.path()), (Some(config), None));
+        assert_eq!(load_config(dir.path()), (Some(config.clone()), None));
+        let kept = std::fs::read(dir.path().join("config")).expect("read");
+        assert!(
+            kept.starts_with(&CONFIG_MAGIC),
+            "as an older agent reads it"
+        );
+        let mut added = config;
+        let address = "10.0.0.1:7777".parse().expect("address");
+        let host = HostId::new("host-1").expect("id");
+        let places = [("mgmt0".to_owned(), address)].into();
+        added.places.hosts.insert(host, places);
+        save_config(dir.path(), &added).expect("saved");
+        assert_eq!(load_config(dir.path()), (Some(added), None));
         std::fs::write(dir.path().join("config"), b"nonsense").expect("write");
         let (none, issue) = load_config(dir.path());
         assert_eq!(none, None);

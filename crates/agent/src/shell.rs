@@ -4,12 +4,13 @@
 //! Never here: a decision about hosts, VMs or locks.
 
 mod answers;
+mod members;
 mod start;
 
 pub use start::{AgentError, run_agent};
 
 use crate::clock;
-use crate::config::Probe;
+use crate::config::{ClusterFile, Probe};
 use crate::control::server::Ask;
 use crate::datastores::{Datastores, Opened};
 use crate::events::EventLog;
@@ -58,6 +59,8 @@ struct Shell {
     pending: VecDeque<Input>,
     stamp: Stamp,
     cluster_id: u64,
+    /// What is in force, as a `cluster.toml`.
+    file: ClusterFile,
     named_isolation_addresses: Vec<IpAddr>,
     own_addresses: Vec<OnNetwork>,
     isolation_addresses: Vec<isolation::Address>,
@@ -227,6 +230,7 @@ impl Shell {
             Output::Persist(op, durable) => self.persist(op, Kept::State(durable)),
             Output::PersistConfig(op, config) => {
                 self.renew_isolation_addresses();
+                self.renew_members();
                 self.persist(op, Kept::Config(config));
             }
             Output::Proposed(ticket, outcome) => {

@@ -69,6 +69,11 @@ pub(crate) struct Vms {
     handles: BTreeMap<VmId, Handle>,
 }
 
+fn entries(cluster: &ClusterFile) -> BTreeMap<VmId, VmEntry> {
+    let vms = cluster.vms.iter();
+    vms.map(|v| (v.id.clone(), v.clone())).collect()
+}
+
 /// What [`Vms`] needs to know of the configuration.
 pub(crate) struct VmsConfig<'a> {
     pub(crate) cluster: &'a ClusterFile,
@@ -88,12 +93,7 @@ impl Vms {
         Self {
             drivers,
             default: config.default,
-            entries: config
-                .cluster
-                .vms
-                .iter()
-                .map(|v| (v.id.clone(), v.clone()))
-                .collect(),
+            entries: entries(config.cluster),
             mounts: config.mounts,
             run_dir: config.run_dir,
             cgroup: config.cgroup,
@@ -101,6 +101,16 @@ impl Vms {
             report,
             handles: BTreeMap::new(),
         }
+    }
+
+    /// VMs were made, or deleted, while the cluster ran.
+    pub(crate) fn set_entries(&mut self, cluster: &ClusterFile) {
+        self.entries = entries(cluster);
+    }
+
+    /// Where each datastore is mounted.
+    pub(crate) fn mounts(&self) -> &BTreeMap<DatastoreId, PathBuf> {
+        &self.mounts
     }
 
     /// Finds what an earlier agent left. Also the ends that nobody saw, to be handed in once the core
@@ -182,8 +192,9 @@ impl Vms {
         generation: Generation,
     ) -> Result<(Arc<dyn Hypervisor>, hypervisor::VmSpec), String> {
         let vm = &spec.id;
-        let entry = self.entries.get(vm).ok_or_else(|| {
-            format!("this host's cluster.toml has no VM \"{vm}\"; give all hosts the same file and restart the agent")
+        let known = self.entries.get(vm);
+        let entry = known.filter(|e| !e.image.as_os_str().is_empty()).ok_or_else(|| {
+            format!("neither this host's cluster.toml nor the configuration says what image \"{vm}\" has; give all hosts the same file and restart the agent, or make VMs with `mainstay add vm`")
         })?;
         let mount = self.mounts.get(&spec.datastore).ok_or_else(|| {
             format!(

@@ -13,6 +13,8 @@ pub(crate) enum Source {
     Guard,
     /// The drivers.
     Hypervisor,
+    /// Hosts that came or went while the agent runs.
+    Members,
     /// Pings.
     Network,
     /// Another agent with this host's id.
@@ -27,7 +29,7 @@ impl Source {
     /// The class that its weaknesses are reported under.
     pub(crate) fn cause(self) -> IssueCause {
         match self {
-            Self::Addresses => IssueCause::AddressMissing,
+            Self::Addresses | Self::Members => IssueCause::AddressMissing,
             Self::Datastores => IssueCause::DatastoreWeak,
             Self::Guard => IssueCause::GuardWeak,
             Self::Hypervisor => IssueCause::HypervisorWeak,

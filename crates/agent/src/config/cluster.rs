@@ -179,7 +179,7 @@ pub struct ClusterFile {
 #[derive(Clone, Default, Debug)]
 pub(super) struct Origin {
     pub(super) path: PathBuf,
-    text: String,
+    pub(super) text: String,
 }
 
 /// Where a file lies is no part of what it says.

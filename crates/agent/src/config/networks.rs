@@ -72,7 +72,7 @@ impl HostEntry {
         named.map(|(name, a)| (name.clone(), *a)).collect()
     }
 
-    fn check_networks(&self) -> Result<(), NetworkError> {
+    pub(super) fn check_networks(&self) -> Result<(), NetworkError> {
         let host = || self.id.clone();
         if self.all_addresses().next().is_none() {
             return Err(NetworkError::None(host()));

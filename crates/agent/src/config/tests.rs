@@ -280,3 +280,59 @@ fn more_than_ten_isolation_addresses_are_refused_wherever_they_stand() {
     let text = refusal(&with(11));
     assert!(text.contains("up to ten"), "{text}");
 }
+
+#[test]
+fn what_was_changed_while_the_cluster_ran_is_written_as_a_file_that_says_the_same() {
+    use mainstay_core::config::{Change, Image, Places};
+    use mainstay_core::id::{HostId, VmId};
+    use std::net::SocketAddr;
+    let file = read(CLUSTER).expect("sound");
+    let began = file.cluster_config().expect("sound");
+    let like = |id| began.hosts.get(&HostId::new(id).expect("id")).cloned();
+    let mut host = like("host-2").expect("host");
+    host.id = HostId::new("host-3").expect("id");
+    let mut vm = began.vms.values().next().cloned().expect("VM");
+    vm.id = VmId::new("vm-2").expect("id");
+    let at = |text: &str| text.parse::<SocketAddr>().expect("address");
+    let now = began
+        .with(&[
+            Change::AddHost {
+                spec: host,
+                addresses: [("mgmt1".to_owned(), at("[fd00::3]:7777"))].into(),
+            },
+            Change::AddVm {
+                spec: vm,
+                image: Image {
+                    path: "vm-2.raw".into(),
+                    driver: Some("qemu".into()),
+                },
+            },
+            Change::RemoveVm(VmId::new("vm-1").expect("id")),
+            Change::Set {
+                key: "election".into(),
+                value: "3s".into(),
+            },
+        ])
+        .expect("sound");
+    let written = toml::to_string(&file.in_force(&now)).expect("text");
+    let again = read(&written).expect("sound");
+    let mut same = again.cluster_config().expect("sound");
+    same.version = now.version;
+    same.places = now.places.clone();
+    assert_eq!(same, now, "{written}");
+    assert_eq!(again.isolation_addresses, file.isolation_addresses);
+    let addresses: Vec<_> = again.hosts.iter().map(HostEntry::by_network).collect();
+    let on = |network: &str, address: &str| (network.to_owned(), at(address));
+    assert_eq!(
+        addresses,
+        [
+            vec![on("mgmt0", "10.99.0.1:7777")],
+            vec![on("mgmt0", "10.99.0.2:7777"), on("mgmt1", "10.98.0.2:7777")],
+            vec![on("mgmt1", "[fd00::3]:7777")],
+        ]
+    );
+    let vm = again.vms.first().expect("VM");
+    assert_eq!(vm.image, Path::new("vm-2.raw"));
+    assert_eq!(vm.driver, Some(DriverKind::Qemu));
+    assert_ne!(now.places, Places::default());
+}

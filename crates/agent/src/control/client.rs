@@ -1,6 +1,6 @@
 //! The client of the control socket.
 
-use super::{Answer, EventLine, Pong, Readiness, Request};
+use super::{Answer, EventLine, InForce, Pong, Readiness, Request};
 use mainstay_core::config::{Change, ClusterConfig};
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::status::{Explanation, Status};
@@ -140,6 +140,14 @@ impl Client {
     /// [`ClientError`].
     pub fn config(&self) -> Result<ClusterConfig, ClientError> {
         self.call(&Request::Config)
+    }
+
+    /// The configuration that is in force there as a `cluster.toml`, and where that host mounts the datastores.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn in_force(&self) -> Result<InForce, ClientError> {
+        self.call(&Request::InForce)
     }
 
     /// Changes the configuration, all of it or nothing; gives the version that is on disk.

@@ -7,10 +7,13 @@
 pub mod client;
 pub(crate) mod server;
 
+use crate::config::ClusterFile;
 use mainstay_core::config::Change;
 use mainstay_core::event::Event;
-use mainstay_core::id::{HostId, VmId};
+use mainstay_core::id::{DatastoreId, HostId, VmId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 /// Longest request line.
 pub const REQUEST_MAX_BYTES: usize = 64 << 10;
@@ -57,6 +60,8 @@ pub enum Request {
     PrepareRestart,
     /// The configuration that is in force here.
     Config,
+    /// The same as a `cluster.toml` would say it, and where this host mounts the datastores: an [`InForce`].
+    InForce,
     /// Change the configuration; answers with the version that is on disk.
     Change {
         /// The changes: all or none.
@@ -64,6 +69,19 @@ pub enum Request {
     },
     /// Is somebody there?
     Ping,
+}
+
+/// The answer to [`Request::InForce`].
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct InForce {
+    /// The agent's host.
+    pub host: HostId,
+    /// The version of the configuration.
+    pub version: u64,
+    /// What a `cluster.toml` that is up to date says.
+    pub file: ClusterFile,
+    /// The mount point of each datastore on that host.
+    pub mounts: BTreeMap<DatastoreId, PathBuf>,
 }
 
 /// The answer to [`Request::PrepareRestart`].

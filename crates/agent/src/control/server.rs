@@ -1,7 +1,7 @@
 //! The server of the control socket: a thread for each connection, so that no client ever holds the
 //! agent's loop up.
 
-use super::{Answer, Pong, REQUEST_MAX_BYTES, Readiness, Request};
+use super::{Answer, InForce, Pong, REQUEST_MAX_BYTES, Readiness, Request};
 use crate::events::EventLog;
 use crate::twin::{self, TwinError};
 use mainstay_core::config::{Change, ClusterConfig};
@@ -54,6 +54,7 @@ pub(crate) enum Ask {
     Leave(SyncSender<Result<(), String>>),
     PrepareRestart(SyncSender<Result<Readiness, String>>),
     Config(SyncSender<ClusterConfig>),
+    InForce(SyncSender<InForce>),
     Change(Vec<Change>, SyncSender<Result<u64, String>>),
     Ping(SyncSender<Pong>),
 }
@@ -152,6 +153,7 @@ impl Connection {
             Request::Leave => self.ask_checked(Ask::Leave),
             Request::PrepareRestart => self.ask_checked(Ask::PrepareRestart),
             Request::Config => self.ask(Ask::Config),
+            Request::InForce => self.ask(Ask::InForce),
             Request::Change { changes } => self.ask_checked(|to| Ask::Change(changes, to)),
             Request::Events { follow, last } => self.events(follow, last),
         }

@@ -23,13 +23,13 @@ use rustls::{
     ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
 };
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 /// Messages that wait for one peer.
@@ -211,10 +211,28 @@ pub(crate) enum Streamed {
     Renewed(HostId),
 }
 
-/// The connections of one agent.
+/// Who is in the cluster, for the threads that take connections.
+type Members = Arc<RwLock<BTreeSet<HostId>>>;
+
+/// A framed message, and when it was queued.
+type Queued = (Instant, Vec<u8>);
+
+/// Starts the thread that sends to a host at these addresses.
+type Dial = Box<dyn Fn(&HostId, &[OnNetwork]) -> io::Result<SyncSender<Queued>> + Send>;
+
+/// The way to one peer.
 #[derive(Debug)]
+struct Sender {
+    addresses: Vec<OnNetwork>,
+    queue: SyncSender<Queued>,
+}
+
+/// The connections of one agent.
 pub(crate) struct Streams {
-    senders: BTreeMap<HostId, SyncSender<(Instant, Vec<u8>)>>,
+    me: HostId,
+    members: Members,
+    senders: BTreeMap<HostId, Sender>,
+    dial: Dial,
     rejects: Rejects,
 }
 
@@ -231,22 +249,19 @@ impl Streams {
     where
         F: Fn(Streamed) + Clone + Send + 'static,
     {
-        let limit = addresses.len() * CONNECTIONS_PER_HOST;
         let open = Arc::new(AtomicUsize::new(0));
-        let hosts: Arc<Vec<HostId>> =
-            Arc::new(addresses.keys().filter(|h| *h != me).cloned().collect());
+        let members = Members::default();
         let own = addresses.get(me).cloned().unwrap_or_default();
         for (_, address) in &own {
             let fault = |e| (*address, e);
             let listener = listen(*address, &own).map_err(fault)?;
             let accepting = Accepting {
                 cluster,
-                hosts: Arc::clone(&hosts),
+                members: Arc::clone(&members),
                 server: Arc::clone(&tls.server),
                 patience,
                 rejects: rejects.clone(),
                 open: Arc::clone(&open),
-                limit,
                 on_streamed: on_streamed.clone(),
             };
             std::thread::Builder::new()
@@ -254,21 +269,53 @@ impl Streams {
                 .spawn(move || accepting.run(&listener))
                 .map_err(fault)?;
         }
-        let mut senders = BTreeMap::new();
-        for (host, addresses) in addresses.iter().filter(|(h, _)| *h != me) {
+        let first = own.first().map(|(_, address)| *address);
+        let (from, client) = (me.clone(), Arc::clone(&tls.client));
+        let dial: Dial = Box::new(move |host, addresses| {
             let (sender, receiver) = sync_channel(QUEUE_LENGTH);
-            let ways = ways(&own, addresses);
-            let first = ways.first().map(|w| w.address);
-            let dialler = Dialler::new(me, host, ways, &tls.client, patience);
+            let dialler = Dialler::new(&from, host, ways(&own, addresses), &client, patience);
             let (to, on_streamed) = (host.clone(), on_streamed.clone());
             let on_renewed = move || on_streamed(Streamed::Renewed(to.clone()));
             std::thread::Builder::new()
                 .name(format!("to {host}"))
-                .spawn(move || dialler.run(&receiver, on_renewed))
-                .map_err(|e| (first.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0))), e))?;
-            senders.insert(host.clone(), sender);
+                .spawn(move || dialler.run(&receiver, on_renewed))?;
+            Ok(sender)
+        });
+        let mut streams = Self {
+            me: me.clone(),
+            members,
+            senders: BTreeMap::new(),
+            dial,
+            rejects,
+        };
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        streams
+            .set_addresses(addresses)
+            .map_err(|e| (first.unwrap_or(nowhere), e))?;
+        Ok(streams)
+    }
+
+    /// From now on these are the cluster's hosts, and where they are. What was queued for a host that left, or
+    /// is elsewhere now, is sent where it was; the core repeats what does not arrive.
+    ///
+    /// # Errors
+    /// When no thread can be made; nothing is sent then to the host that was its reason, and to those after it.
+    pub(crate) fn set_addresses(&mut self, addresses: &Addresses) -> io::Result<()> {
+        let others = || addresses.iter().filter(|(h, _)| **h != self.me);
+        *self.members.write().unwrap_or_else(PoisonError::into_inner) =
+            others().map(|(h, _)| h.clone()).collect();
+        // Without its sender, a dialler's thread ends.
+        self.senders
+            .retain(|host, sender| addresses.get(host) == Some(&sender.addresses));
+        for (host, addresses) in others() {
+            if !self.senders.contains_key(host) {
+                let queue = (self.dial)(host, addresses)?;
+                let addresses = addresses.clone();
+                self.senders
+                    .insert(host.clone(), Sender { addresses, queue });
+            }
         }
-        Ok(Self { senders, rejects })
+        Ok(())
     }
 
     /// Queues a framed message; never waits.
@@ -276,7 +323,7 @@ impl Streams {
         let Some(sender) = self.senders.get(to) else {
             return;
         };
-        if sender.try_send((Instant::now(), bytes)).is_err() {
+        if sender.queue.try_send((Instant::now(), bytes)).is_err() {
             self.rejects.count("stream_queue_full");
         }
     }
@@ -285,12 +332,11 @@ impl Streams {
 #[derive(Clone)]
 struct Accepting<F> {
     cluster: u64,
-    hosts: Arc<Vec<HostId>>,
+    members: Members,
     server: Arc<ServerConfig>,
     patience: Patience,
     rejects: Rejects,
     open: Arc<AtomicUsize>,
-    limit: usize,
     on_streamed: F,
 }
 
@@ -302,7 +348,7 @@ impl<F: Fn(Streamed) + Clone + Send + 'static> Accepting<F> {
                 crate::clock::pause(FIRST_BACKOFF);
                 continue;
             };
-            if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit {
+            if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit() {
                 self.open.fetch_sub(1, Ordering::Relaxed);
                 self.rejects.count("stream_too_many");
                 continue;
@@ -320,6 +366,15 @@ impl<F: Fn(Streamed) + Clone + Send + 'static> Accepting<F> {
                 self.open.fetch_sub(1, Ordering::Relaxed);
             }
         }
+    }
+
+    fn members(&self) -> RwLockReadGuard<'_, BTreeSet<HostId>> {
+        self.members.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This host counts too.
+    fn limit(&self) -> usize {
+        (self.members().len() + 1) * CONNECTIONS_PER_HOST
     }
 
     /// Receives until the connection ends; an error is something to count.
@@ -341,7 +396,7 @@ impl<F: Fn(Streamed) + Clone + Send + 'static> Accepting<F> {
         if !is_valid_for(cert, &peer) {
             return Err("stream_wrong_certificate");
         }
-        if !self.hosts.contains(&peer) {
+        if !self.members().contains(&peer) {
             return Err("stream_unknown_host");
         }
         tls.sock.set_read_timeout(None).map_err(|_| BROKEN)?;
@@ -353,6 +408,8 @@ impl<F: Fn(Streamed) + Clone + Send + 'static> Accepting<F> {
                 Err(_) => return Ok(()),
             };
             match Envelope::decode(self.cluster, &bytes) {
+                // It left the cluster meanwhile.
+                Ok(_) if !self.members().contains(&peer) => return Err("stream_unknown_host"),
                 Ok((stamp, envelope)) if stamp.writer == peer => {
                     (self.on_streamed)(Streamed::Message(stamp.writer, envelope));
                 }
@@ -419,7 +476,7 @@ impl Dialler {
         }
     }
 
-    fn run(mut self, queue: &Receiver<(Instant, Vec<u8>)>, on_renewed: impl Fn()) {
+    fn run(mut self, queue: &Receiver<Queued>, on_renewed: impl Fn()) {
         loop {
             match queue.recv_timeout(self.patience.limit / 2) {
                 Ok((queued, bytes)) => self.deliver_in_time(queued, &bytes, &on_renewed),

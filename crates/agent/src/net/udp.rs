@@ -229,31 +229,37 @@ impl Link {
         peers: impl Iterator<Item = HostId>,
     ) -> io::Result<Self> {
         let random = SystemRandom::new();
-        let mut all = BTreeMap::new();
-        for host in peers.filter(|h| *h != me) {
-            all.insert(
-                host,
-                Peer {
-                    nonce: nonce(&random)?,
-                    their_nonce: 0,
-                    current: None,
-                    retired: BTreeMap::new(),
-                    challenged: None,
-                    answered: 0,
-                    last_payload: Vec::new(),
-                },
-            );
-        }
         let key = hmac::Key::new(hmac::HMAC_SHA256, key.bytes());
-        Ok(Self {
+        let mut link = Self {
             key,
             cluster,
             me,
             instance: instance.0,
             counter: 0,
             random,
-            peers: all,
-        })
+            peers: BTreeMap::new(),
+        };
+        for host in peers {
+            link.admit(host)?;
+        }
+        Ok(link)
+    }
+
+    /// Takes a host in, with a nonce of its own: what was recorded when it was a member before is worthless.
+    fn admit(&mut self, host: HostId) -> io::Result<()> {
+        if host != self.me && !self.peers.contains_key(&host) {
+            let peer = Peer {
+                nonce: nonce(&self.random)?,
+                their_nonce: 0,
+                current: None,
+                retired: BTreeMap::new(),
+                challenged: None,
+                answered: 0,
+                last_payload: Vec::new(),
+            };
+            self.peers.insert(host, peer);
+        }
+        Ok(())
     }
 
     /// Puts a message into a datagram for `to`; none for a host that is not in the cluster.
@@ -512,6 +518,17 @@ impl Udp {
                 nix::sys::socket::MsgFlags::MSG_DONTWAIT,
             );
         }
+    }
+
+    /// From now on these are the cluster's hosts, and where they are.
+    ///
+    /// # Errors
+    /// When the system gives no random numbers; a host that is new is then not heard.
+    pub(crate) fn set_addresses(&mut self, addresses: &Addresses) -> io::Result<()> {
+        let mut link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.peers.retain(|host, _| addresses.contains_key(host));
+        self.addresses.clone_from(addresses);
+        addresses.keys().try_for_each(|h| link.admit(h.clone()))
     }
 
     fn socket_for(&self, to: &OnNetwork) -> Option<&Arc<UdpSocket>> {

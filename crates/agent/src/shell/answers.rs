@@ -46,13 +46,14 @@ impl Shell {
             Ask::PrepareRestart(to) => drop(to.try_send(self.prepare_restart())),
             Ask::Leave(to) => drop(to.try_send(self.command(Command::Leave))),
             Ask::Config(to) => drop(to.try_send(self.agent.config().clone())),
-            Ask::Change(changes, to) => match self.agent.propose(clock::now(), changes) {
+            Ask::InForce(to) => drop(to.try_send(self.in_force())),
+            Ask::Change(changes, to) => match self.propose(changes) {
                 Ok(ticket) => {
                     self.proposals.insert(ticket, to);
                     self.drain();
                 }
                 Err(error) => {
-                    drop(to.try_send(Err(error.to_string())));
+                    drop(to.try_send(Err(error)));
                     self.drain();
                 }
             },

@@ -1,6 +1,6 @@
 //! Sets the agent up: files, network, datastores, drivers and guard, and then its loop.
 
-use super::{Shell, Wake};
+use super::{Shell, Wake, members};
 use crate::config::{AgentFile, ClusterFile, ClusterKey, FileError, Probe};
 use crate::control::server::{self, ControlError};
 use crate::datastores::Datastores;
@@ -15,7 +15,7 @@ use crate::twin::{Role, Seat, TwinError};
 use crate::vms::{Report, Vms, VmsConfig};
 use crate::weak::Source;
 use crate::{clock, drivers, guard, logging, twin};
-use mainstay_core::config::{ClusterConfig, ConfigError};
+use mainstay_core::config::{ClusterConfig, ConfigError, Places};
 use mainstay_core::id::{BootId, HostId, InstanceId};
 use mainstay_core::io::Input;
 use mainstay_core::wire::{Message, Stamp, understood_by_writer};
@@ -110,6 +110,7 @@ pub fn run_agent(config: &Path) -> Result<(), AgentError> {
     let _log = logging::start(&file.log_dir, "agent");
     logging::abort_on_panic();
     let (cluster, kept_issues) = newest(written, &file);
+    let cluster_file = cluster_file.in_force(&cluster);
     let started = Starting {
         config,
         file: &file,
@@ -137,9 +138,11 @@ fn newest(written: ClusterConfig, file: &AgentFile) -> (ClusterConfig, Vec<Strin
     };
     let mut same = kept.clone();
     same.version = written.version;
+    // A file says them in its own places.
+    same.places = Places::default();
     if same != written {
         issues.push(format!(
-            "{} differs from version {} of the cluster's configuration, which was changed while it ran and is in force; change it with `mainstay config set`, or bring the file up to date",
+            "{} differs from version {} of the cluster's configuration, which was changed while it ran and is in force; change it with `mainstay config set`, or bring the file up to date (`mainstay config export` prints it)",
             file.cluster.display(),
             kept.version
         ));
@@ -192,12 +195,7 @@ impl Starting<'_> {
         let (identity, boot) = self.identity()?;
         let (wake, wakes) = sync_channel(QUEUE_LENGTH);
         let rejects = Rejects::default();
-        let addresses: Addresses = self
-            .cluster_file
-            .hosts
-            .iter()
-            .map(|h| (h.id.clone(), h.by_network()))
-            .collect();
+        let addresses = members::addresses(self.cluster_file);
         let (udp, streams) = self.network(&identity, &addresses, &rejects, &wake)?;
         let events = EventLog::start(&file.log_dir).map_err(system("start a thread"))?;
         let to_loop = wake.clone();
@@ -268,6 +266,7 @@ impl Starting<'_> {
                 seq: 0,
             },
             cluster_id: self.cluster.cluster_id,
+            file: self.cluster_file.clone(),
             named_isolation_addresses: named,
             own_addresses: own,
             isolation_addresses: isolation,

@@ -54,7 +54,7 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
 }
 
 /// A port that is free on every loopback address, for TCP.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind("0.0.0.0:0").expect("port");
     listener.local_addr().expect("address").port()
 }
@@ -67,7 +67,7 @@ fn address(n: usize) -> IpAddr {
 }
 
 /// Each host has an address of each family, so that either network can go.
-fn networks(n: usize, port: u16) -> BTreeMap<String, SocketAddr> {
+pub(crate) fn networks(n: usize, port: u16) -> BTreeMap<String, SocketAddr> {
     let mut all = BTreeMap::from([("mgmt0".to_owned(), SocketAddr::new(address(n), port))]);
     // Of the other family where there is one.
     let second = ["[::1]:0", "127.0.0.1:0"].into_iter().find_map(|at| {
@@ -81,6 +81,12 @@ fn networks(n: usize, port: u16) -> BTreeMap<String, SocketAddr> {
 impl Cluster {
     /// `hosts` hosts, two datastores and `vms` VMs, nothing started yet.
     pub(crate) fn new(hosts: usize, vms: usize) -> Self {
+        Self::with_spare(hosts, vms, 0)
+    }
+
+    /// The same, and `spare` further hosts that have all but a place in the cluster and a `cluster.toml`.
+    pub(crate) fn with_spare(hosts: usize, vms: usize, spare: usize) -> Self {
+        let all = hosts + spare;
         let dir = tempfile::Builder::new()
             .prefix("mainstay-real-")
             .tempdir()
@@ -142,7 +148,7 @@ impl Cluster {
             .expect("key");
         let ca = make_ca().expect("ca");
         std::fs::write(root.join("ca.pem"), &ca.issued.cert_pem).expect("ca.pem");
-        for n in 1..=hosts {
+        for n in 1..=all {
             let home = root.join(host(n).as_str());
             std::fs::create_dir(&home).expect("host directory");
             let issued = ca.issue(&host(n)).expect("certificate");
@@ -150,7 +156,11 @@ impl Cluster {
             std::fs::write(home.join("cert.key"), &issued.key_pem).expect("cert.key");
             let agent = AgentFile {
                 host: host(n),
-                cluster: "../cluster.toml".into(),
+                cluster: if n > hosts {
+                    "cluster.toml".into()
+                } else {
+                    "../cluster.toml".into()
+                },
                 state_dir: "state".into(),
                 run_dir: "run".into(),
                 log_dir: "log".into(),
@@ -176,7 +186,7 @@ impl Cluster {
             children: vec![],
             probes: vec![],
         };
-        for n in 1..=hosts {
+        for n in 1..=all {
             cluster.new_boot(n);
         }
         let mut at = |n| {
@@ -187,7 +197,7 @@ impl Cluster {
             cluster.probes.push(Some(child.expect("probe")));
         };
         at(254);
-        (1..=hosts).for_each(&mut at);
+        (1..=all).for_each(&mut at);
         cluster
     }
 
@@ -388,7 +398,10 @@ impl Drop for Cluster {
 }
 
 fn program() -> PathBuf {
-    PathBuf::from(env!("CARGO_BIN_EXE_mainstay-node"))
+    // In the tests of the command line it is the whole program.
+    let program =
+        option_env!("CARGO_BIN_EXE_mainstay-node").or(option_env!("CARGO_BIN_EXE_mainstay"));
+    PathBuf::from(program.expect("built by cargo"))
 }
 
 /// Living processes whose command line or environment names a directory.

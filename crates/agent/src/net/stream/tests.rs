@@ -298,3 +298,87 @@ fn a_frame_that_is_too_long_or_torn_is_an_error() {
     let torn = [0, 0, 0, 9, 1, 2];
     assert!(read_frame(&mut torn.as_slice(), RECORD_MAX_BYTES).is_err());
 }
+
+#[test]
+fn streams_follow_hosts_that_join_leave_and_move() {
+    let ca = make_ca().expect("ca");
+    let dir = tempfile::tempdir().expect("directory");
+    let rejects = Rejects::default();
+    let (to, received) = channel();
+    let addresses: Addresses = [
+        (host(1), vec![on("mgmt0", free_address())]),
+        (host(2), vec![on("mgmt0", free_address())]),
+    ]
+    .into();
+    let alone = |n| -> Addresses {
+        let all = addresses.clone().into_iter();
+        all.filter(|(h, _)| *h == host(n)).collect()
+    };
+    let start = |n, on_streamed: Box<dyn Fn(Streamed) + Send>, rejects: &Rejects| {
+        let on_streamed = Arc::new(std::sync::Mutex::new(on_streamed));
+        let tls = tls(dir.path(), &ca, &host(n));
+        let on_streamed = move |s| (on_streamed.lock().expect("lock"))(s);
+        let known = alone(n);
+        Streams::start(
+            &host(n),
+            CLUSTER,
+            &known,
+            (&tls, LONG),
+            rejects.clone(),
+            on_streamed,
+        )
+        .expect("streams")
+    };
+    let mut one = start(1, Box::new(|_| {}), &Rejects::default());
+    let mut two = start(2, Box::new(move |s| drop(to.send(s))), &rejects);
+    let refused = |least: u64| {
+        let begun = Instant::now();
+        let count = || {
+            let all = rejects.all();
+            all.iter()
+                .find(|(kind, _)| kind == "stream_unknown_host")
+                .map_or(0, |(_, n)| *n)
+        };
+        while count() < least {
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "not refused: {:?}",
+                rejects.all()
+            );
+            std::thread::yield_now();
+        }
+    };
+    // Not known yet: nothing is sent, and what another side sends is refused.
+    one.send(&host(2), framed(1, 1));
+    one.set_addresses(&addresses).expect("set");
+    one.send(&host(2), framed(1, 2));
+    refused(1);
+    two.set_addresses(&addresses).expect("set");
+    let is = |n, got| got == Streamed::Message(host(1), envelope(n));
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < PATIENCE, "nothing comes");
+        // The refused connection may take one more.
+        one.send(&host(2), framed(1, 3));
+        let pause = Duration::from_millis(50);
+        if received.recv_timeout(pause).is_ok_and(|got| is(3, got)) {
+            break;
+        }
+    }
+    // It leaves: also over the connection that is open.
+    two.set_addresses(&alone(2)).expect("set");
+    one.send(&host(2), framed(1, 4));
+    refused(2);
+    // It is elsewhere now: its peer dials anew.
+    two.set_addresses(&addresses).expect("set");
+    let relay = TcpListener::bind("127.0.0.1:0").expect("relay");
+    let moved = relay.local_addr().expect("address");
+    let mut elsewhere = addresses.clone();
+    elsewhere.insert(host(2), vec![on("mgmt0", moved)]);
+    one.set_addresses(&elsewhere).expect("set");
+    one.send(&host(2), framed(1, 5));
+    let (near, _) = relay.accept().expect("dialled there");
+    drop(near);
+    let came = received.try_iter().find(|got| !is(3, got.clone()));
+    assert_eq!(came, None, "nothing came the old way");
+}

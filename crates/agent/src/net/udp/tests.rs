@@ -288,3 +288,38 @@ fn what_goes_over_all_networks_is_taken_once_and_one_network_is_enough() {
     }
     drop(receiver);
 }
+
+#[test]
+fn a_host_that_left_is_not_heard_and_one_that_joins_is() {
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+    let on = |a: &str| vec![("mgmt0".to_owned(), free(a))];
+    let all: Addresses = [(host(1), on("127.0.0.1")), (host(2), on("127.0.0.2"))].into();
+    let only_two: Addresses = all
+        .clone()
+        .into_iter()
+        .filter(|(h, _)| *h == host(2))
+        .collect();
+    let (mut receiver, received) = on_two_networks(2, &all);
+    let (sender, _) = on_two_networks(1, &all);
+    let nonce = |udp: &Udp| {
+        let link = udp.link.lock().expect("lock");
+        link.peers.get(&host(1)).map(|p| p.nonce)
+    };
+    let before = nonce(&receiver).expect("a member");
+    receiver.set_addresses(&only_two).expect("set");
+    assert_eq!(nonce(&receiver), None);
+    sender.send(&host(2), b"from outside");
+    receiver.set_addresses(&all).expect("set");
+    assert_ne!(nonce(&receiver).expect("a member again"), before);
+    let start = std::time::Instant::now();
+    let got = loop {
+        assert!(start.elapsed() < PATIENCE, "nothing comes");
+        // Challenges are rare, so the first may be refused.
+        sender.send(&host(2), b"hello");
+        let pause = std::time::Duration::from_millis(50);
+        if let Ok(got) = received.recv_timeout(pause) {
+            break got;
+        }
+    };
+    assert_eq!(got, b"hello");
+}
