@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Config(crate::config_cmd::ConfigCommandArgs),
     /// Take a host out of service, or put it back
     Maintenance(crate::config_cmd::MaintenanceArgs),
+    /// Let a host join the running cluster, or make a VM in it
+    Add(crate::add_cmd::AddArgs),
     /// Take a host or a VM out of the cluster
     Remove(crate::config_cmd::RemoveArgs),
     /// This host is being shut down: stop its VMs and give their locks back (for the service manager)

@@ -33,6 +33,11 @@ enum ConfigCommand {
         after_help = "Examples: mainstay config set isolation_response power_off\n          mainstay config set profile fast dead 3s\n          mainstay config set das.isolationShutdownTimeout 120"
     )]
     Set(SetArgs),
+    /// Print the configuration that is in force, with hosts and VMs, as a cluster.toml
+    #[command(
+        after_help = "For a host that joins, and to bring the file of one that is in the cluster up to date:\n          mainstay config export > /etc/mainstay/cluster.toml"
+    )]
+    Export,
 }
 
 #[derive(Debug, Args)]
@@ -95,7 +100,25 @@ pub(crate) fn config(common: &Common, args: &ConfigCommandArgs) -> Result<()> {
     match &args.command {
         ConfigCommand::Show(args) => show(common, args),
         ConfigCommand::Set(args) => set(common, args),
+        ConfigCommand::Export => export(common),
     }
+}
+
+fn export(common: &Common) -> Result<()> {
+    let client = Target::find(common.socket.as_deref()).client()?;
+    let now = client.in_force()?;
+    if common.json {
+        ui::json(&json!({"version": now.version, "cluster": now.file}));
+        return Ok(());
+    }
+    let text = toml::to_string(&now.file).context("nothing was exported")?;
+    line(format_args!(
+        "# Version {} of the configuration, as {} has it.\n{}",
+        now.version,
+        now.host,
+        text.trim_end()
+    ));
+    Ok(())
 }
 
 fn show(common: &Common, args: &ShowArgs) -> Result<()> {

@@ -2,6 +2,7 @@
 //!
 //! Decides nothing: it asks agents, starts them, and shows what they say.
 
+mod add_cmd;
 mod cli;
 mod config_cmd;
 mod control;
@@ -50,6 +51,7 @@ fn main() -> ExitCode {
         Command::PowerOff(args) => finish(common.json, show::power_off(&common, &args)),
         Command::Config(args) => finish(common.json, config_cmd::config(&common, &args)),
         Command::Maintenance(args) => finish(common.json, config_cmd::maintenance(&common, &args)),
+        Command::Add(args) => finish(common.json, add_cmd::run(&common, &args)),
         Command::Remove(args) => finish(common.json, config_cmd::remove(&common, &args)),
         Command::PrepareRestart => finish(common.json, config_cmd::prepare_restart(&common)),
         Command::Leave => finish(common.json, config_cmd::leave(&common)),

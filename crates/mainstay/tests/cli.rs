@@ -41,6 +41,11 @@ fn every_subcommand_has_help() {
         &["explain"],
         &["power-on"],
         &["power-off"],
+        &["config", "export"],
+        &["add", "host"],
+        &["add", "vm"],
+        &["remove", "host"],
+        &["remove", "vm"],
         &["datastore", "add"],
         &["sim"],
         &["agent"],
@@ -99,6 +104,18 @@ fn an_agent_that_is_not_there_is_named_with_its_socket_and_the_remedy() {
         &["events"],
         &["explain", "vm-1"],
         &["power-off", "vm-1"],
+        &["config", "export"],
+        &[
+            "add",
+            "host",
+            "host-4",
+            "--address",
+            "10.0.0.4:7777",
+            "--cpu-mhz",
+            "1",
+            "--memory-mb",
+            "1",
+        ],
     ] {
         let output = run(home.path(), &[command, &["--socket", socket]].concat());
         let error = text(&output.stderr);
