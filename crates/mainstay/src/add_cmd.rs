@@ -340,7 +340,10 @@ fn add_vm(common: &Common, asked: &Asked, args: &AddVm) -> Result<()> {
     FileDatastore::add_vm(mount, &next, &spec, &asked.here.host)
         .context(format!("{id} was not added"))
         .map_err(|e| e.at(mount.display()))?;
-    let version = asked.make(change)?;
+    let version = asked.make(change).map_err(|failure| match made {
+        true => failure.remedy("the image was made: leave --size out when you ask again"),
+        false => failure,
+    })?;
     if common.json {
         let image = json!({"path": args.image, "made": made});
         ui::json(
