@@ -20,7 +20,8 @@ pub(super) struct Disk {
     pub(super) records: BTreeMap<RecordKey, Arc<Vec<u8>>>,
     /// Who has which image open, as the storage knows it.
     pub(super) images: BTreeMap<usize, usize>,
-    pub(super) everybody: Faults,
+    /// What stands between it and each host. A fault for all is one for each: healed for one host, it stays
+    /// for the others.
     pub(super) per_host: Vec<Faults>,
     /// Since when each host's path hangs.
     pub(super) hang_since: Vec<Nanos>,
@@ -47,7 +48,6 @@ impl Disk {
             expiry,
             records: BTreeMap::new(),
             images: BTreeMap::new(),
-            everybody: Faults::default(),
             per_host: vec![Faults::default(); hosts],
             hang_since: vec![0; hosts],
             parked: Vec::new(),
@@ -59,8 +59,13 @@ impl Disk {
     }
 
     pub(super) fn faults(&self, host: usize) -> Faults {
-        self.everybody
-            .with(self.per_host.get(host).copied().unwrap_or_default())
+        self.per_host.get(host).copied().unwrap_or_default()
+    }
+
+    /// What stands between it and the hosts that an event meets: one, or all.
+    pub(super) fn met(&mut self, host: Option<usize>) -> impl Iterator<Item = &mut Faults> {
+        let (skipped, taken) = host.map_or((0, usize::MAX), |host| (host, 1));
+        self.per_host.iter_mut().skip(skipped).take(taken)
     }
 
     /// Performs a request on the records, atomically.

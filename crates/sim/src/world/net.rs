@@ -31,10 +31,9 @@ pub(super) struct Network {
     cut: BTreeSet<(usize, usize)>,
     groups: Option<Vec<usize>>,
     dropped: BTreeSet<(usize, usize)>,
+    /// Of each host's messages, in hundredths; what was set for all stays until it is healed there.
     loss: Vec<u64>,
-    loss_all: u64,
     delay: Vec<Nanos>,
-    delay_all: Nanos,
     gateway_down: bool,
     pub(super) streams: BTreeMap<(usize, usize), Connection>,
     latency: Vec<Vec<Nanos>>,
@@ -103,12 +102,11 @@ impl Network {
     }
 
     fn loss(&self, host: usize) -> u64 {
-        self.loss_all.max(self.loss.get(host).copied().unwrap_or(0))
+        self.loss.get(host).copied().unwrap_or(0)
     }
 
     fn delay(&self, host: usize) -> Nanos {
-        self.delay_all
-            .max(self.delay.get(host).copied().unwrap_or(0))
+        self.delay.get(host).copied().unwrap_or(0)
     }
 
     fn pair(&self, from: usize, to: usize) -> Nanos {
@@ -144,27 +142,11 @@ impl Network {
     }
 
     pub(super) fn set_loss(&mut self, percent: u64, host: Option<usize>) {
-        match host {
-            None => self.loss_all = percent,
-            Some(host) => self
-                .loss
-                .iter_mut()
-                .skip(host)
-                .take(1)
-                .for_each(|l| *l = percent),
-        }
+        met(&mut self.loss, host).for_each(|l| *l = percent);
     }
 
     pub(super) fn set_delay(&mut self, time: Nanos, host: Option<usize>) {
-        match host {
-            None => self.delay_all = time,
-            Some(host) => self
-                .delay
-                .iter_mut()
-                .skip(host)
-                .take(1)
-                .for_each(|d| *d = time),
-        }
+        met(&mut self.delay, host).for_each(|d| *d = time);
     }
 
     pub(super) fn set_gateway(&mut self, up: bool) {
@@ -180,20 +162,18 @@ impl Network {
         }
         self.dropped
             .retain(|(a, b)| host.is_some_and(|h| h != *a && h != *b));
-        match host {
-            None => {
-                self.groups = None;
-                self.loss_all = 0;
-                self.delay_all = 0;
-                self.loss.fill(0);
-                self.delay.fill(0);
-            }
-            Some(_) => {
-                self.set_loss(0, host);
-                self.set_delay(0, host);
-            }
+        if host.is_none() {
+            self.groups = None;
         }
+        self.set_loss(0, host);
+        self.set_delay(0, host);
     }
+}
+
+/// The places of the hosts that an event meets: one, or all.
+fn met<T>(hosts: &mut [T], host: Option<usize>) -> impl Iterator<Item = &mut T> {
+    let (skipped, taken) = host.map_or((0, usize::MAX), |host| (host, 1));
+    hosts.iter_mut().skip(skipped).take(taken)
 }
 
 impl World<'_> {

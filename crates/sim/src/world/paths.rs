@@ -26,16 +26,6 @@ impl Faults {
             StorageFault::Full => self.full = true,
         }
     }
-
-    pub(super) fn with(self, other: Self) -> Self {
-        Self {
-            hang: self.hang || other.hang,
-            gone: self.gone || other.gone,
-            read_only: self.read_only || other.read_only,
-            full: self.full || other.full,
-            slow: self.slow.max(other.slow),
-        }
-    }
 }
 
 impl World<'_> {
@@ -102,15 +92,7 @@ impl World<'_> {
         host: Option<usize>,
         fault: StorageFault,
     ) {
-        match host {
-            None => self.disks[disk].everybody.add(fault),
-            Some(host) => self.disks[disk]
-                .per_host
-                .iter_mut()
-                .skip(host)
-                .take(1)
-                .for_each(|f| f.add(fault)),
-        }
+        self.disks[disk].met(host).for_each(|f| f.add(fault));
         self.paths_changed(disk);
         if matches!(fault, StorageFault::Apd | StorageFault::Pdl)
             && let Some(host) = host
@@ -120,20 +102,8 @@ impl World<'_> {
     }
 
     pub(super) fn datastore_heal(&mut self, disk: usize, host: Option<usize>) {
-        match host {
-            None => {
-                self.disks[disk].everybody = Faults::default();
-                self.disks[disk].per_host.fill(Faults::default());
-            }
-            Some(host) => {
-                self.disks[disk]
-                    .per_host
-                    .iter_mut()
-                    .skip(host)
-                    .take(1)
-                    .for_each(|f| *f = Faults::default());
-            }
-        }
+        let healed = self.disks[disk].met(host);
+        healed.for_each(|f| *f = Faults::default());
         for host in 0..self.hosts.len() {
             self.storage_back(host, disk);
         }
@@ -165,11 +135,7 @@ impl World<'_> {
 
     /// The storage hears the host again: a client reclaims what nobody else has taken.
     pub(super) fn storage_back(&mut self, host: usize, disk: usize) {
-        let faults = self.disks[disk]
-            .per_host
-            .get(host)
-            .copied()
-            .unwrap_or_default();
+        let faults = self.disks[disk].faults(host);
         if faults.hang || faults.gone || !self.hosts[host].up() {
             return;
         }

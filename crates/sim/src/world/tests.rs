@@ -84,3 +84,38 @@ fn a_hang_for_all_freezes_and_thaws_and_restarts_nothing() {
                    [[expect]]\nnever = \"vm.restart.requested\"\n";
     holds(&play(&format!("{faults}{expects}")));
 }
+
+/// Events at one second after another, for each of the three hosts.
+fn for_each_host(from: u64, event: &str) -> String {
+    let at = |n: u64| {
+        format!(
+            "[[event]]\nat = \"{}s\"\n{event}\nhost = \"host-{n}\"\n",
+            from + n
+        )
+    };
+    (1..=3).map(at).collect()
+}
+
+#[test]
+fn a_datastore_that_hangs_for_all_is_healed_host_by_host() {
+    let hang = "[[event]]\nat = \"10s\"\ndo = \"datastore.apd\"\ndatastore = \"ds-1\"\n";
+    let heal = for_each_host(20, "do = \"datastore.heal\"\ndatastore = \"ds-1\"");
+    let expects = "[[expect]]\nby = \"20s\"\nvm = \"vm-1\"\nstate = \"frozen\"\n\
+                   [[expect]]\nby = \"40s\"\nvm = \"vm-1\"\nstate = \"running\"\n";
+    holds(&play(&format!("{hang}{heal}{expects}")));
+}
+
+#[test]
+fn loss_and_delay_for_all_are_healed_host_by_host() {
+    for fault in [
+        "do = \"network.loss\"\npercent = 100",
+        "do = \"network.delay\"\ntime = \"30s\"",
+    ] {
+        let fault = format!("[[event]]\nat = \"10s\"\n{fault}\n");
+        let heal = for_each_host(20, "do = \"network.heal\"");
+        let expects = "[[expect]]\nbetween = [\"10s\", \"20s\"]\nevent = \"primary.elected\"\n\
+                       [[expect]]\nbetween = [\"23s\", \"40s\"]\nevent = \"host.state\"\nto = \"live\"\n\
+                       [[expect]]\nbetween = [\"40s\", \"60s\"]\nnever = \"host.state\"\n";
+        holds(&play(&format!("{fault}{heal}{expects}")));
+    }
+}
