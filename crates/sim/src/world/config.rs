@@ -3,7 +3,7 @@
 use super::{Happening, World};
 use crate::clock::SECOND;
 use crate::invariants::Fact;
-use mainstay_core::config::Change;
+use mainstay_core::config::{Change, Settings};
 use mainstay_core::provision::vm_record;
 use std::sync::Arc;
 
@@ -22,6 +22,14 @@ pub(super) struct Wish {
 }
 
 impl World<'_> {
+    /// The settings that a host goes by: its agent's, those that it keeps while it has no agent, and the
+    /// file's before it has kept any.
+    pub(super) fn settings_of(&self, host: usize) -> &Settings {
+        let h = &self.hosts[host];
+        let kept = h.config.as_deref().unwrap_or(&self.scenario.config);
+        &h.agent.as_ref().map_or(kept, |a| a.config()).settings
+    }
+
     pub(super) fn wish_change(
         &mut self,
         changes: Vec<Change>,

@@ -86,6 +86,7 @@ impl World<'_> {
             self.carry_out(host, output);
         }
         self.leave_when_ready(host);
+        self.name_frozen_limit(host);
         let h = &mut self.hosts[host];
         let Some(wake) = h.agent.as_ref().and_then(|a| a.poll_timeout()) else {
             return;
@@ -293,7 +294,8 @@ impl World<'_> {
                         let word = Word::new(SlotState::Lapsed, Generation(0), Instant::ZERO);
                         self.hosts[host].words.store(vm, word);
                         self.hosts[host].guard_poke = true;
-                        self.instances[instance].frozen = true;
+                        let i = &mut self.instances[instance];
+                        (i.frozen, i.frozen_at) = (true, Some(now));
                         self.vm_changed(vm);
                     }
                     FoundState::Unregistered

@@ -13,6 +13,7 @@ use mainstay_core::event::{EventKind, StopReason};
 use mainstay_core::guard::Guard;
 use mainstay_core::id::BootId;
 use mainstay_core::io::ExitCause;
+use mainstay_core::time::nanos;
 
 /// Service managers commonly give a service so long to stop.
 const SERVICE_PATIENCE: u64 = 90 * SECOND;
@@ -196,7 +197,7 @@ impl World<'_> {
     pub(super) fn boot(&mut self, host: usize, boot: u64) {
         let local = self.dice.life.between(5, 60) * SECOND;
         let id = BootId(self.dice.life.next_u64());
-        let limit = self.scenario.config.settings.frozen_limit;
+        let limit = self.settings_of(host).frozen_limit;
         let now = self.now;
         let h = &mut self.hosts[host];
         if !h.powered || h.boot != boot || h.guard.is_some() {
@@ -205,6 +206,7 @@ impl World<'_> {
         let ppm = h.clock.ppm();
         h.clock = crate::clock::Clock::starting(now, local, ppm);
         h.boot_id = id;
+        h.frozen_limit = limit;
         h.guard = Some(Guard::new(limit));
         h.guard_run += 1;
         for disk in 0..self.disks.len() {
@@ -333,14 +335,13 @@ impl World<'_> {
 
     fn drift(&mut self, host: usize, ppm: i64) {
         let now = self.now;
-        let bound = i64::from(self.scenario.config.settings.timing.clock_drift_ppm);
+        let timing = &self.settings_of(host).timing;
+        let (bound, freeze) = (i64::from(timing.clock_drift_ppm), nanos(timing.freeze));
         let was_beyond = self.hosts[host].clock.ppm().abs() > bound;
         self.hosts[host].clock.set_rate(now, ppm);
         if was_beyond {
             // Deadlines that were set on the wrong clock run out within `freeze`.
-            let until =
-                now + mainstay_core::time::nanos(self.scenario.config.settings.timing.freeze);
-            self.hosts[host].doubt_until = until + self.guard_worst();
+            self.hosts[host].doubt_until = now + freeze + self.guard_worst(host);
         }
         self.hosts[host].timer = None;
         self.hosts[host].guard_wake = None;

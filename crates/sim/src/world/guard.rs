@@ -7,7 +7,7 @@ use mainstay_core::event::{EventKind, StopReason};
 use mainstay_core::guard::{Guard, GuardAction, SlotState, Word, Words as _};
 use mainstay_core::id::OpId;
 use mainstay_core::io::{ExitCause, Extension, GuardOutcome, GuardRequest, Input};
-use mainstay_core::time::nanos;
+use mainstay_core::time::{Duration, nanos};
 use std::cell::Cell;
 
 /// The memory that agent and guard share: one slot for each VM of the cluster.
@@ -52,25 +52,41 @@ pub(super) enum Act {
         lapsed: bool,
     },
     Unfreeze,
-    Kill,
+    /// Frozen for that long or longer, if there is such a limit.
+    Kill {
+        limit: Option<Duration>,
+    },
 }
 
 impl World<'_> {
     /// The guard's worst latency, of which it never takes all.
-    pub(super) fn guard_worst(&self) -> Nanos {
-        nanos(self.scenario.config.settings.timing.guard_latency)
+    pub(super) fn guard_worst(&self, host: usize) -> Nanos {
+        let promised = self.scenario.config.settings.timing.guard_latency;
+        nanos(promised.min(self.settings_of(host).timing.guard_latency))
     }
 
-    fn guard_wait(&mut self) -> Nanos {
+    /// The agent writes the setting into the shared memory, where its guard reads it.
+    pub(super) fn name_frozen_limit(&mut self, host: usize) {
+        let h = &mut self.hosts[host];
+        let Some(agent) = &h.agent else { return };
+        let limit = agent.config().settings.frozen_limit;
+        if h.frozen_limit == limit {
+            return;
+        }
+        h.frozen_limit = limit;
+        if let Some(guard) = &mut h.guard {
+            guard.set_frozen_limit(limit);
+        }
+        self.arm_guard(host);
+    }
+
+    fn guard_wait(&mut self, host: usize) -> Nanos {
         let quick = self.dice.guard.between(200_000, 5 * MS);
         let slow = self.scenario.weather.guard_slow.min(100);
         if self.stormy() && slow > 0 {
             // Half for noticing, a tenth for acting: together below the stated worst case.
-            return quick.max(
-                self.dice
-                    .guard
-                    .below(self.guard_worst() * slow / 100 * 8 / 10),
-            );
+            let worst = self.guard_worst(host);
+            return quick.max(self.dice.guard.below(worst * slow / 100 * 8 / 10));
         }
         quick
     }
@@ -93,7 +109,7 @@ impl World<'_> {
         if planned.is_some_and(|p| p <= due.max(self.now)) {
             return;
         }
-        let wait = self.guard_wait();
+        let wait = self.guard_wait(host);
         let at = due.max(self.now).max(busy) + wait;
         if planned.is_some_and(|p| p <= at) {
             return;
@@ -121,6 +137,7 @@ impl World<'_> {
         else {
             return;
         };
+        let limit = h.frozen_limit;
         let due = h.guard_poke || guard.next(words).is_some_and(|at| at <= local);
         let actions = if due {
             guard.poll(local, words)
@@ -135,7 +152,7 @@ impl World<'_> {
                     (slot, Act::Freeze { lapsed })
                 }
                 GuardAction::Unfreeze(slot) => (slot, Act::Unfreeze),
-                GuardAction::Kill(slot) => (slot, Act::Kill),
+                GuardAction::Kill(slot) => (slot, Act::Kill { limit }),
             })
             .collect();
         h.guard_poke = false;
@@ -192,11 +209,10 @@ impl World<'_> {
                 }
             }
             Act::Unfreeze => self.unfreeze(host, vm),
-            Act::Kill => {
-                let limit = self.scenario.config.settings.frozen_limit.is_some();
+            Act::Kill { limit } => {
                 for instance in self.instances_on(host, vm) {
                     let cause = KillCause {
-                        frozen_limit: limit,
+                        frozen_limit: limit.is_some_and(|l| self.frozen_for(instance) >= l),
                         ..self.kill_cause(instance)
                     };
                     self.judge
@@ -219,13 +235,27 @@ impl World<'_> {
         }
     }
 
+    /// How long the process has been frozen on its host's clock, and the moment between the guard's look
+    /// and its act.
+    fn frozen_for(&self, instance: usize) -> Duration {
+        let i = &self.instances[instance];
+        let h = &self.hosts[i.host];
+        let now = h.clock.local(self.now);
+        let acts = Duration::from_nanos(self.guard_worst(i.host));
+        let frozen = i.frozen_at.filter(|_| i.frozen);
+        frozen.map_or(Duration::ZERO, |at| now.since(at) + acts)
+    }
+
     fn freeze(&mut self, host: usize, vm: usize, reason: &str, lapsed: bool) {
         let mut any = false;
         let mut lapsed = lapsed;
         for instance in self.instances_on(host, vm) {
             any |= self.instances[instance].executes();
             lapsed |= std::mem::take(&mut self.instances[instance].given_up);
-            self.instances[instance].frozen = true;
+            let at = self.hosts[host].clock.local(self.now);
+            let i = &mut self.instances[instance];
+            let since = i.frozen_at.filter(|_| i.frozen);
+            (i.frozen, i.frozen_at) = (true, since.or(Some(at)));
             if self.hosts[host].words.load(vm).state() == SlotState::Lapsed {
                 self.instances[instance].lapsed = Some(self.instances[instance].generation);
             }
@@ -366,7 +396,7 @@ impl World<'_> {
         if !h.powered || h.boot != boot || h.guard.is_some() {
             return;
         }
-        h.guard = Some(Guard::new(self.scenario.config.settings.frozen_limit));
+        h.guard = Some(Guard::new(h.frozen_limit));
         h.guard_run += 1;
         h.guard_hung = false;
         h.guard_wake = None;
@@ -426,7 +456,7 @@ impl World<'_> {
 
     /// The guard of `host` has not had its time yet: what runs there is not its fault until it has.
     pub(super) fn doubt(&mut self, host: usize) {
-        let until = self.now + self.guard_worst() + 10 * MS;
+        let until = self.now + self.guard_worst(host) + 10 * MS;
         self.hosts[host].doubt_until = until;
         for vm in 0..self.vms.len() {
             if !self.instances_on(host, vm).is_empty() {
@@ -438,7 +468,7 @@ impl World<'_> {
     /// The protocol's assumptions hold for this host now.
     pub(super) fn guarded(&self, host: usize) -> bool {
         let h = &self.hosts[host];
-        let bound = i64::from(self.scenario.config.settings.timing.clock_drift_ppm);
+        let bound = i64::from(self.settings_of(host).timing.clock_drift_ppm);
         h.guard_works() && self.now >= h.doubt_until && h.clock.ppm().abs() <= bound
     }
 

@@ -10,6 +10,7 @@ use mainstay_core::config::FenceClass;
 use mainstay_core::event::StopReason;
 use mainstay_core::id::{Generation, OpId, VmId};
 use mainstay_core::io::{ExitCause, HypervisorOutcome, HypervisorRequest, Input};
+use mainstay_core::time::Instant;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Time between two writes of a guest.
@@ -67,6 +68,8 @@ pub(super) struct Instance {
     pub(super) generation: Generation,
     pub(super) phase: Phase,
     pub(super) frozen: bool,
+    /// Since then, on its host's clock.
+    pub(super) frozen_at: Option<Instant>,
     /// The generation whose right had lapsed when it was frozen.
     pub(super) lapsed: Option<Generation>,
     /// Its agent has given the generation up, to go on under another.
@@ -210,6 +213,7 @@ impl World<'_> {
             generation,
             phase: Phase::Opening,
             frozen: false,
+            frozen_at: None,
             lapsed: None,
             given_up: false,
             opened: false,

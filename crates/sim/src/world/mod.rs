@@ -37,6 +37,7 @@ use mainstay_core::guard::Guard;
 use mainstay_core::id::{BootId, DatastoreId, HostId, OpId, VmId};
 use mainstay_core::io::{Durable, ExitCause, Input};
 use mainstay_core::rng::Rng;
+use mainstay_core::time::Duration;
 use mainstay_core::wire::RoleTag;
 use net::{Network, Parcel};
 use operation::Op;
@@ -254,6 +255,8 @@ struct Host {
     guard_poke: bool,
     guard_busy: Nanos,
     words: Words,
+    /// In the same memory: the limit that its agent last named.
+    frozen_limit: Option<Duration>,
     /// The VMs whose rights were last extended on each datastore, with their places in the words.
     extended: BTreeMap<usize, Vec<(VmId, usize)>>,
     /// Until then the guard has not had its time since it was dead, hung or paused.

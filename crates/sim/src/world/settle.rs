@@ -62,6 +62,7 @@ impl World<'_> {
                 guard_poke: false,
                 guard_busy: 0,
                 words: Words::new(scenario.vms.len()),
+                frozen_limit: scenario.config.settings.frozen_limit,
                 extended: BTreeMap::new(),
                 doubt_until: 0,
                 durable: Durable::default(),

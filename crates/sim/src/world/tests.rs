@@ -119,3 +119,31 @@ fn loss_and_delay_for_all_are_healed_host_by_host() {
         holds(&play(&format!("{fault}{heal}{expects}")));
     }
 }
+
+fn set(at: &str, key: &str, value: &str) -> String {
+    format!("[[event]]\nat = \"{at}\"\ndo = \"config.set\"\nkey = \"{key}\"\nvalue = {value}\n")
+}
+
+fn play_for(duration: &str, tail: &str) -> RunResult {
+    let head = HEAD.replace("duration = \"60s\"", &format!("duration = \"{duration}\""));
+    let scenario = parse("test.toml", &format!("{head}{tail}")).expect("sound");
+    run(&scenario, &Options::default())
+}
+
+#[test]
+fn a_guard_enforces_the_limit_that_was_set_while_it_runs() {
+    let limit = set("5s", "frozen_limit", "\"20s\"");
+    let fault = "[[event]]\nat = \"10s\"\ndo = \"datastore.read_only\"\ndatastore = \"ds-1\"\n\
+                 [[event]]\nat = \"50s\"\ndo = \"datastore.heal\"\n";
+    let frozen = "[[expect]]\nby = \"30s\"\nvm = \"vm-1\"\nstate = \"frozen\"\n";
+    let killed = "[[expect]]\nbetween = [\"32s\", \"38s\"]\nevent = \"vm.stopped\"\nreason = \"frozen_limit\"\n\
+                  [[expect]]\nnever = \"vm.thawed\"\n";
+    holds(&play(&format!("{limit}{fault}{frozen}{killed}")));
+    // Also one that starts afterwards; and none does when the setting was taken back.
+    let guard = "[[event]]\nat = \"8s\"\ndo = \"guard.kill\"\nhost = \"host-1\"\n";
+    holds(&play(&format!("{limit}{guard}{fault}{frozen}{killed}")));
+    let off = set("8s", "frozen_limit", "\"off\"");
+    let thawed = "[[expect]]\nbetween = [\"50s\", \"55s\"]\nevent = \"vm.thawed\"\n\
+                  [[expect]]\nnever = \"vm.stopped\"\n";
+    holds(&play(&format!("{limit}{off}{fault}{frozen}{thawed}")));
+}
