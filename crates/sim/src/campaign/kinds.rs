@@ -10,6 +10,7 @@ use mainstay_core::time::{Duration, nanos};
 use mainstay_core::wire::FORMAT_VERSION;
 
 const MONITORING: &str = "host_monitoring";
+const ATTEMPTS: &str = "max_restart_attempts";
 /// The timers of the right to run, and those that are longer than it: made shorter in this order, and
 /// longer in the other.
 const RIGHT_TIMERS: [&str; 4] = ["freeze", "break", "dead_without_datastores", "dead"];
@@ -29,6 +30,7 @@ fn timer(settings: &Settings, key: &str) -> Option<Duration> {
 pub(super) fn normal(settings: &Settings, key: &str) -> Option<Change> {
     let value = match key {
         MONITORING => String::from("true"),
+        ATTEMPTS => settings.max_restart_attempts.to_string(),
         _ => format!("{}ms", timer(settings, key)?.as_millis()),
     };
     let key = key.into();
@@ -356,9 +358,10 @@ impl<'a> Drawing<'a> {
         }
     }
 
-    /// Settings that no invariant is judged by.
+    /// Settings that decide nothing about whether faults end; what a run is judged by, it is judged by as each
+    /// agent has it at that time.
     fn setting_changes(&mut self, s: Stroke) {
-        const SETTINGS: [(&str, &str); 14] = [
+        const SETTINGS: [(&str, &str); 21] = [
             ("isolation_response", "leave_powered_on"),
             ("isolation_response", "power_off"),
             ("isolation_response", "shut_down"),
@@ -373,6 +376,13 @@ impl<'a> Drawing<'a> {
             ("heartbeat_datastore_policy", "prefer"),
             ("heartbeat_datastore_policy", "only"),
             ("isolation_shutdown_timeout", "3s"),
+            (ATTEMPTS, "0"),
+            (ATTEMPTS, "2"),
+            (ATTEMPTS, "9"),
+            ("frozen_limit", "10s"),
+            ("frozen_limit", "off"),
+            ("order_timeout", "8s"),
+            ("clock_check_interval", "30s"),
         ];
         let drawn = small(self.rng.below(SETTINGS.len() as u64));
         let Some((key, value)) = SETTINGS.get(drawn) else {

@@ -5,20 +5,11 @@ use super::{Fact, Invariant, Labels, PerVm};
 use crate::clock::Nanos;
 use mainstay_core::event::EventKind;
 
-/// Counts attempts.
-#[derive(Debug)]
+/// Counts attempts, and what each agent allows when it asks for one.
+#[derive(Debug, Default)]
 pub(super) struct RetriesEnd {
-    limit: u32,
-    highest: PerVm<u32>,
-}
-
-impl RetriesEnd {
-    pub(super) fn new(max_restart_attempts: u32) -> Self {
-        Self {
-            limit: max_restart_attempts.saturating_add(1),
-            highest: PerVm::new(),
-        }
-    }
+    /// The attempts that were allowed when the last one failed: what it was followed by was decided then.
+    allowed: PerVm<u32>,
 }
 
 impl Invariant for RetriesEnd {
@@ -34,25 +25,26 @@ impl Invariant for RetriesEnd {
         let Fact::Said {
             event,
             vm: Some(vm),
-            ..
+            retries,
         } = fact
         else {
             return None;
         };
+        let limit = retries.saturating_add(1);
         match event {
+            EventKind::RestartFailed { .. } => {
+                self.allowed.insert(*vm, limit);
+                None
+            }
             EventKind::RestartRequested { attempt, .. } => {
-                self.highest.insert(*vm, *attempt);
-                (*attempt > self.limit).then(|| {
+                let before = self.allowed.get(vm).copied().unwrap_or(0);
+                let limit = limit.max(before);
+                (*attempt > limit).then(|| {
                     format!(
-                        "{} was asked to start for attempt {attempt}; the limit is {}",
-                        labels.vm(*vm),
-                        self.limit
+                        "{} was asked to start for attempt {attempt}; the limit is {limit}",
+                        labels.vm(*vm)
                     )
                 })
-            }
-            EventKind::VmStarted { .. } => {
-                self.highest.remove(vm);
-                None
             }
             _ => None,
         }
@@ -76,12 +68,24 @@ mod tests {
             host: host.clone(),
             attempt,
         };
+        let failed = EventKind::RestartFailed {
+            vm: vm.clone(),
+            host: host.clone(),
+            attempt: 6,
+            reason: "test".into(),
+        };
         let (good, bad) = (event(6), event(7));
-        let said = |event| Fact::Said { event, vm: Some(0) };
-        assert_eq!(
-            feed(&mut RetriesEnd::new(5), &[said(&good), said(&good)]),
-            None
-        );
-        assert!(feed(&mut RetriesEnd::new(5), &[said(&bad)]).is_some());
+        let said = |event, retries| Fact::Said {
+            event,
+            vm: Some(0),
+            retries,
+        };
+        let judge = |facts: &[Fact<'_>]| feed(&mut RetriesEnd::default(), facts);
+        assert_eq!(judge(&[said(&good, 5), said(&good, 5)]), None);
+        assert!(judge(&[said(&bad, 5)]).is_some());
+        assert_eq!(judge(&[said(&bad, 9)]), None);
+        // The limit was lowered while a retry that had been decided on waited for its time.
+        assert_eq!(judge(&[said(&failed, 9), said(&bad, 2)]), None);
+        assert!(judge(&[said(&failed, 5), said(&bad, 2)]).is_some());
     }
 }

@@ -161,10 +161,11 @@ pub(crate) enum Fact<'a> {
         session: SessionId,
         number: u64,
     },
-    /// An event of an agent.
+    /// An event of an agent, which allows so many retries at that time.
     Said {
         event: &'a EventKind,
         vm: Option<usize>,
+        retries: u32,
     },
     /// Liveness is demanded now: connected groups of working hosts, with the primaries in each.
     Groups {
@@ -224,7 +225,7 @@ pub(crate) struct Judge {
 }
 
 impl Judge {
-    pub(crate) fn new(labels: Labels, max_restart_attempts: u32) -> Self {
+    pub(crate) fn new(labels: Labels) -> Self {
         let properties: Vec<Box<dyn Invariant>> = vec![
             Box::<s1_single_runner::SingleRunner>::default(),
             Box::<s1b_no_late_write::NoLateWrite>::default(),
@@ -237,7 +238,7 @@ impl Judge {
             Box::<s8_nothing_left::NothingLeft>::default(),
             Box::<l1_one_primary::OnePrimary>::default(),
             Box::<l2_restarted::Restarted>::default(),
-            Box::new(l3_retries_end::RetriesEnd::new(max_restart_attempts)),
+            Box::<l3_retries_end::RetriesEnd>::default(),
         ];
         Self {
             properties,

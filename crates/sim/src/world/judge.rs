@@ -235,7 +235,7 @@ impl World<'_> {
         }
         let config = &self.scenario.config;
         // As its own agent has it on local disk, for longer than an order may be on its way.
-        let order = nanos(config.settings.order_timeout);
+        let order = nanos(self.settings_of(host).order_timeout);
         let resting = self.hosts[host].resting_since;
         if resting.is_some_and(|since| self.now > since + order) {
             return Some("it is in maintenance".into());
@@ -354,7 +354,7 @@ impl World<'_> {
             (EventKind::IsolationDeclared { .. }, _) => {
                 self.hosts[host].isolated = true;
                 let silent = now.saturating_sub(self.hosts[host].reached);
-                let t = &self.scenario.config.settings.timing;
+                let t = &self.settings_of(host).timing;
                 let span = t.isolation_declare.saturating_sub(t.isolation_ping);
                 let least = nanos(span.min(t.primary_isolation_declare)) / 10 * 9;
                 let fact = Fact::Isolated {
@@ -382,6 +382,7 @@ impl World<'_> {
             &Fact::Said {
                 event: &event.kind,
                 vm,
+                retries: self.settings_of(host).max_restart_attempts,
             },
         );
         self.log(event.kind, event.why);

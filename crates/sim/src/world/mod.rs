@@ -413,7 +413,7 @@ impl<'s> World<'s> {
                 .map(|d| d.id.clone())
                 .zip(index(scenario.datastores.len()))
                 .collect(),
-            judge: Judge::new(labels, scenario.config.settings.max_restart_attempts),
+            judge: Judge::new(labels),
             watch: Watch::new(&scenario.expects),
             trace: Vec::new(),
             error: None,

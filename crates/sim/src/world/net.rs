@@ -273,7 +273,7 @@ impl World<'_> {
     }
 
     pub(super) fn ping(&mut self, host: usize, op: OpId, target: &PingTarget) {
-        let patience = nanos(self.scenario.config.settings.timing.network_heartbeat).min(SECOND);
+        let patience = nanos(self.settings_of(host).timing.network_heartbeat).min(SECOND);
         let (answers, lost) = match target {
             PingTarget::Isolation(index) => (self.net.gateway(host, *index), self.lost(host, host)),
             PingTarget::Host(id) => match self.host_index.get(id).copied() {

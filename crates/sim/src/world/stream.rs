@@ -128,7 +128,7 @@ impl World<'_> {
     /// Where another network leads to the same host, the sender will move there.
     fn notice_dead_connection(&mut self, from: usize, to: usize) {
         let other = self.net.any_link(from, to).is_some() && self.hosts[to].powered;
-        let limit = nanos(self.scenario.config.settings.timing.stream_limit());
+        let limit = nanos(self.settings_of(from).timing.stream_limit());
         let Some(connection) = self.net.streams.get_mut(&(from, to)) else {
             return;
         };

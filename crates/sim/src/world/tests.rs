@@ -147,3 +147,22 @@ fn a_guard_enforces_the_limit_that_was_set_while_it_runs() {
                   [[expect]]\nnever = \"vm.stopped\"\n";
     holds(&play(&format!("{limit}{off}{fault}{frozen}{thawed}")));
 }
+
+#[test]
+fn the_judge_goes_by_the_settings_that_the_agents_have() {
+    let more = set("1s", "max_restart_attempts", "9");
+    let fails = "[[event]]\nat = \"20s\"\ndo = \"start.fail\"\nvm = \"vm-1\"\ntimes = 100\n\
+                 [[event]]\nat = \"21s\"\ndo = \"vm.crash\"\nvm = \"vm-1\"\n";
+    let expect = "[[expect]]\nevent = \"vm.restart.abandoned\"\nvm = \"vm-1\"\nattempt = 10\n";
+    holds(&play_for("2h", &format!("{more}{fails}{expect}")));
+    let fast = set("1s", "profile", "\"fast\"");
+    let cut = "[[event]]\nat = \"30s\"\ndo = \"network.cut\"\nhost = \"host-1\"\n\
+               [[event]]\nat = \"60s\"\ndo = \"network.cut\"\nhost = \"host-3\"\n";
+    let expect = "[[expect]]\nevent = \"isolation.declared\"\nhost = \"host-1\"\n\
+                  [[expect]]\nevent = \"isolation.declared\"\nhost = \"host-3\"\n";
+    let classic = "profile = \"classic\"\n";
+    let tail = format!("{fast}{cut}{expect}");
+    let head = HEAD.replace("duration = \"60s\"", "duration = \"100s\"");
+    let scenario = parse("test.toml", &format!("{classic}{head}{tail}")).expect("sound");
+    holds(&run(&scenario, &Options::default()));
+}
