@@ -190,6 +190,8 @@ impl World<'_> {
         h.powered = true;
         let boot = h.boot;
         let wait = self.scenario.hosts.get(host).map_or(0, |s| s.boot_time);
+        // Firmware answers nothing: the network comes up shortly before the agent.
+        h.pings_from = self.now + wait / 10 * 9;
         self.after(wait, Happening::Boot { host, boot });
     }
 

@@ -237,6 +237,8 @@ struct Host {
     mounts: Vec<bool>,
     clock: Clock,
     powered: bool,
+    /// From then on its operating system answers pings.
+    pings_from: Nanos,
     paused: bool,
     /// Counts power-offs and boots: what was planned in an earlier boot does not happen.
     boot: u64,
@@ -292,6 +294,10 @@ struct Host {
 impl Host {
     fn up(&self) -> bool {
         self.powered && !self.paused
+    }
+
+    fn answers_pings(&self, now: Nanos) -> bool {
+        self.up() && now >= self.pings_from
     }
 
     fn agent_listens(&self) -> bool {

@@ -280,7 +280,7 @@ impl World<'_> {
                 Some(other) => {
                     let both = self.net.path(host, other) && self.net.path(other, host);
                     (
-                        both && self.hosts[other].up(),
+                        both && self.hosts[other].answers_pings(self.now),
                         self.lost(host, other) || self.lost(other, host),
                     )
                 }

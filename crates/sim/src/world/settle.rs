@@ -46,6 +46,7 @@ impl World<'_> {
                 mounts: mounts.collect(),
                 clock: Clock::new(phases.between(10, 1_000_000) * MS, setup.ppm),
                 powered: true,
+                pings_from: 0,
                 paused: false,
                 boot: 1,
                 boot_id: BootId(phases.next_u64()),

@@ -166,3 +166,13 @@ fn the_judge_goes_by_the_settings_that_the_agents_have() {
     let scenario = parse("test.toml", &format!("{classic}{head}{tail}")).expect("sound");
     holds(&run(&scenario, &Options::default()));
 }
+
+#[test]
+fn a_host_that_boots_answers_no_ping_before_its_network_is_up() {
+    let cycle = "[[event]]\nat = \"10s\"\ndo = \"host.power_off\"\nhost = \"host-1\"\n\
+                 [[event]]\nat = \"12s\"\ndo = \"host.power_on\"\nhost = \"host-1\"\n";
+    let expects = "[[expect]]\nbetween = [\"15s\", \"18s\"]\nevent = \"host.state\"\nhost = \"host-1\"\nto = \"dead\"\n\
+                   [[expect]]\nby = \"20s\"\nvm = \"vm-1\"\nrunning_on = [\"host-2\", \"host-3\"]\n";
+    let result = play(&format!("{cycle}{expects}"));
+    holds(&result);
+}
