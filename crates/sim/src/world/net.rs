@@ -287,11 +287,14 @@ impl World<'_> {
                 None => (false, false),
             },
         };
-        let (wait, outcome) = if answers && !lost {
-            (
-                400_000 + self.dice.net.below(200_000),
-                PingOutcome::Answered,
-            )
+        let other = match target {
+            PingTarget::Host(id) => self.host_index.get(id).copied(),
+            PingTarget::Isolation(_) => None,
+        };
+        let other = other.unwrap_or(host);
+        let wait = self.late(host, other) + self.late(other, host);
+        let (wait, outcome) = if answers && !lost && wait < patience {
+            (wait, PingOutcome::Answered)
         } else {
             (patience, PingOutcome::NoAnswer)
         };

@@ -176,3 +176,15 @@ fn a_host_that_boots_answers_no_ping_before_its_network_is_up() {
     let result = play(&format!("{cycle}{expects}"));
     holds(&result);
 }
+
+#[test]
+fn a_ping_that_takes_longer_than_the_pinger_waits_is_no_answer() {
+    let alone = "[[event]]\nat = \"5s\"\ndo = \"network.delay\"\nhost = \"host-1\"\ntime = \"20m\"\n\
+                 [[event]]\nat = \"5s\"\ndo = \"datastore.apd\"\ndatastore = \"ds-1\"\nhost = \"host-1\"\n";
+    let dead = "[[expect]]\nevent = \"host.state\"\nhost = \"host-1\"\nto = \"dead\"\n\
+                [[expect]]\nnever = \"host.state\"\nhost = \"host-1\"\nto = \"agent_unreachable\"\n";
+    holds(&play(&format!("{alone}{dead}")));
+    let short = alone.replace("20m", "100ms");
+    let live = "[[expect]]\nnever = \"host.state\"\nhost = \"host-1\"\nto = \"dead\"\n";
+    holds(&play(&format!("{short}{live}")));
+}
