@@ -155,7 +155,7 @@ impl World<'_> {
         self.operations_lose_power(host);
         for instance in self.instances.on_host(host).to_vec() {
             let i = &mut self.instances[instance];
-            i.untold = None;
+            (i.untold, i.dying) = (None, None);
             if !i.exists() {
                 continue;
             }

@@ -79,7 +79,8 @@ pub(super) struct Instance {
     ran_under: Option<Generation>,
     op: Option<(OpId, u64)>,
     writing: bool,
-    dying: Option<ExitCause>,
+    /// It is gone when its write is over, for that cause.
+    pub(super) dying: Option<ExitCause>,
     pub(super) shutting_down: bool,
     /// Its agent has noted that it is about to let it run.
     pub(super) resumed: bool,
@@ -356,14 +357,15 @@ impl World<'_> {
         }
         if i.executes() && !i.writing {
             let (vm, generation) = (i.vm, i.generation);
+            let (host, disk) = (i.host, self.vms[vm].disk);
             self.instances[instance].writing = true;
-            let disk = self.vms[vm].disk;
+            let slow = self.disks[disk].faults(host).slow;
             let write = Box::new(Write {
                 instance,
                 disk,
                 generation,
             });
-            let mut wait = self.dice.guest.between(300_000, 2 * MS);
+            let mut wait = self.dice.guest.between(300_000, 2 * MS) + slow;
             if self.stormy() && self.dice.guest.below(1000) < self.scenario.weather.stall {
                 wait += self.dice.guest.below(self.scenario.weather.stall_ms.max(1)) * MS;
             }
@@ -381,6 +383,8 @@ impl World<'_> {
             return;
         }
         self.instances[write.instance].writing = false;
+        // A full datastore refuses what needs new blocks: of a thin disk's writes, every other.
+        let refused = faults.gone || faults.read_only || faults.full && self.dice.guest.percent(50);
         let disk = &self.disks[write.disk];
         let enforced = disk.fence == FenceClass::Enforced;
         let entitled = if disk.image_locks {
@@ -388,7 +392,7 @@ impl World<'_> {
         } else {
             self.vms[vm].newest_open == Some(write.instance)
         };
-        if !faults.gone && (!enforced || entitled) {
+        if !refused && (!enforced || entitled) {
             let fact = Fact::WriteLanded {
                 vm,
                 instance: write.instance,
@@ -445,9 +449,8 @@ impl World<'_> {
             }
             return;
         }
-        let disk = self.vms[vm].disk;
-        let stuck = self.instances[instance].writing && self.disks[disk].faults(host).hang;
-        if stuck && self.hosts[host].powered {
+        // SIGKILL ends no thread that waits for its disk, however long that takes.
+        if self.instances[instance].writing && self.hosts[host].powered {
             self.instances[instance].phase = Phase::Dying;
             self.instances[instance].dying = Some(cause);
             self.vm_changed(vm);
