@@ -71,6 +71,12 @@ pub enum Bug {
     OffTheListTooEarly,
     /// A host in maintenance is given VMs, and starts them (S4).
     RestingHostStarts,
+    /// The lock of a VM whose process died says that it is switched off.
+    CrashIsOff,
+    /// A VM is given up when its first start has failed (L3).
+    GivenUpEarly,
+    /// An isolated host stops VMs that nobody would restart (S6).
+    DisabledIsStopped,
 }
 
 impl Bug {
@@ -109,6 +115,9 @@ impl Bug {
         Self::IsolationWithoutOwner,
         Self::OffTheListTooEarly,
         Self::RestingHostStarts,
+        Self::CrashIsOff,
+        Self::GivenUpEarly,
+        Self::DisabledIsStopped,
     ];
 
     /// The clause of the protocol that it takes away, in words; the letters are those of the safety
@@ -181,6 +190,13 @@ impl Bug {
                 "a VM leaves its host's powered-on list only when it is off"
             }
             Self::RestingHostStarts => "a host in maintenance starts no VM",
+            Self::CrashIsOff => {
+                "a VM is marked as switched off only by its user's wish, or when its guest shut down"
+            }
+            Self::GivenUpEarly => "a VM is given up only at the limit of its retries",
+            Self::DisabledIsStopped => {
+                "an isolated host leaves a VM alone whose restart priority is disabled"
+            }
         }
     }
 }

@@ -42,12 +42,13 @@ pub fn breaks(bug: Bug) -> &'static [&'static str] {
         | Bug::ListInPlace
         | Bug::ChangeAcknowledgedEarly
         | Bug::ConfigNotRead => &["S5"],
-        Bug::IsolationWithoutOwner => &["S6"],
+        Bug::IsolationWithoutOwner | Bug::DisabledIsStopped => &["S6"],
         Bug::StreamDoubled => &["S7"],
         Bug::OffTheListTooEarly => &["S8"],
         Bug::NobodyAbdicates => &["L1"],
         Bug::OrphanKept => &["L2"],
-        Bug::RetriesForEver => &["L3"],
+        Bug::RetriesForEver | Bug::GivenUpEarly => &["L3"],
+        Bug::CrashIsOff => &["S9"],
         _ => &[],
     }
 }

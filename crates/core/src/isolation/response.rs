@@ -82,7 +82,8 @@ impl Agent {
         if !self.config.settings.host_monitoring {
             return none("host_monitoring is off");
         }
-        if local.spec.restart_priority == RestartPriority::Disabled {
+        let disabled = local.spec.restart_priority == RestartPriority::Disabled;
+        if disabled && !planted!(self, DisabledIsStopped) {
             return none("its restart priority is disabled: nobody would restart it");
         }
         if response == IsolationResponse::LeavePoweredOn {

@@ -259,7 +259,8 @@ impl Agent {
         let attempt = restart.attempt;
         *restart.failures.entry(host.clone()).or_insert(0) += 1;
         let delay = self.config.settings.retry_delay(attempt.saturating_sub(1));
-        let ended = attempt > limit && !planted!(self, RetriesForEver);
+        let spent = attempt > limit || planted!(self, GivenUpEarly);
+        let ended = spent && !planted!(self, RetriesForEver);
         restart.step = if ended {
             Step::Abandoned
         } else {

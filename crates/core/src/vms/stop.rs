@@ -108,6 +108,7 @@ impl Agent {
     ) {
         let (reason, desired) = match cause {
             ExitCause::GuestShutdown => (StopReason::Guest, Desired::Off),
+            ExitCause::Crash if planted!(self, CrashIsOff) => (StopReason::Crash, Desired::Off),
             ExitCause::Crash => (StopReason::Crash, Desired::On),
             ExitCause::Killed => (StopReason::FrozenLimit, Desired::On),
         };

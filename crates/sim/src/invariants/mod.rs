@@ -5,6 +5,7 @@
 mod l1_one_primary;
 mod l2_restarted;
 mod l3_retries_end;
+mod l4_protected;
 mod s1_single_runner;
 mod s1b_no_late_write;
 mod s2_single_owner;
@@ -14,10 +15,12 @@ mod s5_nothing_acknowledged_lost;
 mod s6_stated_cause;
 mod s7_streams;
 mod s8_nothing_left;
+mod s9_switched_off;
 
 use crate::clock::Nanos;
 use mainstay_core::event::{EventKind, StopReason};
 use mainstay_core::id::Generation;
+use mainstay_core::io::ExitCause;
 use mainstay_core::wire::{Envelope, SessionId};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -42,7 +45,7 @@ pub(crate) struct KillCause {
     pub(crate) user: bool,
     /// The disk shows a newer generation of its lock than the one that it runs under.
     pub(crate) lock_moved: bool,
-    /// Its host had declared itself isolated.
+    /// Its isolated host had said that it switches it off.
     pub(crate) isolated: bool,
     /// It had been frozen for as long as the setting allows.
     pub(crate) frozen_limit: bool,
@@ -82,16 +85,21 @@ pub(crate) enum Fact<'a> {
         generation: Option<Generation>,
         what: &'static str,
     },
-    /// The newest generation of a VM's lock says whether the VM should run.
-    Desired { vm: usize, on: bool },
+    /// The newest generation of a VM's lock says whether the VM should run; `cause`: its user or its guest has
+    /// switched it off since it last started.
+    Desired { vm: usize, on: bool, cause: bool },
     /// A user's wish was accepted.
     Wish { vm: usize, on: bool },
-    /// An agent said that a VM stopped.
+    /// An agent said that a VM stopped. How its process ended there, and which causes the world knows: its
+    /// user switched it off, its isolated host stops it, its host is shut down.
     Stopped {
         vm: usize,
         host: usize,
         reason: StopReason,
-        exit: Option<StopReason>,
+        exit: Option<ExitCause>,
+        user: bool,
+        isolated: bool,
+        host_leaves: bool,
     },
     /// An HA placement was carried out; `broken` names a mandatory rule that it breaks.
     Placed {
@@ -138,8 +146,17 @@ pub(crate) enum Fact<'a> {
         silent: Nanos,
         least: Nanos,
     },
-    /// An isolated host stops a VM; `helps`: another host holds the lock of its datastore's owner.
-    Response { vm: usize, host: usize, helps: bool },
+    /// An isolated host stops a VM; `helps`: another host holds the lock of its datastore's owner; `wrong`: what
+    /// speaks against it in its agent's configuration.
+    Response {
+        vm: usize,
+        host: usize,
+        helps: bool,
+        wrong: Option<&'static str>,
+    },
+    /// An agent asks a guest to shut down; `cause`: the host has said that this is its response to its isolation,
+    /// or its admin shuts it down.
+    AskedDown { vm: usize, host: usize, cause: bool },
     /// A host is about to write on a datastore that it has a VM no longer; `left`: a process that has
     /// executed is there yet.
     GivenUp {
@@ -173,6 +190,9 @@ pub(crate) enum Fact<'a> {
     },
     /// Liveness is demanded now: a protected VM that should run and could; `runs`: it does.
     ShouldRun { vm: usize, runs: bool, why: &'a str },
+    /// Liveness is demanded now: a VM that runs where the owner of its datastore can see it; `listed`: it is
+    /// on the list that a new owner would go by.
+    ShouldBeListed { vm: usize, listed: bool },
 }
 
 /// A property that did not hold.
@@ -236,9 +256,11 @@ impl Judge {
             Box::<s6_stated_cause::StatedCause>::default(),
             Box::<s7_streams::Streams>::default(),
             Box::<s8_nothing_left::NothingLeft>::default(),
+            Box::<s9_switched_off::SwitchedOff>::default(),
             Box::<l1_one_primary::OnePrimary>::default(),
             Box::<l2_restarted::Restarted>::default(),
             Box::<l3_retries_end::RetriesEnd>::default(),
+            Box::<l4_protected::Protected>::default(),
         ];
         Self {
             properties,

@@ -48,7 +48,7 @@ impl Invariant for Intent {
                 known.stopped = !known.asked_for;
             }
             // Once off was acknowledged and on disk, a newer generation alone does not undo it.
-            Fact::Desired { vm, on } => {
+            Fact::Desired { vm, on, .. } => {
                 let known = self.known.entry(*vm).or_default();
                 known.off_on_disk = !on || (known.stopped && known.off_on_disk);
             }
@@ -85,6 +85,9 @@ mod tests {
             host: 0,
             reason: StopReason::User,
             exit: None,
+            user: true,
+            isolated: false,
+            host_leaves: false,
         }
     }
 
@@ -103,8 +106,16 @@ mod tests {
 
     #[test]
     fn a_start_after_an_acknowledged_power_off_is_a_violation() {
-        let off = Fact::Desired { vm: 0, on: false };
-        let on = Fact::Desired { vm: 0, on: true };
+        let off = Fact::Desired {
+            vm: 0,
+            on: false,
+            cause: true,
+        };
+        let on = Fact::Desired {
+            vm: 0,
+            on: true,
+            cause: true,
+        };
         assert!(
             feed(
                 &mut Intent::default(),
@@ -122,7 +133,11 @@ mod tests {
 
     #[test]
     fn a_wish_that_came_while_it_was_still_stopping_counts() {
-        let off = Fact::Desired { vm: 0, on: false };
+        let off = Fact::Desired {
+            vm: 0,
+            on: false,
+            cause: true,
+        };
         let wish = |on| Fact::Wish { vm: 0, on };
         let good = [wish(false), wish(true), off.clone(), stopped(), runs()];
         assert_eq!(feed(&mut Intent::default(), &good), None);

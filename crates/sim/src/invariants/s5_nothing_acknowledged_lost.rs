@@ -107,13 +107,13 @@ impl Invariant for NothingLost {
                 self.protect(*vm, None);
                 None
             }
-            Fact::Desired { vm, on: true } => {
+            Fact::Desired { vm, on: true, .. } => {
                 self.wanted.insert(*vm);
                 self.look_at(*vm);
                 None
             }
             // Switched off: it leaves the list, and whoever switches it on protects it anew.
-            Fact::Desired { vm, on: false } => {
+            Fact::Desired { vm, on: false, .. } => {
                 self.wanted.remove(vm);
                 self.protect(*vm, None);
                 None
@@ -155,7 +155,11 @@ mod tests {
     #[test]
     fn a_list_without_a_protected_vm_is_a_violation() {
         let (full, empty) = (BTreeSet::from([0]), BTreeSet::new());
-        let on = Fact::Desired { vm: 0, on: true };
+        let on = Fact::Desired {
+            vm: 0,
+            on: true,
+            cause: true,
+        };
         let protected = Fact::Protected {
             vm: 0,
             datastore: 0,
@@ -173,7 +177,11 @@ mod tests {
         assert!(feed(&mut NothingLost::default(), &lost).is_some());
         let early = [on.clone(), without.clone(), protected.clone()];
         assert!(feed(&mut NothingLost::default(), &early).is_some());
-        let off = Fact::Desired { vm: 0, on: false };
+        let off = Fact::Desired {
+            vm: 0,
+            on: false,
+            cause: true,
+        };
         let unprotected = [
             on.clone(),
             with.clone(),

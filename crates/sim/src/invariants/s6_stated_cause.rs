@@ -4,6 +4,7 @@
 use super::{Fact, Invariant, Labels};
 use crate::clock::{MS, Nanos};
 use mainstay_core::event::StopReason;
+use mainstay_core::io::ExitCause;
 
 /// Judges freezes, kills and the reasons that agents give.
 #[derive(Debug, Default)]
@@ -43,8 +44,28 @@ impl Invariant for StatedCause {
                 vm,
                 host,
                 helps: false,
+                ..
             } => Some(format!(
                 "{} was stopped by isolated {} though no other host owned its datastore",
+                labels.vm(*vm),
+                labels.host(*host)
+            )),
+            Fact::Response {
+                vm,
+                host,
+                wrong: Some(why),
+                ..
+            } => Some(format!(
+                "{} was stopped by isolated {} though {why}",
+                labels.vm(*vm),
+                labels.host(*host)
+            )),
+            Fact::AskedDown {
+                vm,
+                host,
+                cause: false,
+            } => Some(format!(
+                "the guest of {} was asked to shut down by {} without a cause that the world knows",
                 labels.vm(*vm),
                 labels.host(*host)
             )),
@@ -65,14 +86,28 @@ impl Invariant for StatedCause {
                 vm,
                 host,
                 reason,
-                exit: Some(exit),
+                exit,
+                user,
+                isolated,
+                host_leaves,
             } => {
-                let wrong =
-                    matches!(reason, StopReason::Guest | StopReason::Crash) && reason != exit;
+                let ended = |how| exit.is_none_or(|exit| exit == how);
+                let right = match reason {
+                    StopReason::Guest => ended(ExitCause::GuestShutdown),
+                    StopReason::Crash => ended(ExitCause::Crash),
+                    StopReason::FrozenLimit => ended(ExitCause::Killed),
+                    StopReason::User => *user,
+                    StopReason::Isolation => *isolated,
+                    StopReason::HostShutdown => *host_leaves,
+                    StopReason::Vmcp
+                    | StopReason::LockLost
+                    | StopReason::Host
+                    | StopReason::StartAborted => true,
+                };
                 let (vm, host) = (labels.vm(*vm), labels.host(*host));
-                wrong.then(|| {
+                (!right).then(|| {
                     format!(
-                        "{vm} stopped on {host}: {reason:?} was reported, {exit:?} was the case"
+                        "{vm} stopped on {host}: {reason:?} was reported, and its process ended by {exit:?}"
                     )
                 })
             }
@@ -162,32 +197,56 @@ mod tests {
             vm: 0,
             host: 0,
             helps,
+            wrong: None,
         };
         assert!(feed(&mut StatedCause, &[response(false)]).is_some());
         assert_eq!(feed(&mut StatedCause, &[response(true)]), None);
     }
 
     #[test]
-    fn a_crash_must_not_be_called_a_shutdown() {
-        let said = |reason, exit| Fact::Stopped {
+    fn an_isolated_host_goes_by_its_configuration() {
+        let response = |wrong| Fact::Response {
+            vm: 0,
+            host: 0,
+            helps: true,
+            wrong,
+        };
+        assert_eq!(feed(&mut StatedCause, &[response(None)]), None);
+        let disabled = response(Some("its restart priority is disabled"));
+        assert!(feed(&mut StatedCause, &[disabled]).is_some());
+        let asked = |cause| Fact::AskedDown {
+            vm: 0,
+            host: 0,
+            cause,
+        };
+        assert_eq!(feed(&mut StatedCause, &[asked(true)]), None);
+        assert!(feed(&mut StatedCause, &[asked(false)]).is_some());
+    }
+
+    #[test]
+    fn a_reported_reason_is_what_was_the_case() {
+        let said = |reason, exit, cause| Fact::Stopped {
             vm: 0,
             host: 0,
             reason,
             exit: Some(exit),
+            user: cause,
+            isolated: cause,
+            host_leaves: cause,
         };
-        assert!(
-            feed(
-                &mut StatedCause,
-                &[said(StopReason::Guest, StopReason::Crash)]
-            )
-            .is_some()
-        );
-        assert_eq!(
-            feed(
-                &mut StatedCause,
-                &[said(StopReason::Crash, StopReason::Crash)]
-            ),
-            None
-        );
+        let bad = |fact| feed(&mut StatedCause, &[fact]).is_some();
+        let (shutdown, crash) = (ExitCause::GuestShutdown, ExitCause::Crash);
+        assert!(bad(said(StopReason::Guest, crash, true)));
+        assert!(!bad(said(StopReason::Guest, shutdown, false)));
+        assert!(!bad(said(StopReason::Crash, crash, false)));
+        assert!(bad(said(StopReason::FrozenLimit, crash, true)));
+        for reason in [
+            StopReason::User,
+            StopReason::Isolation,
+            StopReason::HostShutdown,
+        ] {
+            assert!(bad(said(reason, crash, false)), "{reason:?}");
+            assert!(!bad(said(reason, crash, true)), "{reason:?}");
+        }
     }
 }

@@ -230,7 +230,7 @@ impl World<'_> {
             agent.note_handed();
             agent.understand_up_to(formats);
         }
-        self.hosts[host].isolated = false;
+        self.isolation_over(host);
         self.hosts[host].wishes.clear();
         self.hosts[host].restarting = None;
         self.hosts[host].gateway_pings.clear();

@@ -1,7 +1,7 @@
 //! Carries out the events of a scenario.
 
 use super::guard::Words;
-use super::guest::{Instance, Phase};
+use super::guest::{Instance, Phase, Wanted};
 use super::{Happening, World};
 use crate::clock::{MS, SECOND};
 use crate::invariants::Fact;
@@ -145,7 +145,8 @@ impl World<'_> {
         h.guard_wake = None;
         h.guard_poke = false;
         h.deferred.clear();
-        h.isolated = false;
+        h.isolated = None;
+        h.responses.clear();
         h.shutting = None;
         h.restarting = None;
         h.wishes.clear();
@@ -463,8 +464,11 @@ impl World<'_> {
         // The wish counts before the agent acts on it: it may kill at once.
         let before = std::mem::replace(&mut self.vms[vm].off_wished, true);
         if self.command(host, Command::PowerOff(id)) {
-            self.vms[vm].on_asked.remove(&host);
-            self.vms[vm].off_asked.insert(host);
+            let v = &mut self.vms[vm];
+            v.on_asked.remove(&host);
+            v.off_asked.insert(host);
+            v.off_by.insert(host);
+            (v.wanted, v.off_cause, v.promised) = (Wanted::Off, true, false);
             self.judge.observe(self.now, &Fact::Wish { vm, on: false });
         } else {
             self.vms[vm].off_wished = before;

@@ -7,7 +7,6 @@ use crate::clock::{MS, Nanos};
 use crate::expect::VmFacts;
 use crate::invariants::{Fact, KillCause, Runner};
 use mainstay_core::config::FenceClass;
-use mainstay_core::event::StopReason;
 use mainstay_core::id::{Generation, OpId, VmId};
 use mainstay_core::io::{ExitCause, HypervisorOutcome, HypervisorRequest, Input};
 use mainstay_core::time::Instant;
@@ -39,13 +38,33 @@ pub(super) struct Vm {
     /// Where a start was last ordered by a primary.
     pub(super) ordered_to: Option<usize>,
     pub(super) home: Option<usize>,
+    /// What its user and its guest want, as the world saw it.
+    pub(super) wanted: Wanted,
+    /// Since its last start its user or its guest has switched it off.
+    pub(super) off_cause: bool,
+    /// Hosts at which its user has switched it off since it last started there.
+    pub(super) off_by: BTreeSet<usize>,
     pub(super) protected: bool,
-    pub(super) abandoned: bool,
+    /// It was called protected since it was last wanted off.
+    pub(super) promised: bool,
+    /// The primary that last gave it up.
+    pub(super) abandoned: Option<usize>,
     /// How its last process ended, for each host.
-    pub(super) last_exit: BTreeMap<usize, StopReason>,
+    pub(super) last_exit: BTreeMap<usize, ExitCause>,
     /// The newest instance that opened the image: older ones are fenced without image locks.
     pub(super) newest_open: Option<usize>,
     pub(super) accepted: bool,
+}
+
+/// Whether a VM is wanted to run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Wanted {
+    /// Not yet, or not any more: its user or its guest switched it off.
+    Off,
+    /// It has run since then.
+    On,
+    /// Its guest has shut down after it was asked to, of which the agent may not have known any more.
+    AsOnDisk,
 }
 
 /// How far a process has come.
@@ -82,6 +101,8 @@ pub(super) struct Instance {
     /// It is gone when its write is over, for that cause.
     pub(super) dying: Option<ExitCause>,
     pub(super) shutting_down: bool,
+    /// Its agent asked it to, before it did so by itself.
+    asked_down: bool,
     /// Its agent has noted that it is about to let it run.
     pub(super) resumed: bool,
     /// The request itself dies with the agent if that dies first.
@@ -165,7 +186,12 @@ impl World<'_> {
                 self.after(wait, Happening::FirstRun { instance, op, run });
             }
             HypervisorRequest::Shutdown { .. } => {
+                let cause = self.may_ask_down(host, vm);
+                let fact = Fact::AskedDown { vm, host, cause };
+                self.judge.observe(self.now, &fact);
                 for instance in here {
+                    let i = &mut self.instances[instance];
+                    i.asked_down |= !i.shutting_down;
                     self.shut_down(instance);
                 }
                 self.answer(host, MS, Input::Hypervisor(op, HypervisorOutcome::Done));
@@ -223,6 +249,7 @@ impl World<'_> {
             writing: false,
             dying: None,
             shutting_down: false,
+            asked_down: false,
             resumed: false,
             unsent: false,
             untold: None,
@@ -323,6 +350,9 @@ impl World<'_> {
         }
         let first = i.ran_under.is_none();
         i.ran_under = Some(generation);
+        if first {
+            self.starts_anew(vm, host);
+        }
         let disk = self.vms[vm].disk;
         let newest = self.disks[disk]
             .newest_lock(self.scenario.config.cluster_id, &self.vms[vm].id)
@@ -348,6 +378,18 @@ impl World<'_> {
             first,
         };
         self.judge.observe(self.now, &fact);
+    }
+
+    /// What was wished and answered before is of the past, unless its user wants it off by now.
+    fn starts_anew(&mut self, vm: usize, host: usize) {
+        self.hosts[host].responses.remove(&vm);
+        let v = &mut self.vms[vm];
+        if v.off_wished {
+            return;
+        }
+        v.wanted = Wanted::On;
+        v.off_cause = false;
+        v.off_by.remove(&host);
     }
 
     pub(super) fn guest_tick(&mut self, instance: usize, life: u64) {
@@ -471,12 +513,17 @@ impl World<'_> {
             instance,
             HypervisorOutcome::Failed("the process ended".into()),
         );
-        let reason = match cause {
-            ExitCause::GuestShutdown => StopReason::Guest,
-            ExitCause::Crash => StopReason::Crash,
-            ExitCause::Killed => StopReason::User,
-        };
-        self.vms[vm].last_exit.insert(host, reason);
+        self.vms[vm].last_exit.insert(host, cause);
+        if cause == ExitCause::GuestShutdown {
+            let asked = self.instances[instance].asked_down;
+            let v = &mut self.vms[vm];
+            v.off_cause = true;
+            (v.wanted, v.promised) = if asked {
+                (Wanted::AsOnDisk, v.promised)
+            } else {
+                (Wanted::Off, false)
+            };
+        }
         self.instances[instance].untold = Some(cause);
         let wait = self.dice.guest.between(100_000, 2 * MS);
         let id = self.vms[vm].id.clone();
@@ -493,7 +540,7 @@ impl World<'_> {
             never_ran: i.ran_under.is_none(),
             user: vm.off_wished || vm.off_asked.contains(&i.host),
             lock_moved: newest.is_none_or(|lock| lock.generation > i.generation),
-            isolated: self.hosts[i.host].isolated,
+            isolated: self.hosts[i.host].stops_for_isolation(i.vm),
             frozen_limit: false,
             guest: i.shutting_down,
             host_leaves: self.hosts[i.host].shutting.is_some(),

@@ -2,6 +2,7 @@
 
 use super::World;
 use super::disk::{Disk, put_pages};
+use super::guest::Wanted;
 use super::list::{Known, NewestList};
 use crate::invariants::Fact;
 use mainstay_core::config::RuleKind;
@@ -155,7 +156,9 @@ impl World<'_> {
                 if let Some(newest) = newest.filter(|n| n.generation == *generation) {
                     let on = newest.desired == Desired::On;
                     self.vms[vm].on = on;
-                    self.judge.observe(self.now, &Fact::Desired { vm, on });
+                    let cause = self.vms[vm].off_cause;
+                    self.judge
+                        .observe(self.now, &Fact::Desired { vm, on, cause });
                 }
             }
             StorageRequest::Put(RecordKey::Protected(..), _)
@@ -309,8 +312,9 @@ impl World<'_> {
         let now = self.now;
         match (&event.kind, vm) {
             (EventKind::VmProtected { datastore, .. }, Some(vm)) => {
-                self.vms[vm].protected = true;
-                self.vms[vm].abandoned = false;
+                let v = &mut self.vms[vm];
+                (v.protected, v.abandoned) = (true, None);
+                v.promised = v.wanted != Wanted::Off;
                 if let Some(datastore) = self.disk_index.get(datastore).copied() {
                     self.judge.observe(
                         now,
@@ -343,34 +347,21 @@ impl World<'_> {
                         host,
                         reason: *reason,
                         exit,
+                        user: self.vms[vm].off_by.contains(&host),
+                        isolated: self.has_answered(host, vm),
+                        host_leaves: self.hosts[host].shutting.is_some(),
                     },
                 );
             }
             (EventKind::RestartRequested { host: to, .. }, Some(vm)) => {
                 self.vms[vm].ordered_to = self.host_index.get(to).copied();
             }
-            (EventKind::RestartAbandoned { .. }, Some(vm)) => self.vms[vm].abandoned = true,
-            (EventKind::VmStarted { .. }, Some(vm)) => self.vms[vm].abandoned = false,
-            (EventKind::IsolationDeclared { .. }, _) => {
-                self.hosts[host].isolated = true;
-                let silent = now.saturating_sub(self.hosts[host].reached);
-                let t = &self.settings_of(host).timing;
-                let span = t.isolation_declare.saturating_sub(t.isolation_ping);
-                let least = nanos(span.min(t.primary_isolation_declare)) / 10 * 9;
-                let fact = Fact::Isolated {
-                    host,
-                    silent,
-                    least,
-                };
-                self.judge.observe(now, &fact);
-            }
-            (EventKind::IsolationEnded { .. }, _) => self.hosts[host].isolated = false,
-            (EventKind::IsolationResponse { .. }, Some(vm)) => {
-                let owners = self.disks[self.vms[vm].disk].owners.iter().rev();
-                let elsewhere =
-                    |(_, holder): (_, &Option<usize>)| holder.is_some_and(|h| h != host);
-                let helps = self.hosts[host].isolated && owners.take(2).any(elsewhere);
-                self.judge.observe(now, &Fact::Response { vm, host, helps });
+            (EventKind::RestartAbandoned { .. }, Some(vm)) => self.vms[vm].abandoned = Some(host),
+            (EventKind::VmStarted { .. }, Some(vm)) => self.vms[vm].abandoned = None,
+            (EventKind::IsolationDeclared { .. }, _) => self.isolation_declared(host),
+            (EventKind::IsolationEnded { .. }, _) => self.isolation_over(host),
+            (EventKind::IsolationResponse { action, .. }, Some(vm)) => {
+                self.isolation_response(host, vm, *action);
             }
             (EventKind::PrimaryElected { .. }, _) => {
                 self.first_primary.get_or_insert(now);

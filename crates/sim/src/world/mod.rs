@@ -7,6 +7,7 @@ mod faults;
 mod guard;
 mod guest;
 mod instances;
+mod isolation;
 mod judge;
 mod list;
 mod net;
@@ -29,6 +30,7 @@ use driver::Kept;
 use guard::Words;
 use guest::Vm;
 use instances::Instances;
+use isolation::Response;
 use judge::Shown;
 use mainstay_core::Agent;
 use mainstay_core::config::ClusterConfig;
@@ -37,7 +39,7 @@ use mainstay_core::guard::Guard;
 use mainstay_core::id::{BootId, DatastoreId, HostId, OpId, VmId};
 use mainstay_core::io::{Durable, ExitCause, Input};
 use mainstay_core::rng::Rng;
-use mainstay_core::time::Duration;
+use mainstay_core::time::{Duration, Instant};
 use mainstay_core::wire::RoleTag;
 use net::{Network, Parcel};
 use operation::Op;
@@ -283,8 +285,10 @@ struct Host {
     start_fails: u64,
     lost: Vec<u64>,
     role: Option<(RoleTag, Nanos)>,
-    /// Its agent says that it is isolated.
-    isolated: bool,
+    /// Its agent says that it is isolated: since when, and from when on it may stop VMs, on its clock.
+    isolated: Option<(Instant, Instant)>,
+    /// How its agent has answered its isolation, for each VM since it last started here.
+    responses: BTreeMap<usize, Response>,
     /// When a message of another host, or the answer of an isolation address, last reached its agent.
     reached: Nanos,
     /// Pings that an isolation address has answered, on their way back.

@@ -2,7 +2,7 @@
 
 use super::disk::Disk;
 use super::guard::Words;
-use super::guest::Vm;
+use super::guest::{Vm, Wanted};
 use super::{Happening, Host, SETTLE_LIMIT, World};
 use crate::clock::{Clock, MS, SECOND};
 use crate::expect::Check;
@@ -79,7 +79,8 @@ impl World<'_> {
                 start_fails: 0,
                 lost: vec![0; scenario.datastores.len()],
                 role: None,
-                isolated: false,
+                isolated: None,
+                responses: BTreeMap::new(),
                 reached: 0,
                 gateway_pings: BTreeSet::new(),
             };
@@ -151,8 +152,12 @@ impl World<'_> {
                 cpu_mhz: spec.cpu_mhz,
                 ordered_to: None,
                 home: setup.host,
+                wanted: Wanted::Off,
+                off_cause: false,
+                off_by: BTreeSet::new(),
                 protected: false,
-                abandoned: false,
+                promised: false,
+                abandoned: None,
                 last_exit: BTreeMap::new(),
                 newest_open: None,
                 accepted: false,
@@ -312,54 +317,68 @@ impl World<'_> {
             .flat_map(|(_, primaries)| primaries)
             .collect();
         for vm in 0..self.vms.len() {
-            let v = &self.vms[vm];
-            // A primary that does not mount a datastore cannot own it: its VMs wait for one that does.
-            let mounts = |h: &usize| self.hosts[*h].mounts.get(v.disk).copied().unwrap_or(false);
-            if !owners.iter().any(mounts) {
-                continue;
-            }
-            if !v.protected || !v.on || v.abandoned || v.off_wished {
-                continue;
-            }
-            // One that was taken out of the configuration while it was being started is left to an admin.
-            let configured = |h: &usize| {
-                let agent = self.hosts[*h].agent.as_ref();
-                agent.is_some_and(|a| a.config().vms.contains_key(&v.id))
-            };
-            if !owners.iter().any(configured) {
-                continue;
-            }
-            let spec = self.scenario.config.vms.get(&v.id);
-            if spec.is_some_and(|s| s.restart_priority == RestartPriority::Disabled) {
-                continue;
-            }
-            let facts = self.facts_of(vm);
-            let runs = !facts.running.is_empty();
-            let room = || {
-                (0..self.hosts.len()).any(|h| {
-                    self.hosts[h].agent_listens()
-                        && self.hosts[h].resting_since.is_none()
-                        && self.hosts[h].guard_works()
-                        && self.hosts[h].mounts.get(v.disk).copied().unwrap_or(false)
-                        && self.disks[v.disk].faults(h) == Default::default()
-                        && self.free_memory(h) >= v.memory_mb
-                        && self.free_cpu(h) >= v.cpu_mhz
-                })
-            };
-            if runs || room() {
-                let why = format!(
-                    "{} instances, {} frozen, and there is room for it",
-                    facts.instances, facts.frozen
-                );
-                self.judge.observe(
-                    self.now,
-                    &Fact::ShouldRun {
-                        vm,
-                        runs,
-                        why: &why,
-                    },
-                );
-            }
+            self.demand_vm(vm, &owners);
+        }
+    }
+
+    /// What should run and can does, and what runs is on the list that a new owner would go by.
+    fn demand_vm(&mut self, vm: usize, primaries: &[usize]) {
+        let v = &self.vms[vm];
+        // A primary that does not mount a datastore cannot own it: its VMs wait for one that does. One that
+        // was taken out of the configuration while it was being started is left to an admin.
+        let spec_at = |h: usize| {
+            let mounts = self.hosts[h].mounts.get(v.disk).copied().unwrap_or(false);
+            let agent = self.hosts[h].agent.as_ref().filter(|_| mounts);
+            agent.and_then(|a| a.config().vms.get(&v.id))
+        };
+        let owner = primaries
+            .iter()
+            .find_map(|h| spec_at(*h).map(|spec| (*h, spec)));
+        let Some((owner, spec)) = owner else { return };
+        if v.off_wished {
+            return;
+        }
+        let facts = self.facts_of(vm);
+        let disk = &self.disks[v.disk];
+        let well = |h: usize| disk.faults(h) == Default::default();
+        let listed = disk.list.as_ref().is_some_and(|l| l.vms.contains(&vm));
+        let seen = |h: &usize| {
+            let connected = self.net.path(*h, owner) && self.net.path(owner, *h);
+            self.hosts[*h].agent_listens() && (*h == owner || connected) && well(*h)
+        };
+        let (runs, protects) = (!facts.running.is_empty(), well(owner));
+        let seen_to_run = protects && facts.running.iter().any(seen);
+        let wanted = match v.wanted {
+            Wanted::Off => false,
+            Wanted::AsOnDisk => v.on,
+            Wanted::On => true,
+        };
+        let disabled = spec.restart_priority == RestartPriority::Disabled;
+        let restarts = wanted && (v.promised || listed) && !disabled && v.abandoned != Some(owner);
+        let room = || {
+            (0..self.hosts.len()).any(|h| {
+                self.hosts[h].agent_listens()
+                    && self.hosts[h].resting_since.is_none()
+                    && self.hosts[h].guard_works()
+                    && well(h)
+                    && self.free_memory(h) >= v.memory_mb
+                    && self.free_cpu(h) >= v.cpu_mhz
+                    && self.broken_rule(vm, h).is_none()
+            })
+        };
+        let should_run = restarts && (runs || room());
+        if seen_to_run {
+            let fact = Fact::ShouldBeListed { vm, listed };
+            self.judge.observe(self.now, &fact);
+        }
+        if should_run {
+            let why = format!(
+                "{} instances, {} frozen, and there is room for it",
+                facts.instances, facts.frozen
+            );
+            let why = &why;
+            self.judge
+                .observe(self.now, &Fact::ShouldRun { vm, runs, why });
         }
     }
 }
