@@ -77,6 +77,10 @@ pub enum Bug {
     GivenUpEarly,
     /// An isolated host stops VMs that nobody would restart (S6).
     DisabledIsStopped,
+    /// Mandatory placement rules are taken for wishes (S4).
+    RulesAreWishes,
+    /// A primary protects what it finds, and nothing that starts later (L4).
+    LateStartUnprotected,
 }
 
 impl Bug {
@@ -118,6 +122,8 @@ impl Bug {
         Self::CrashIsOff,
         Self::GivenUpEarly,
         Self::DisabledIsStopped,
+        Self::RulesAreWishes,
+        Self::LateStartUnprotected,
     ];
 
     /// The clause of the protocol that it takes away, in words; the letters are those of the safety
@@ -197,6 +203,8 @@ impl Bug {
             Self::DisabledIsStopped => {
                 "an isolated host leaves a VM alone whose restart priority is disabled"
             }
+            Self::RulesAreWishes => "a placement never breaks a mandatory rule",
+            Self::LateStartUnprotected => "a VM is protected whenever it is started",
         }
     }
 }

@@ -10,6 +10,7 @@
 mod aim;
 mod drawing;
 mod kinds;
+mod rules;
 
 use crate::clock::{MS, Nanos, SECOND};
 use crate::scenario::{
@@ -145,6 +146,7 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
     for spec in config.hosts.values_mut() {
         spec.networks = (0..networks).map(|n| format!("mgmt{n}")).collect();
     }
+    config.rules = rules::rules(&mut root.fork("rules"), &config);
     let setups = host_setups(&mut rng, &config, &settings, networks);
     let mut vm_setups: Vec<VmSetup> = (1..=vms)
         .filter_map(|n| VmId::new(&format!("vm-{n}")).ok())

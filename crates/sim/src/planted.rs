@@ -36,7 +36,7 @@ pub fn breaks(bug: Bug) -> &'static [&'static str] {
         | Bug::LongerRightKept => TWICE,
         Bug::ReleasedBeforeGone => &["S8", "S1", "S1b", "S2"],
         Bug::IntentIgnored => &["S3"],
-        Bug::RestingHostStarts => &["S4"],
+        Bug::RestingHostStarts | Bug::RulesAreWishes => &["S4"],
         Bug::ProtectedTooEarly
         | Bug::ListNotCopied
         | Bug::ListInPlace
@@ -46,6 +46,7 @@ pub fn breaks(bug: Bug) -> &'static [&'static str] {
         Bug::StreamDoubled => &["S7"],
         Bug::OffTheListTooEarly => &["S8"],
         Bug::NobodyAbdicates => &["L1"],
+        Bug::LateStartUnprotected => &["L4"],
         Bug::OrphanKept => &["L2"],
         Bug::RetriesForEver | Bug::GivenUpEarly => &["L3"],
         Bug::CrashIsOff => &["S9"],

@@ -1,7 +1,7 @@
 //! Finds the VMs that should run and do not: what is on the protected lists, held against what hosts report.
 
 use super::{Restart, Step};
-use crate::agent::Agent;
+use crate::agent::{Agent, planted};
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::time::{Duration, Instant};
 use crate::wire::{ProtectedVm, VmReportState};
@@ -12,6 +12,9 @@ use alloc::vec::Vec;
 
 /// A VM that ran for less than this after a restart spends an attempt when it dies, as a failed start does.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// A planted bug protects nothing after that.
+const UNPROTECTED_AFTER: Duration = Duration::from_secs(60);
 
 impl Agent {
     /// Holds what is protected against what runs: wherever something changed, and where time matters.
@@ -96,7 +99,9 @@ impl Agent {
             return;
         };
         let (state, host) = (place.state, place.host.clone());
-        if matches!(state, VmReportState::Running | VmReportState::Frozen)
+        let late = planted!(self, LateStartUnprotected) && self.has_led_for(UNPROTECTED_AFTER);
+        if !late
+            && matches!(state, VmReportState::Running | VmReportState::Frozen)
             && self.acting(&place.spec.datastore).is_some()
         {
             let datastore = place.spec.datastore.clone();
@@ -112,6 +117,12 @@ impl Agent {
         if self.restarts.contains_key(vm) && self.listed_on(vm).is_some() {
             self.reconcile_present(vm, &host, state);
         }
+    }
+
+    /// Planted bug: it has been the primary for longer than that.
+    fn has_led_for(&self, time: Duration) -> bool {
+        self.restarts_from()
+            .is_some_and(|from| self.now >= from + time)
     }
 
     /// A protected VM that no connected host reports.

@@ -98,7 +98,11 @@ impl Agent {
                 }
             }
         }
-        let choices = plan(&view, &self.config.rules, &specs);
+        let mut rules = alloc::borrow::Cow::Borrowed(&self.config.rules);
+        if planted!(self, RulesAreWishes) {
+            rules.to_mut().iter_mut().for_each(|r| r.mandatory = false);
+        }
+        let choices = plan(&view, &rules, &specs);
         for ((spec, record, broken), (vm, choice)) in ready.into_iter().zip(choices) {
             match choice {
                 Choice::Nowhere(refusals) => {

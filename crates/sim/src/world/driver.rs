@@ -192,6 +192,7 @@ impl World<'_> {
             return;
         }
         h.agent_run += 1;
+        h.unrest = self.now;
         h.agent_hung = false;
         h.inbox.clear();
         h.timer = None;

@@ -35,7 +35,26 @@ impl World<'_> {
             body,
             why: String::new(),
         });
+        self.disturbs(fault);
         self.play_fault(fault);
+    }
+
+    /// Whom a fault keeps from hearing others, or from being heard, begins to hear anew.
+    fn disturbs(&mut self, fault: &Fault) {
+        let now = self.now;
+        match fault {
+            Fault::NetworkCut { .. }
+            | Fault::NetworkPartition { .. }
+            | Fault::NetworkDrop { .. }
+            | Fault::NetworkLoss { .. }
+            | Fault::NetworkDelay { .. }
+            | Fault::NetworkHeal { .. } => self.hosts.iter_mut().for_each(|h| h.unrest = now),
+            Fault::AgentHang { host }
+            | Fault::AgentResume { host }
+            | Fault::HostPause { host }
+            | Fault::HostResume { host } => self.hosts[*host].unrest = now,
+            _ => {}
+        }
     }
 
     fn play_fault(&mut self, fault: &Fault) {

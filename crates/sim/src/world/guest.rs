@@ -37,6 +37,8 @@ pub(super) struct Vm {
     pub(super) cpu_mhz: u64,
     /// Where a start was last ordered by a primary.
     pub(super) ordered_to: Option<usize>,
+    /// The mandatory rule that this order broke, with VMs of which that primary knew.
+    pub(super) ordered_against: Option<String>,
     pub(super) home: Option<usize>,
     /// What its user and its guest want, as the world saw it.
     pub(super) wanted: Wanted,
@@ -86,6 +88,8 @@ pub(super) struct Instance {
     pub(super) host: usize,
     pub(super) generation: Generation,
     pub(super) phase: Phase,
+    /// It began to execute then.
+    pub(super) runs_since: Nanos,
     pub(super) frozen: bool,
     /// Since then, on its host's clock.
     pub(super) frozen_at: Option<Instant>,
@@ -239,6 +243,7 @@ impl World<'_> {
             host,
             generation,
             phase: Phase::Opening,
+            runs_since: Nanos::MAX,
             frozen: false,
             frozen_at: None,
             lapsed: None,
@@ -350,6 +355,7 @@ impl World<'_> {
         }
         let first = i.ran_under.is_none();
         i.ran_under = Some(generation);
+        i.runs_since = i.runs_since.min(self.now);
         if first {
             self.starts_anew(vm, host);
         }
@@ -359,7 +365,8 @@ impl World<'_> {
             .map_or(generation, |r| r.generation);
         let excused = !self.guarded(host);
         if first && self.vms[vm].ordered_to == Some(host) {
-            let broken = self.broken_rule(vm, host);
+            let against = self.vms[vm].ordered_against.take();
+            let broken = self.unfit(vm, host).or(against);
             self.judge
                 .observe(self.now, &Fact::Placed { vm, host, broken });
         }

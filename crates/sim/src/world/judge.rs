@@ -2,10 +2,11 @@
 
 use super::World;
 use super::disk::{Disk, put_pages};
-use super::guest::Wanted;
+use super::guest::{Instance, Wanted};
 use super::list::{Known, NewestList};
+use crate::clock::MS;
 use crate::invariants::Fact;
-use mainstay_core::config::RuleKind;
+use mainstay_core::config::{Rule, RuleKind};
 use mainstay_core::event::{Event, EventKind};
 use mainstay_core::id::Generation;
 use mainstay_core::io::{StorageRequest, StorageValue};
@@ -228,48 +229,77 @@ impl World<'_> {
             .observe(self.now, &Fact::ConfigOnDisk { version: newest });
     }
 
-    /// A mandatory rule that the start of `vm` on `host` breaks.
+    /// What is mandatory and would be broken if `vm` started on `host` now.
     pub(super) fn broken_rule(&self, vm: usize, host: usize) -> Option<String> {
-        let id = &self.vms[vm].id;
+        self.unfit(vm, host)
+            .or_else(|| self.company(vm, host, |i| i.executes()))
+    }
+
+    /// What is mandatory and keeps `vm` off `host`, whatever runs elsewhere.
+    pub(super) fn unfit(&self, vm: usize, host: usize) -> Option<String> {
         let disk = self.vms[vm].disk;
         let at = &self.hosts[host].id;
         if !self.hosts[host].mounts.get(disk).copied().unwrap_or(false) {
             return Some(format!("it does not mount {}", self.disks[disk].id));
         }
-        let config = &self.scenario.config;
         // As its own agent has it on local disk, for longer than an order may be on its way.
         let order = nanos(self.settings_of(host).order_timeout);
         let resting = self.hosts[host].resting_since;
         if resting.is_some_and(|since| self.now > since + order) {
             return Some("it is in maintenance".into());
         }
-        for rule in config
-            .rules
-            .iter()
-            .filter(|r| r.mandatory && r.vms.contains(id))
-        {
-            let others = || {
-                let fits = |i: &&super::guest::Instance| {
-                    i.vm != vm && i.executes() && rule.vms.contains(&self.vms[i.vm].id)
-                };
-                let named = rule.vms.iter().filter_map(|vm| self.vm_index.get(vm));
-                let all = named.flat_map(|vm| self.instances.living(*vm));
-                all.map(|(_, i)| i).filter(fits)
-            };
-            let broken = match rule.kind {
-                RuleKind::HostAffinity => !rule.hosts.contains(at),
-                RuleKind::HostAntiAffinity => rule.hosts.contains(at),
-                RuleKind::AntiAffinity => others().any(|i| i.host == host),
-                RuleKind::Affinity => others().any(|i| i.host != host),
-            };
-            if broken {
-                return Some(format!(
-                    "it breaks the mandatory rule {:?} {:?}",
-                    rule.kind, rule.vms
-                ));
-            }
-        }
-        None
+        let broken = |rule: &&Rule| match rule.kind {
+            RuleKind::HostAffinity => !rule.hosts.contains(at),
+            RuleKind::HostAntiAffinity => rule.hosts.contains(at),
+            RuleKind::AntiAffinity | RuleKind::Affinity => false,
+        };
+        self.mandatory(vm).find(broken).map(breaks)
+    }
+
+    /// The mandatory rule that `vm` on `host` breaks with one of the instances that count.
+    fn company(
+        &self,
+        vm: usize,
+        host: usize,
+        counts: impl Fn(&Instance) -> bool,
+    ) -> Option<String> {
+        let apart = |rule: &Rule, i: &Instance| match rule.kind {
+            RuleKind::AntiAffinity => i.host == host,
+            RuleKind::Affinity => i.host != host,
+            RuleKind::HostAffinity | RuleKind::HostAntiAffinity => false,
+        };
+        let broken = |rule: &&Rule| {
+            let others = rule.vms.iter().filter_map(|id| self.vm_index.get(id));
+            let mut others = others.filter(|other| **other != vm);
+            others.any(|other| {
+                let mut living = self.instances.living(*other);
+                living.any(|(_, i)| counts(i) && apart(rule, i))
+            })
+        };
+        self.mandatory(vm).find(broken).map(breaks)
+    }
+
+    fn mandatory(&self, vm: usize) -> impl Iterator<Item = &Rule> {
+        let id = &self.vms[vm].id;
+        let rules = self.scenario.config.rules.iter();
+        rules.filter(move |r| r.mandatory && r.vms.contains(id))
+    }
+
+    /// The rule that a primary breaks by an order, with VMs of which it has had the time to hear.
+    fn ordered_against(&self, primary: usize, vm: usize, host: usize) -> Option<String> {
+        let weather = &self.scenario.weather;
+        let late = 2 * weather.delay_ms * MS + nanos(self.settings_of(primary).timing.dead);
+        let since = self.now.saturating_sub(late);
+        let resets = self.stormy() && weather.reset > 0;
+        let heard = |h: usize| {
+            let both = self.net.path(h, primary) && self.net.path(primary, h);
+            let hosts = [&self.hosts[h], &self.hosts[primary]];
+            let at_rest = hosts.iter().all(|h| h.agent_listens() && h.unrest < since);
+            (h == primary || both && !resets) && at_rest
+        };
+        self.company(vm, host, |i| {
+            i.executes() && i.runs_since < since && heard(i.host)
+        })
     }
 
     /// The chains of locks on each datastore, for people who look for a cause.
@@ -354,7 +384,10 @@ impl World<'_> {
                 );
             }
             (EventKind::RestartRequested { host: to, .. }, Some(vm)) => {
-                self.vms[vm].ordered_to = self.host_index.get(to).copied();
+                let to = self.host_index.get(to).copied();
+                let against = to.and_then(|to| self.ordered_against(host, vm, to));
+                self.vms[vm].ordered_to = to;
+                self.vms[vm].ordered_against = against;
             }
             (EventKind::RestartAbandoned { .. }, Some(vm)) => self.vms[vm].abandoned = Some(host),
             (EventKind::VmStarted { .. }, Some(vm)) => self.vms[vm].abandoned = None,
@@ -378,4 +411,11 @@ impl World<'_> {
         );
         self.log(event.kind, event.why);
     }
+}
+
+fn breaks(rule: &Rule) -> String {
+    format!(
+        "it breaks the mandatory rule {:?} {:?}",
+        rule.kind, rule.vms
+    )
 }

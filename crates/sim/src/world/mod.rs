@@ -289,6 +289,8 @@ struct Host {
     isolated: Option<(Instant, Instant)>,
     /// How its agent has answered its isolation, for each VM since it last started here.
     responses: BTreeMap<usize, Response>,
+    /// Its agent, or what connects it with others, was last disturbed then.
+    unrest: Nanos,
     /// When a message of another host, or the answer of an isolation address, last reached its agent.
     reached: Nanos,
     /// Pings that an isolation address has answered, on their way back.

@@ -82,6 +82,7 @@ impl World<'_> {
                 isolated: None,
                 responses: BTreeMap::new(),
                 reached: 0,
+                unrest: 0,
                 gateway_pings: BTreeSet::new(),
             };
             let index = self.hosts.push(host);
@@ -151,6 +152,7 @@ impl World<'_> {
                 memory_mb: spec.memory_mb,
                 cpu_mhz: spec.cpu_mhz,
                 ordered_to: None,
+                ordered_against: None,
                 home: setup.host,
                 wanted: Wanted::Off,
                 off_cause: false,
