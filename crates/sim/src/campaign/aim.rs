@@ -3,9 +3,11 @@
 mod partitions;
 
 use super::drawing::Drawing;
+use super::kinds::PROFILE;
 use super::small;
 use crate::clock::{MS, Nanos, SECOND};
 use crate::scenario::{Fault, StorageFault};
+use mainstay_core::config::{Change, Profile};
 use mainstay_core::time::nanos;
 
 /// Where a pattern begins, and what it is about.
@@ -24,7 +26,7 @@ const BOOT: Nanos = 40 * SECOND;
 
 impl<'a> Drawing<'a> {
     /// All patterns, by name. A new one needs a line here and nothing else.
-    pub(super) const PATTERNS: [(&'static str, Pattern<'a>); 16] = [
+    pub(super) const PATTERNS: [(&'static str, Pattern<'a>); 17] = [
         ("back around the takeover", Self::back_around_the_takeover),
         ("agent hangs over the thaw", Self::agent_hangs_over_the_thaw),
         ("owners change quickly", Self::owners_change_quickly),
@@ -59,6 +61,7 @@ impl<'a> Drawing<'a> {
         ),
         ("vouched for with gaps", Self::vouched_for_with_gaps),
         ("back before the verdict", Self::back_before_the_verdict),
+        ("the timers come down", Self::timers_come_down),
     ];
 
     /// Plays one pattern, or a few in turn, several times.
@@ -304,6 +307,45 @@ impl<'a> Drawing<'a> {
             self.push(when, Fault::AgentKill { host });
         }
         end
+    }
+
+    /// The rights to run were long, and become short; soon after, agents that have seen nothing of the
+    /// long ones judge a host that has (safety rule H18).
+    fn timers_come_down(&mut self, t: Target) -> Nanos {
+        let low = t.at + 2 * BOOT + self.rng.below(5000) * MS;
+        self.profile(t.at, Profile::Classic);
+        self.profile(low, self.settings.profile);
+        let best = self.best();
+        let forgets = low + self.rng.between(500, 2000) * MS;
+        self.push(forgets, Fault::AgentKill { host: best });
+        let mut over = low;
+        for host in self.all_but_the_best() {
+            if self.rng.percent(70) {
+                let lost = low + self.rng.between(800, 3500) * MS;
+                let end = lost + self.dead() + self.near(4 * self.lapse(), 30, 60);
+                for disk in 0..self.datastores {
+                    self.hang(lost, end, disk, Some(host));
+                }
+                self.cut(lost, end, host);
+                over = over.max(end);
+            }
+        }
+        over
+    }
+
+    fn profile(&mut self, at: Nanos, profile: Profile) {
+        let change = Change::Set {
+            key: PROFILE.into(),
+            value: profile.name().into(),
+        };
+        self.push(
+            at,
+            Fault::Config {
+                name: "config.set",
+                changes: vec![change],
+                host: None,
+            },
+        );
     }
 
     /// A user switches off and on, quickly.

@@ -11,6 +11,8 @@ use mainstay_core::wire::FORMAT_VERSION;
 
 const MONITORING: &str = "host_monitoring";
 const ATTEMPTS: &str = "max_restart_attempts";
+/// Sets all timers.
+pub(super) const PROFILE: &str = "profile";
 /// The timers of the right to run, and those that are longer than it: made shorter in this order, and
 /// longer in the other.
 const RIGHT_TIMERS: [&str; 4] = ["freeze", "break", "dead_without_datastores", "dead"];
@@ -31,6 +33,7 @@ pub(super) fn normal(settings: &Settings, key: &str) -> Option<Change> {
     let value = match key {
         MONITORING => String::from("true"),
         ATTEMPTS => settings.max_restart_attempts.to_string(),
+        PROFILE => String::from(settings.profile.name()),
         _ => format!("{}ms", timer(settings, key)?.as_millis()),
     };
     let key = key.into();
