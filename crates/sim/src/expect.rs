@@ -188,7 +188,8 @@ fn find(
         if t < signed(low) || t > signed(high) {
             return None;
         }
-        let found = entry.fields();
+        let mut found = entry.fields();
+        found.insert("why".into(), Value::from(entry.why.as_str()));
         let same = |key: &str, want: &Value| found.get(key).is_some_and(|have| alike(have, want));
         let fits = found.get("kind").and_then(Value::as_str) == Some(kind)
             && fields.iter().all(|(key, want)| same(key, want));

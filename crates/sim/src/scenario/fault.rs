@@ -161,8 +161,12 @@ pub struct EventDoc {
 impl EventDoc {
     /// All keys that its table may have.
     pub(super) fn keys(&self) -> impl Iterator<Item = &'static str> + use<> {
-        let arguments = self.needs.iter().chain(self.may);
-        arguments.copied().chain(["at", "do"])
+        self.arguments().chain(["at", "do"])
+    }
+
+    /// The arguments that it may have.
+    pub(super) fn arguments(&self) -> impl Iterator<Item = &'static str> + use<> {
+        self.needs.iter().chain(self.may).copied()
     }
 }
 

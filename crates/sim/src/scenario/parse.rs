@@ -3,7 +3,7 @@
 use super::fault::VM_KEYS;
 use super::read::{Section, Source, Text, plain};
 use super::{DatastoreSetup, HostSetup, Planned, Scenario, VmSetup, Weather};
-use crate::clock::SECOND;
+use crate::clock::{Nanos, SECOND};
 use crate::expect::Expect;
 use mainstay_core::config::{
     ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, HostSpec, IsolationResponse,
@@ -16,6 +16,7 @@ use toml::de::{DeTable, DeValue};
 
 mod events;
 mod expects;
+mod fields;
 
 /// Why a scenario could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -127,6 +128,7 @@ pub fn parse(file: &str, text: &str) -> Read<Scenario> {
 
 struct Building<'a> {
     source: Source<'a>,
+    duration: Nanos,
     settings: Settings,
     datastores: Vec<(DatastoreSpec, DatastoreSetup)>,
     networks: Vec<String>,
@@ -152,6 +154,7 @@ impl<'a> Building<'a> {
             source,
             settings: settings(top)?,
             datastores: Vec::new(),
+            duration: top.time("duration")?.unwrap_or(0),
             networks: Vec::new(),
             hosts: Vec::new(),
             vms: Vec::new(),
@@ -198,6 +201,16 @@ impl<'a> Building<'a> {
     fn host(&self, text: &Text) -> Read<usize> {
         let known: Vec<&str> = self.hosts.iter().map(|(h, _)| h.id.as_str()).collect();
         position("host", self.source, text, &known)
+    /// What comes after the end of the run never comes.
+    fn before_the_end(&self, section: &Section<'_, '_>, key: &str, at: Option<Nanos>) -> Read<()> {
+        if at.is_some_and(|at| at > self.duration) {
+            let what =
+                "the scenario is over before that; make its duration longer or this time earlier";
+            return section.error(key, what);
+        }
+        Ok(())
+    }
+
     }
 
     fn vm(&self, text: &Text) -> Read<usize> {
@@ -411,7 +424,7 @@ impl<'a> Building<'a> {
         Ok(Scenario {
             name: top.text("name")?.map(|t| t.text).unwrap_or_default(),
             source: top.text("source")?.map(|t| t.text),
-            duration: top.time("duration")?.unwrap_or(0),
+            duration: self.duration,
             seed,
             config,
             networks: self.networks,

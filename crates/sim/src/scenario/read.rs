@@ -47,6 +47,18 @@ impl Source<'_> {
     }
 }
 
+impl Source<'_> {
+    /// An error about a word that is none of a few, with the nearest one or all of them.
+    pub(super) fn no_word(&self, text: &Text, what: &str, words: &[&str]) -> ScenarioError {
+        let hint = match nearest(&text.text, words.iter().copied()) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None => format!("there are {}", words.join(", ")),
+        };
+        let message = format!("there is no {what} \"{}\"; {hint}", text.text);
+        self.error(text.at, message)
+    }
+}
+
 /// A text with its place.
 #[derive(Clone, Debug)]
 pub(super) struct Text {
@@ -212,9 +224,8 @@ impl<'a, 'd> Section<'a, 'd> {
         match words.iter().find(|(word, _)| *word == text.text) {
             Some((_, value)) => Ok(Some(*value)),
             None => {
-                Err(self
-                    .source
-                    .unknown(text.at, key, &text.text, words.iter().map(|(w, _)| *w)))
+                let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+                Err(self.source.no_word(&text, key, &words))
             }
         }
     }
