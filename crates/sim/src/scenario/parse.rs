@@ -423,6 +423,7 @@ impl<'a> Building<'a> {
         .map_err(|e| self.source.error(top.place("settings"), e.to_string()))?;
         Ok(Scenario {
             name: top.text("name")?.map(|t| t.text).unwrap_or_default(),
+            rule_means_something(&section, &rule)?;
             source: top.text("source")?.map(|t| t.text),
             duration: self.duration,
             seed,
@@ -506,6 +507,9 @@ fn weather(top: &Section<'_, '_>) -> Read<Weather> {
         patience_ms: get("patience_ms")?,
         guard_slow: get("guard_slow")?,
         until_ms: get("until_ms")?,
+    let Some(table) = value.get_ref().as_table() else {
+        return top.error("weather", "weather is a table, written [weather]");
+    };
     })
 }
 
@@ -532,6 +536,33 @@ fn ids(section: &Section<'_, '_>, stem: &str, taken: impl Fn(&str) -> bool) -> R
         (Some(_), Some(_)) => section.error("count", "a section has id or count, not both"),
         (Some(id), None) => Ok(vec![id.text]),
         (None, None) => Ok(free.take(1).collect()),
+/// A rule about nobody, or with hosts where none matter, was meant otherwise.
+fn rule_means_something(section: &Section<'_, '_>, rule: &Rule) -> Read<()> {
+    let about_hosts = matches!(
+        rule.kind,
+        RuleKind::HostAffinity | RuleKind::HostAntiAffinity
+    );
+    if rule.vms.is_empty() {
+        return section.error(
+            "vms",
+            "a rule names the VMs that it is about: vms = [\"vm-1\"]",
+        );
+    }
+    if about_hosts && rule.hosts.is_empty() {
+        return section.error(
+            "hosts",
+            "a rule of this kind names hosts: hosts = [\"host-1\"]",
+        );
+    }
+    if !about_hosts && !rule.hosts.is_empty() {
+        return section.error(
+            "hosts",
+            "a rule of this kind is about VMs alone; leave hosts out, or write host_affinity or host_anti_affinity",
+        );
+    }
+    Ok(())
+}
+
         (None, Some(count)) if count > 10_000 => section.error("count", "count is at most 10000"),
         (None, Some(count)) => Ok(free.take(usize::try_from(count).unwrap_or(0)).collect()),
     }
