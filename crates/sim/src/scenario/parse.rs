@@ -134,6 +134,8 @@ struct Building<'a> {
     networks: Vec<String>,
     hosts: Vec<(HostSpec, HostSetup)>,
     vms: Vec<(VmSpec, VmSetup)>,
+    /// VMs that are there when the run begins; the others are created by events.
+    at_the_start: usize,
     rules: Vec<Rule>,
     created: BTreeMap<VmId, VmSpec>,
     events: Vec<Planned>,
@@ -152,12 +154,13 @@ impl<'a> Building<'a> {
         let source = top.source;
         let mut building = Self {
             source,
+            duration: top.time("duration")?.unwrap_or(0),
             settings: settings(top)?,
             datastores: Vec::new(),
-            duration: top.time("duration")?.unwrap_or(0),
             networks: Vec::new(),
             hosts: Vec::new(),
             vms: Vec::new(),
+            at_the_start: 0,
             rules: Vec::new(),
             created: BTreeMap::new(),
             events: Vec::new(),
@@ -198,9 +201,6 @@ impl<'a> Building<'a> {
         Ok(building)
     }
 
-    fn host(&self, text: &Text) -> Read<usize> {
-        let known: Vec<&str> = self.hosts.iter().map(|(h, _)| h.id.as_str()).collect();
-        position("host", self.source, text, &known)
     /// What comes after the end of the run never comes.
     fn before_the_end(&self, section: &Section<'_, '_>, key: &str, at: Option<Nanos>) -> Read<()> {
         if at.is_some_and(|at| at > self.duration) {
@@ -211,6 +211,9 @@ impl<'a> Building<'a> {
         Ok(())
     }
 
+    fn host(&self, text: &Text) -> Read<usize> {
+        let known: Vec<&str> = self.hosts.iter().map(|(h, _)| h.id.as_str()).collect();
+        position("host", self.source, text, &known)
     }
 
     fn vm(&self, text: &Text) -> Read<usize> {
@@ -306,24 +309,38 @@ impl<'a> Building<'a> {
                         .texts("depends_on")?
                         .map(|list| (self.vms.len(), list)),
                 );
-                let entry = self.vm_entry(&section, id)?;
+                let entry = self.vm_entry(&section, id, None)?;
                 self.vms.push(entry);
             }
         }
         for (index, list) in dependencies {
-            for text in list {
-                let on = self.vm(&text)?;
-                let id = self.vms.get(on).map(|(v, _)| v.id.clone());
-                if let Some((spec, _)) = self.vms.get_mut(index) {
-                    spec.depends_on.extend(id);
-                }
+            let on = self.vm_ids(&list)?;
+            if let Some((spec, _)) = self.vms.get_mut(index) {
+                spec.depends_on = on;
             }
         }
+        self.at_the_start = self.vms.len();
         Ok(())
     }
 
-    /// What a VM's table says, apart from its id and its dependencies.
-    fn vm_entry(&self, section: &Section<'_, '_>, id: VmId) -> Read<(VmSpec, VmSetup)> {
+    fn vm_ids(&self, names: &[Text]) -> Read<Vec<VmId>> {
+        let mut ids = Vec::new();
+        for name in names {
+            let index = self.vm(name)?;
+            ids.extend(self.vms.get(index).map(|(v, _)| v.id.clone()));
+        }
+        Ok(ids)
+    }
+
+    /// What a VM's table says, apart from its dependencies; what it leaves out is as it was, if the VM was
+    /// there before.
+    fn vm_entry(
+        &self,
+        section: &Section<'_, '_>,
+        id: VmId,
+        before: Option<&(VmSpec, VmSetup)>,
+    ) -> Read<(VmSpec, VmSetup)> {
+        let (was, stood) = (before.map(|(spec, _)| spec), before.map(|(_, setup)| setup));
         let host = section
             .text("host")?
             .map(|text| self.host(&text))
@@ -332,11 +349,12 @@ impl<'a> Building<'a> {
             .text("datastore")?
             .map(|text| self.datastore(&text))
             .transpose()?;
-        let Some(datastore) = self
-            .datastores
-            .get(index.unwrap_or(0))
-            .map(|(d, _)| d.id.clone())
-        else {
+        let first = || self.datastores.first().map(|(d, _)| d.id.clone());
+        let datastore = match index.and_then(|i| self.datastores.get(i)) {
+            Some((named, _)) => Some(named.id.clone()),
+            None => was.map(|w| w.datastore.clone()).or_else(first),
+        };
+        let Some(datastore) = datastore else {
             return section.error("datastore", "a VM needs a datastore; add a [[datastore]]");
         };
         if let Some((spec, _)) = host.and_then(|h| self.hosts.get(h))
@@ -344,31 +362,39 @@ impl<'a> Building<'a> {
         {
             return section.error("host", format!("{} does not mount {datastore}", spec.id));
         }
-        let never = section
-            .text("shutdown_time")?
-            .is_some_and(|t| t.text == "never");
-        let shutdown_time = if never {
-            None
-        } else {
-            Some(section.time("shutdown_time")?.unwrap_or(5 * SECOND))
+        let shutdown_time = match section.text("shutdown_time")? {
+            Some(text) if text.text == "never" => None,
+            Some(text) => Some(section.as_time(&text)?),
+            None => stood.map_or(Some(5 * SECOND), |s| s.shutdown_time),
         };
+        let number =
+            |key, was: Option<u64>, default| Ok(section.number(key)?.or(was).unwrap_or(default));
         let spec = VmSpec {
             id: id.clone(),
             datastore,
-            cpu_mhz: section.number("cpu_mhz")?.unwrap_or(500),
-            memory_mb: section.number("memory_mb")?.unwrap_or(512),
+            cpu_mhz: number("cpu_mhz", was.map(|w| w.cpu_mhz), 500)?,
+            memory_mb: number("memory_mb", was.map(|w| w.memory_mb), 512)?,
             restart_priority: section
                 .word("restart_priority", PRIORITIES)?
+                .or(was.map(|w| w.restart_priority))
                 .unwrap_or_default(),
-            isolation_response: section.word("isolation_response", RESPONSES)?,
-            depends_on: Vec::new(),
-            guest_agent: section.truth("guest_agent")?.unwrap_or(true),
+            isolation_response: section
+                .word("isolation_response", RESPONSES)?
+                .or(was.and_then(|w| w.isolation_response)),
+            depends_on: was.map(|w| w.depends_on.clone()).unwrap_or_default(),
+            guest_agent: section
+                .truth("guest_agent")?
+                .or(was.map(|w| w.guest_agent))
+                .unwrap_or(true),
         };
         let setup = VmSetup {
             id,
             host,
             on: section.word("power", POWER)?.unwrap_or(true),
-            start_time: section.time("start_time")?.unwrap_or(SECOND),
+            start_time: section
+                .time("start_time")?
+                .or(stood.map(|s| s.start_time))
+                .unwrap_or(SECOND),
             shutdown_time,
         };
         Ok((spec, setup))
@@ -397,6 +423,7 @@ impl<'a> Building<'a> {
                 rule.hosts
                     .extend(self.hosts.get(index).map(|(h, _)| h.id.clone()));
             }
+            rule_means_something(&section, &rule)?;
             self.rules.push(rule);
         }
         Ok(())
@@ -414,16 +441,12 @@ impl<'a> Building<'a> {
             self.settings,
             host_specs,
             datastore_specs,
-            vm_specs
-                .into_iter()
-                .filter(|v| !self.created.contains_key(&v.id))
-                .collect(),
+            vm_specs.into_iter().take(self.at_the_start).collect(),
             self.rules,
         )
         .map_err(|e| self.source.error(top.place("settings"), e.to_string()))?;
         Ok(Scenario {
             name: top.text("name")?.map(|t| t.text).unwrap_or_default(),
-            rule_means_something(&section, &rule)?;
             source: top.text("source")?.map(|t| t.text),
             duration: self.duration,
             seed,
@@ -481,8 +504,11 @@ fn settings(top: &Section<'_, '_>) -> Read<Settings> {
 }
 
 fn weather(top: &Section<'_, '_>) -> Read<Weather> {
-    let Some(table) = top.value("weather").and_then(|w| w.get_ref().as_table()) else {
+    let Some(value) = top.value("weather") else {
         return Ok(Weather::default());
+    };
+    let Some(table) = value.get_ref().as_table() else {
+        return top.error("weather", "weather is a table, written [weather]");
     };
     let section = Section::new(
         top.source,
@@ -507,35 +533,9 @@ fn weather(top: &Section<'_, '_>) -> Read<Weather> {
         patience_ms: get("patience_ms")?,
         guard_slow: get("guard_slow")?,
         until_ms: get("until_ms")?,
-    let Some(table) = value.get_ref().as_table() else {
-        return top.error("weather", "weather is a table, written [weather]");
-    };
     })
 }
 
-/// The newest format version that an agent understands.
-fn formats(section: &Section<'_, '_>) -> Read<Option<u16>> {
-    let Some(number) = section.number("formats")? else {
-        return Ok(None);
-    };
-    match u16::try_from(number) {
-        Ok(version) if (OLDEST_VERSION..=FORMAT_VERSION).contains(&version) => Ok(Some(version)),
-        _ => section.error(
-            "formats",
-            format!("formats is a version between {OLDEST_VERSION} and {FORMAT_VERSION}"),
-        ),
-    }
-}
-
-/// The ids that a section makes: its own, or `count` numbered ones, numbers in use left out.
-fn ids(section: &Section<'_, '_>, stem: &str, taken: impl Fn(&str) -> bool) -> Read<Vec<String>> {
-    let free = (1_u64..)
-        .map(|n| format!("{stem}-{n}"))
-        .filter(|id| !taken(id));
-    match (section.text("id")?, section.number("count")?) {
-        (Some(_), Some(_)) => section.error("count", "a section has id or count, not both"),
-        (Some(id), None) => Ok(vec![id.text]),
-        (None, None) => Ok(free.take(1).collect()),
 /// A rule about nobody, or with hosts where none matter, was meant otherwise.
 fn rule_means_something(section: &Section<'_, '_>, rule: &Rule) -> Read<()> {
     let about_hosts = matches!(
@@ -563,6 +563,29 @@ fn rule_means_something(section: &Section<'_, '_>, rule: &Rule) -> Read<()> {
     Ok(())
 }
 
+/// The newest format version that an agent understands.
+fn formats(section: &Section<'_, '_>) -> Read<Option<u16>> {
+    let Some(number) = section.number("formats")? else {
+        return Ok(None);
+    };
+    match u16::try_from(number) {
+        Ok(version) if (OLDEST_VERSION..=FORMAT_VERSION).contains(&version) => Ok(Some(version)),
+        _ => section.error(
+            "formats",
+            format!("formats is a version between {OLDEST_VERSION} and {FORMAT_VERSION}"),
+        ),
+    }
+}
+
+/// The ids that a section makes: its own, or `count` numbered ones, numbers in use left out.
+fn ids(section: &Section<'_, '_>, stem: &str, taken: impl Fn(&str) -> bool) -> Read<Vec<String>> {
+    let free = (1_u64..)
+        .map(|n| format!("{stem}-{n}"))
+        .filter(|id| !taken(id));
+    match (section.text("id")?, section.number("count")?) {
+        (Some(_), Some(_)) => section.error("count", "a section has id or count, not both"),
+        (Some(id), None) => Ok(vec![id.text]),
+        (None, None) => Ok(free.take(1).collect()),
         (None, Some(count)) if count > 10_000 => section.error("count", "count is at most 10000"),
         (None, Some(count)) => Ok(free.take(usize::try_from(count).unwrap_or(0)).collect()),
     }

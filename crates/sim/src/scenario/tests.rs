@@ -133,7 +133,7 @@ fn timers_that_contradict_each_other_are_refused_with_the_inequality() {
 
 #[test]
 fn events_without_behaviour_are_named() {
-    let text = SMALL.replacen("do = \"host.power_off\"", "do = \"guest.hang\"", 1);
+    let text = with("[[event]]\nat = \"5s\"\ndo = \"guest.hang\"\nvm = \"vm-1\"");
     assert_eq!(
         parse("x.toml", &text).expect("known").unplayable(),
         ["guest.hang"]
@@ -306,4 +306,110 @@ fn an_expectation_can_ask_for_what_an_event_rests_on() {
     let (pass, lines) = run("heartbeat");
     assert!(pass, "{lines}");
     assert!(!run("because I say so").0);
+}
+
+#[test]
+fn what_can_mean_nothing_is_refused() {
+    for (more, wanted) in [
+        (
+            "[[event]]\nat = \"4m\"\ndo = \"vm.crash\"\nvm = \"vm-1\"",
+            "make its duration longer",
+        ),
+        (
+            "[[event]]\nat = \"5s\"\ndo = \"guest.hang\"\nvm = \"vm-nope\"",
+            "there is no VM \"vm-nope\"",
+        ),
+        (
+            "[[event]]\nat = \"5s\"\ndo = \"host.degraded\"",
+            "needs host",
+        ),
+        (
+            "[[event]]\nat = \"5s\"\ndo = \"network.partition\"\ngroups = [[\"host-1\", \"host-2\"], [\"host-1\"]]",
+            "host-1 is in two groups",
+        ),
+        (
+            "[[rule]]\nkind = \"anti_affinity\"\nvms = [\"vm-1\"]\nhosts = [\"host-1\"]",
+            "leave hosts out",
+        ),
+        (
+            "[[rule]]\nkind = \"host_affinity\"\nvms = [\"vm-1\"]",
+            "hosts = [\"host-1\"]",
+        ),
+        ("[[rule]]\nkind = \"affinity\"", "vms = [\"vm-1\"]"),
+        (
+            "[[event]]\nat = \"5s\"\ndo = \"vm.create\"\nvm = \"vm-1\"",
+            "is there already; delete it before",
+        ),
+        (
+            "[[event]]\nat = \"5s\"\ndo = \"vm.create\"\nvm = \"vm-3\"\ndepends_on = [\"vm-x\"]",
+            "there is no VM \"vm-x\"",
+        ),
+        (
+            "[[datastore]]\nid = \"ds-2\"\n[[event]]\nat = \"5s\"\ndo = \"vm.power_on\"\nvm = \"vm-1\"\ndatastore = \"ds-2\"",
+            "vm-1 lies on ds-1",
+        ),
+    ] {
+        refused(more, wanted);
+    }
+    let weather = SMALL.replacen("[settings]", "weather = 5\n[settings]", 1);
+    assert!(error(&weather).contains("written [weather]"));
+    accepted("[[rule]]\nkind = \"anti_affinity\"\nvms = [\"vm-1\", \"vm-2\"]\nhosts = []");
+    accepted("[[event]]\nat = \"3m\"\ndo = \"network.heal\"");
+}
+
+#[test]
+fn a_wish_about_a_vm_may_say_where_it_is() {
+    for wish in ["vm.power_on", "vm.power_off", "vm.delete"] {
+        let event = format!("[[event]]\nat = \"5s\"\ndo = \"{wish}\"\nvm = \"vm-1\"");
+        accepted(&format!("{event}\nhost = \"host-1\"\ndatastore = \"ds-1\""));
+        refused(&format!("{event}\nhost = \"host-7\""), "there is no host");
+    }
+}
+
+const AGAIN: &str = r#"
+[[event]]
+at = "5s"
+do = "vm.power_off"
+vm = "vm-1"
+[[event]]
+at = "15s"
+do = "vm.delete"
+vm = "vm-1"
+[[event]]
+at = "25s"
+do = "vm.create"
+vm = "vm-1"
+depends_on = ["vm-2"]
+restart_priority = "high"
+[[expect]]
+by = "15s"
+vm = "vm-1"
+state = "powered_off"
+[[expect]]
+by = "55s"
+vm = "vm-1"
+state = "running"
+"#;
+
+#[test]
+fn a_vm_that_was_deleted_can_be_created_again() {
+    let scenario = accepted(AGAIN);
+    let again = scenario.created.values().next().expect("one");
+    assert_eq!(again.depends_on, [VmId::new("vm-2").expect("an id")]);
+    assert_eq!(
+        again.restart_priority,
+        mainstay_core::config::RestartPriority::High
+    );
+    assert!(
+        scenario.config.vms.contains_key(&again.id),
+        "it is there from the start"
+    );
+    let result = crate::run(&scenario, &crate::Options::default());
+    assert!(result.pass(), "{}", crate::people(&scenario, &result, "-"));
+    let written = parse("again.toml", &to_toml(&scenario)).expect("written and read");
+    assert_eq!(written.created, scenario.created);
+    refused(
+        &AGAIN.replace("restart_priority = \"high\"", "cpu_mhz = 900"),
+        "leave cpu_mhz out",
+    );
 }

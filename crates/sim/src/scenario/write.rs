@@ -111,13 +111,6 @@ fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
         }
         writeln!(out, "power = \"{}\"", if v.on { "on" } else { "off" })?;
         vm(v, spec, out)?;
-        if !spec.depends_on.is_empty() {
-            writeln!(
-                out,
-                "depends_on = {}",
-                list(spec.depends_on.iter().map(|d| d.as_str()))
-            )?;
-        }
     }
     for r in &s.config.rules {
         let kind = match r.kind {
@@ -172,6 +165,10 @@ fn vm(setup: &VmSetup, spec: &VmSpec, out: &mut String) -> std::fmt::Result {
     }
     if !spec.guest_agent {
         writeln!(out, "guest_agent = false")?;
+    }
+    if !spec.depends_on.is_empty() {
+        let on = list(spec.depends_on.iter().map(|d| d.as_str()));
+        writeln!(out, "depends_on = {on}")?;
     }
     writeln!(out, "start_time = {}", ms(setup.start_time))?;
     writeln!(

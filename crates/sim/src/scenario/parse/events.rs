@@ -1,16 +1,19 @@
 //! The events of a scenario.
 
-use super::super::Planned;
 use super::super::fault::{EVENTS, EventDoc, Fault, StorageFault};
-use super::super::read::{Section, plain};
+use super::super::read::{Section, Text, plain};
+use super::super::{Planned, VmSetup};
 use super::{Building, POWER, Read, formats};
-use crate::clock::SECOND;
-use mainstay_core::config::{Change, Settings};
+use crate::clock::{Nanos, SECOND};
+use mainstay_core::config::{Change, Settings, VmSpec};
 use mainstay_core::id::VmId;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl<'a> Building<'a> {
     pub(super) fn events(&mut self, top: &Section<'a, '_>) -> Read<()> {
         self.created_vms(top)?;
+        // In the order in which the events happen.
+        let mut places = BTreeMap::new();
         for (table, start) in top.tables("event")? {
             let names = || EVENTS.iter().map(|e| e.name);
             let every: Vec<&str> = EVENTS.iter().flat_map(EventDoc::keys).collect();
@@ -28,17 +31,20 @@ impl<'a> Building<'a> {
             for key in doc.needs {
                 section.need(key)?;
             }
+            self.before_the_end(&section, "at", Some(at))?;
             let fault = self.fault(doc, &section)?;
+            places.insert((at, self.events.len()), section.place("vm"));
             self.events.push(Planned { at, fault });
         }
         self.events.sort_by_key(|e| e.at);
-        Ok(())
+        self.nothing_is_created_twice(&places)
     }
 
     /// VMs that a `vm.create` makes are known from the beginning, as names.
     fn created_vms(&mut self, top: &Section<'a, '_>) -> Read<()> {
         let doc = EVENTS.iter().find(|e| e.name == "vm.create");
         let keys: Vec<&str> = doc.into_iter().flat_map(EventDoc::keys).collect();
+        let mut dependencies: Vec<(VmId, Vec<Text>)> = Vec::new();
         for (table, start) in top.tables("event")? {
             let named = |key: &str| table.get(key).and_then(|v| v.get_ref().as_str());
             if named("do") != Some("vm.create") {
@@ -51,21 +57,129 @@ impl<'a> Building<'a> {
             };
             let id =
                 VmId::new(&text.text).map_err(|e| self.source.error(text.at, e.to_string()))?;
-            if self.vms.iter().any(|(v, _)| v.id == id) {
-                return section.error("vm", format!("VM \"{id}\" is there already"));
+            let before = self.as_it_is(&id);
+            let (spec, mut setup) = self.vm_entry(&section, id.clone(), before.as_ref())?;
+            dependencies.extend(section.texts("depends_on")?.map(|list| (id.clone(), list)));
+            match before {
+                Some(before) => self.as_it_was(&section, &before, &spec, &setup)?,
+                None => {
+                    setup.on = false;
+                    self.vms.push((spec.clone(), setup));
+                }
             }
-            let (spec, mut setup) = self.vm_entry(&section, id.clone())?;
-            setup.on = false;
-            self.created.insert(id, spec.clone());
-            self.vms.push((spec, setup));
+            self.created.insert(id, spec);
+        }
+        for (id, list) in dependencies {
+            let on = self.vm_ids(&list)?;
+            let spec = self.created.get_mut(&id);
+            spec.into_iter().for_each(|s| s.depends_on.clone_from(&on));
+        }
+        Ok(())
+    }
+
+    /// What a VM is before it is created once more.
+    fn as_it_is(&self, id: &VmId) -> Option<(VmSpec, VmSetup)> {
+        let (spec, setup) = self.vms.iter().find(|(v, _)| v.id == *id)?;
+        let spec = self.created.get(id).unwrap_or(spec);
+        Some((spec.clone(), setup.clone()))
+    }
+
+    /// A VM that is created again has its old disk and its old size: the world knows one VM by each name.
+    fn as_it_was(
+        &self,
+        section: &Section<'_, '_>,
+        (was, stood): &(VmSpec, VmSetup),
+        spec: &VmSpec,
+        setup: &VmSetup,
+    ) -> Read<()> {
+        // The configuration may change once, with the first creation.
+        let created = self.created.contains_key(&spec.id);
+        let differs = [
+            ("datastore", was.datastore != spec.datastore),
+            ("cpu_mhz", was.cpu_mhz != spec.cpu_mhz),
+            ("memory_mb", was.memory_mb != spec.memory_mb),
+            ("start_time", stood.start_time != setup.start_time),
+            ("shutdown_time", stood.shutdown_time != setup.shutdown_time),
+            (
+                "restart_priority",
+                created && was.restart_priority != spec.restart_priority,
+            ),
+            (
+                "isolation_response",
+                created && was.isolation_response != spec.isolation_response,
+            ),
+            (
+                "guest_agent",
+                created && was.guest_agent != spec.guest_agent,
+            ),
+        ];
+        match differs.iter().find(|(_, differs)| *differs) {
+            Some((key, _)) => {
+                let what = format!(
+                    "{} was there before with another {key}; leave {key} out, or give the new VM another id",
+                    spec.id
+                );
+                section.error(key, what)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// A VM can be created when it is not there: never was, or was deleted.
+    fn nothing_is_created_twice(&self, places: &BTreeMap<(Nanos, usize), usize>) -> Read<()> {
+        let mut there: BTreeSet<usize> = (0..self.at_the_start).collect();
+        for (event, place) in self.events.iter().zip(places.values()) {
+            match event.fault {
+                Fault::VmDelete { vm } => {
+                    there.remove(&vm);
+                }
+                Fault::VmCreate { vm, .. } if !there.insert(vm) => {
+                    let id = self.vms.get(vm).map_or("?", |(v, _)| v.id.as_str());
+                    let what = format!(
+                        "VM \"{id}\" is there already; delete it before (vm.delete), or give the new one another id"
+                    );
+                    return Err(self.source.error(*place, what));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Hosts of different groups cannot talk; a host in two of them could do both.
+    fn groups(&self, section: &Section<'_, '_>) -> Read<Vec<Vec<usize>>> {
+        let mut groups: Vec<Vec<usize>> = Vec::new();
+        for names in section.lists("groups")?.unwrap_or_default() {
+            let mut group = Vec::new();
+            for text in &names {
+                let host = self.host(text)?;
+                if groups.iter().any(|other| other.contains(&host)) {
+                    let what = format!("{} is in two groups; a host is on one side", text.text);
+                    return Err(self.source.error(text.at, what));
+                }
+                group.push(host);
+            }
+            groups.push(group);
+        }
+        Ok(groups)
+    }
+
+    /// A VM has one home datastore, from its creation on.
+    fn at_home(&self, section: &Section<'_, '_>, vm: usize) -> Read<()> {
+        let (Some(text), Some((spec, _))) = (section.text("datastore")?, self.vms.get(vm)) else {
+            return Ok(());
+        };
+        if text.text != spec.datastore.as_str() {
+            let what = format!(
+                "{} lies on {}; leave datastore out, or create the VM on {}",
+                spec.id, spec.datastore, text.text
+            );
+            return section.error("datastore", what);
         }
         Ok(())
     }
 
     fn fault(&self, doc: &EventDoc, section: &Section<'_, '_>) -> Read<Fault> {
-        if !doc.playable {
-            return Ok(Fault::NotPlayable(doc.name));
-        }
         let named = |key: &str| section.text(key)?.map(|text| self.host(&text)).transpose();
         let maybe_host = named("host")?;
         let host = maybe_host.unwrap_or(0);
@@ -85,6 +199,12 @@ impl<'a> Building<'a> {
             host: maybe_host,
         };
         let some_vm = vm.unwrap_or(0);
+        if !doc.playable {
+            return Ok(Fault::NotPlayable(doc.name));
+        }
+        if doc.name.starts_with("vm.") {
+            self.at_home(section, some_vm)?;
+        }
         Ok(match doc.name {
             "host.power_off" => Fault::HostPowerOff { host },
             "host.power_on" => Fault::HostPowerOn { host },
@@ -104,18 +224,9 @@ impl<'a> Building<'a> {
             "guard.hang" => Fault::GuardHang { host },
             "guard.resume" => Fault::GuardResume { host },
             "network.cut" => Fault::NetworkCut { host, network },
-            "network.partition" => {
-                let mut groups = Vec::new();
-                for group in section.lists("groups")?.unwrap_or_default() {
-                    groups.push(
-                        group
-                            .iter()
-                            .map(|text| self.host(text))
-                            .collect::<Read<Vec<_>>>()?,
-                    );
-                }
-                Fault::NetworkPartition { groups }
-            }
+            "network.partition" => Fault::NetworkPartition {
+                groups: self.groups(section)?,
+            },
             "network.drop" => Fault::NetworkDrop {
                 from: named("from")?.unwrap_or(0),
                 to: named("to")?.unwrap_or(0),
