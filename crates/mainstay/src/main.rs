@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let common = cli.common;
     match cli.command {
         Command::Demo(args) => demo::run(&common, &args),
-        Command::Sim(args) => sim_cmd::run(args),
+        Command::Sim(args) => sim_cmd::run(args, common.json),
         Command::Guest(args) => mainstay_hypervisor::guest_main(args.arguments),
         Command::Agent(args) => {
             let ended = mainstay_agent::run_agent(&args.config);

@@ -50,9 +50,6 @@ struct RunArgs {
     /// Scenario files; a directory stands for all *.toml files below it
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// Print one JSON object a line
-    #[arg(long)]
-    json: bool,
     /// Play with this seed instead of the file's
     #[arg(long)]
     seed: Option<u64>,
@@ -195,15 +192,15 @@ fn seeds(text: &str) -> Result<Seeds, String> {
     Ok(Seeds { first, last })
 }
 
-/// Runs a command of the simulator.
-pub(crate) fn run(args: SimArgs) -> ExitCode {
+/// Runs a command of the simulator; with `json` it prints one JSON object a line, errors too.
+pub(crate) fn run(args: SimArgs, json: bool) -> ExitCode {
     match args.command {
-        SimCommand::Run(args) => play(&args),
-        SimCommand::Campaign(args) => campaign::run(&args),
-        SimCommand::Twice(args) => twice::run(&args),
-        SimCommand::Bench(args) => bench::run(&args),
+        SimCommand::Run(args) => play(&args, json),
+        SimCommand::Campaign(args) => campaign::run(&args, json),
+        SimCommand::Twice(args) => twice::run(&args, json),
+        SimCommand::Bench(args) => bench::run(&args, json),
         #[cfg(feature = "planted")]
-        SimCommand::Planted(args) => planted::run(&args),
+        SimCommand::Planted(args) => planted::run(&args, json),
     }
 }
 
@@ -216,12 +213,56 @@ fn complain(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
+/// What went wrong, and where; the remedy, if there is one, follows a semicolon.
+#[derive(Debug)]
+struct Complaint {
+    place: Option<String>,
+    what: String,
+}
+
+impl Complaint {
+    fn new(what: impl std::fmt::Display) -> Self {
+        Self {
+            place: None,
+            what: what.to_string(),
+        }
+    }
+
+    fn at(place: impl std::fmt::Display, what: impl std::fmt::Display) -> Self {
+        Self {
+            place: Some(place.to_string()),
+            what: what.to_string(),
+        }
+    }
+
+    /// Prints it on standard error and gives the exit code.
+    fn tell(&self, json: bool, code: u8) -> ExitCode {
+        if json {
+            let (error, remedy) = match self.what.split_once("; ") {
+                Some((error, remedy)) => (error, Some(remedy)),
+                None => (self.what.as_str(), None),
+            };
+            let place = &self.place;
+            let value = serde_json::json!({ "error": error, "place": place, "remedy": remedy });
+            complain(&value.to_string());
+        } else {
+            let place = self.place.iter().map(|place| format!("{place}: "));
+            complain(&format!(
+                "error: {}{}",
+                place.collect::<String>(),
+                self.what
+            ));
+        }
+        ExitCode::from(code)
+    }
+}
+
 fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Scenario files, those in directories too.
-fn expand(paths: &[PathBuf]) -> std::io::Result<Vec<PathBuf>> {
+fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Complaint> {
     let mut files = Vec::new();
     let mut waiting: Vec<PathBuf> = paths.iter().rev().cloned().collect();
     while let Some(path) = waiting.pop() {
@@ -229,9 +270,12 @@ fn expand(paths: &[PathBuf]) -> std::io::Result<Vec<PathBuf>> {
             files.push(path);
             continue;
         }
-        let mut inside: Vec<PathBuf> = std::fs::read_dir(&path)?
-            .map(|e| e.map(|e| e.path()))
-            .collect::<Result<_, _>>()?;
+        let entries = || -> std::io::Result<Vec<PathBuf>> {
+            std::fs::read_dir(&path)?
+                .map(|e| e.map(|e| e.path()))
+                .collect()
+        };
+        let mut inside = entries().map_err(|e| Complaint::at(path.display(), e))?;
         inside.sort();
         inside.retain(|p| p.is_dir() || p.extension().is_some_and(|e| e == "toml"));
         waiting.extend(inside.into_iter().rev());
@@ -239,51 +283,44 @@ fn expand(paths: &[PathBuf]) -> std::io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn load(path: &Path) -> Result<Scenario, String> {
+fn load(path: &Path) -> Result<Scenario, Complaint> {
     let text = std::fs::read_to_string(path).map_err(|e| {
-        format!(
-            "{}: {e}; name a scenario file, or a directory of them",
-            path.display()
+        Complaint::at(
+            path.display(),
+            format!("{e}; name a scenario file, or a directory of them"),
         )
     })?;
-    mainstay_sim::parse(&path.display().to_string(), &text).map_err(|e| e.to_string())
+    mainstay_sim::parse(&path.display().to_string(), &text)
+        .map_err(|e| Complaint::at(format!("{}:{}", e.file, e.line), e.message))
 }
 
-fn play(args: &RunArgs) -> ExitCode {
-    let files = match expand(&args.files) {
-        Ok(files) => files,
-        Err(error) => {
-            complain(&format!("error: {error}"));
-            return ExitCode::from(UNREADABLE);
-        }
-    };
+fn play(args: &RunArgs, json: bool) -> ExitCode {
+    match play_all(args, json) {
+        Ok(code) => code,
+        Err(complaint) => complaint.tell(json, UNREADABLE),
+    }
+}
+
+fn play_all(args: &RunArgs, json: bool) -> Result<ExitCode, Complaint> {
+    let files = expand(&args.files)?;
     let mut worst = 0_u8;
     let mut failed: Vec<String> = Vec::new();
     for path in &files {
-        let mut scenario = match load(path) {
-            Ok(scenario) => scenario,
-            Err(error) => {
-                complain(&format!("error: {error}"));
-                return ExitCode::from(UNREADABLE);
-            }
-        };
+        let mut scenario = load(path)?;
         if let Some(seed) = args.seed {
             scenario.seed = seed;
         }
         let unplayable = scenario.unplayable();
         if !unplayable.is_empty() {
-            complain(&format!(
-                "{}: not playable here: {}",
-                path.display(),
-                unplayable.join(", ")
-            ));
+            let what = format!("not playable here: {}", unplayable.join(", "));
+            Complaint::at(path.display(), what).tell(json, UNPLAYABLE);
             worst = worst.max(UNPLAYABLE);
             continue;
         }
         let began = Instant::now();
         let result = mainstay_sim::run(&scenario, &args.bug.options(false));
         let wall = millis(began);
-        if args.json {
+        if json {
             for text in mainstay_sim::json_lines(&result) {
                 line(&text);
             }
@@ -299,15 +336,14 @@ fn play(args: &RunArgs) -> ExitCode {
         if let Some(file) = &args.timeline
             && let Err(error) = std::fs::write(file, mainstay_sim::timeline(&scenario, &result))
         {
-            complain(&format!("error: {}: {error}", file.display()));
-            return ExitCode::FAILURE;
+            return Ok(Complaint::at(file.display(), error).tell(json, 1));
         }
         if !result.pass() {
             worst = worst.max(1);
             failed.push(path.display().to_string());
         }
     }
-    if files.len() > 1 && !args.json {
+    if files.len() > 1 && !json {
         line(&format!(
             "\n{} of {} scenarios pass",
             files.len() - failed.len(),
@@ -317,5 +353,5 @@ fn play(args: &RunArgs) -> ExitCode {
             line(&format!("  failed: {path}"));
         }
     }
-    ExitCode::from(worst)
+    Ok(ExitCode::from(worst))
 }

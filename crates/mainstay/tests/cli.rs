@@ -297,3 +297,76 @@ fn a_demo_clears_what_a_dead_one_left_and_nothing_else() {
     other.kill().expect("kill");
     drop(other.wait());
 }
+
+/// Standard error as one JSON object.
+fn complaint(output: &Output) -> serde_json::Value {
+    let told = text(&output.stderr);
+    serde_json::from_str(&told).unwrap_or_else(|e| panic!("{e}: {told}"))
+}
+
+#[test]
+fn errors_of_the_simulator_are_json_where_json_is_asked_for() {
+    let home = tempfile::tempdir().expect("dir");
+    let path = home.path().join("wrong.toml");
+    let scenario = |event: &str| {
+        format!(
+            "name = \"x\"\nduration = \"1m\"\n[[datastore]]\nid = \"ds-1\"\n[[host]]\ncount = 2\n\
+             [[vm]]\nid = \"vm-1\"\n[[event]]\nat = \"5s\"\ndo = \"{event}\"\nvm = \"vm-1\"\n"
+        )
+    };
+    let file = path.to_str().expect("a path");
+    std::fs::write(&path, scenario("vm.crsh")).expect("written");
+    let output = run(home.path(), &["sim", "run", file, "--json"]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = complaint(&output);
+    assert_eq!(told["place"], format!("{file}:11"), "{told}");
+    assert_eq!(told["error"], "there is no event \"vm.crsh\"", "{told}");
+    assert_eq!(told["remedy"], "did you mean \"vm.crash\"?", "{told}");
+    let plain = run(home.path(), &["sim", "run", file]);
+    let plain = text(&plain.stderr);
+    assert!(
+        plain.starts_with(&format!("error: {file}:11: there is no event")),
+        "{plain}"
+    );
+
+    std::fs::write(&path, scenario("guest.hang")).expect("written");
+    let output = run(home.path(), &["--json", "sim", "run", file]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(
+        complaint(&output)["error"]
+            .to_string()
+            .contains("guest.hang")
+    );
+
+    let output = run(home.path(), &["sim", "run", "nowhere.toml", "--json"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(complaint(&output)["place"], "nowhere.toml");
+
+    std::fs::write(&path, "no state").expect("written");
+    let output = run(
+        home.path(),
+        &["sim", "campaign", "--seeds", "1", "--state", file, "--json"],
+    );
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        complaint(&output)["remedy"]
+            .to_string()
+            .contains("another file")
+    );
+}
+
+#[test]
+fn a_benchmark_that_does_not_exist_is_an_error_that_lists_those_that_do() {
+    let home = tempfile::tempdir().expect("dir");
+    let output = run(
+        home.path(),
+        &["sim", "bench", "--only", "nonsense", "--json"],
+    );
+    assert_eq!(output.status.code(), Some(2));
+    let told = complaint(&output);
+    assert_eq!(told["place"], "--only");
+    assert!(
+        told["remedy"].to_string().contains("8 hosts, 100 vms"),
+        "{told}"
+    );
+}

@@ -1,6 +1,6 @@
 //! `mainstay sim bench`: how fast the simulator is, on the clusters that its figures name.
 
-use super::{line, millis};
+use super::{Complaint, UNREADABLE, line, millis};
 use clap::Args;
 use mainstay_sim::bench::{Wanted, benchmarks};
 use mainstay_sim::{Options, SECOND};
@@ -14,9 +14,6 @@ pub(super) struct BenchArgs {
     /// Only the benchmark of this name
     #[arg(long)]
     only: Option<String>,
-    /// Print one JSON object a line
-    #[arg(long)]
-    json: bool,
 }
 
 /// Processor time of this thread: what a run costs where others use the machine too.
@@ -25,12 +22,21 @@ fn processor_ms() -> i64 {
 }
 
 /// Runs the command: 0 when every run ended well, whatever the figures; a slow machine is no failure.
-pub(super) fn run(args: &BenchArgs) -> ExitCode {
-    let mut sound = true;
-    for bench in benchmarks() {
-        if args.only.as_ref().is_some_and(|only| only != bench.name) {
-            continue;
+pub(super) fn run(args: &BenchArgs, json: bool) -> ExitCode {
+    let mut chosen = benchmarks();
+    if let Some(only) = &args.only {
+        let names: Vec<String> = chosen.iter().map(|b| format!("\"{}\"", b.name)).collect();
+        chosen.retain(|bench| bench.name == only);
+        if chosen.is_empty() {
+            let what = format!(
+                "there is no benchmark \"{only}\"; there are {}",
+                names.join(", ")
+            );
+            return Complaint::at("--only", what).tell(json, UNREADABLE);
         }
+    }
+    let mut sound = true;
+    for bench in chosen {
         let (began, busy) = (Instant::now(), processor_ms());
         let result = mainstay_sim::run(&bench.scenario, &Options::default());
         let wall_ms = millis(began).max(1);
@@ -45,7 +51,7 @@ pub(super) fn run(args: &BenchArgs) -> ExitCode {
                 rate >= least,
             ),
         };
-        if args.json {
+        if json {
             let text = serde_json::json!({
                 "type": "bench", "name": bench.name, "pass": result.pass(), "virtual_s": virtual_s,
                 "wall_ms": wall_ms, "processor_ms": processor_ms, "rate": rate, "steps": result.steps, "wanted": wanted, "met": met,

@@ -3,7 +3,8 @@
 use super::state::{Origin, StateFile};
 use super::sweep::{Failed, Played, Sweep, Tally};
 use super::{
-    BugArgs, JobArgs, LimitArgs, STOPPED, Seeds, UNREADABLE, complain, line, millis, seeds,
+    BugArgs, Complaint, JobArgs, LimitArgs, STOPPED, Seeds, UNREADABLE, complain, line, millis,
+    seeds,
 };
 use clap::Args;
 use mainstay_sim::campaign::{self, Drawn};
@@ -27,9 +28,6 @@ pub(super) struct CampaignArgs {
     limits: LimitArgs,
     #[command(flatten)]
     jobs: JobArgs,
-    /// Print one JSON object a line
-    #[arg(long)]
-    json: bool,
     /// Go on after a violation
     #[arg(long)]
     keep_going: bool,
@@ -102,32 +100,33 @@ fn stop_on_signals() -> io::Result<Arc<AtomicBool>> {
 }
 
 /// Runs the command.
-pub(super) fn run(args: &CampaignArgs) -> ExitCode {
-    match play(args) {
+pub(super) fn run(args: &CampaignArgs, json: bool) -> ExitCode {
+    match play(args, json) {
         Ok(code) => code,
-        Err(text) => {
-            complain(&format!("error: {text}"));
-            ExitCode::from(UNREADABLE)
-        }
+        Err(complaint) => complaint.tell(json, UNREADABLE),
     }
 }
 
-fn play(args: &CampaignArgs) -> Result<ExitCode, String> {
+fn play(args: &CampaignArgs, json: bool) -> Result<ExitCode, Complaint> {
     let began = Instant::now();
-    let stop = stop_on_signals().map_err(|e| format!("signals cannot be caught: {e}"))?;
+    let stop =
+        stop_on_signals().map_err(|e| Complaint::new(format!("signals cannot be caught: {e}")))?;
     let state = match &args.state {
         Some(path) => {
-            let origin = Origin::here(args.identity())
-                .map_err(|e| format!("the program cannot read its own file: {e}"))?;
+            let origin = Origin::here(args.identity()).map_err(|e| {
+                Complaint::new(format!("the program cannot read its own file: {e}"))
+            })?;
             Some(StateFile::new(path, origin))
         }
         None => None,
     };
     let (before, wall_before) = match &state {
-        Some(state) => state.load().map_err(|e| e.to_string())?,
+        Some(state) => state
+            .load()
+            .map_err(|e| Complaint::at(e.path().display(), &e))?,
         None => Default::default(),
     };
-    if before.done.count() > 0 && !args.json {
+    if before.done.count() > 0 && !json {
         line(&format!(
             "going on after {} seeds of an earlier start",
             before.done.count()
@@ -145,17 +144,18 @@ fn play(args: &CampaignArgs) -> Result<ExitCode, String> {
         jobs: args.jobs.count(),
         seeds: args.seeds,
         keep_going: args.keep_going,
-        show: !args.json && io::stderr().is_terminal(),
+        show: !json && io::stderr().is_terminal(),
         play: &one,
         save: &save,
         stop: &stop,
     };
     let tally = sweep.run(before).map_err(|e| {
         let path = args.state.as_deref().unwrap_or(Path::new("-"));
-        format!("{}: progress cannot be kept: {e}", path.display())
+        let what = format!("progress cannot be kept: {e}");
+        Complaint::at(path.display(), what)
     })?;
     let failing = again(args, &tally, &options);
-    report(args, &tally, &failing, wall());
+    report(args, &tally, &failing, wall(), json);
     let shrunk = !args.shrink || shrink_all(args, &failing, &options, &stop)?;
     Ok(verdict(args, &tally, shrunk))
 }
@@ -187,9 +187,9 @@ fn again(args: &CampaignArgs, tally: &Tally, options: &Options) -> Vec<Failing> 
         .collect()
 }
 
-fn report(args: &CampaignArgs, tally: &Tally, failing: &[Failing], wall_ms: u64) {
+fn report(args: &CampaignArgs, tally: &Tally, failing: &[Failing], wall_ms: u64, json: bool) {
     for failure in failing {
-        if args.json {
+        if json {
             let Failing {
                 scenario, result, ..
             } = failure;
@@ -207,7 +207,7 @@ fn report(args: &CampaignArgs, tally: &Tally, failing: &[Failing], wall_ms: u64)
     let virtual_s = tally.virtual_ms as f64 / 1000.0;
     let rate = virtual_s / seconds;
     let count = tally.done.count();
-    if args.json {
+    if json {
         let mut coverage = tally.coverage.json();
         if let Some(fields) = coverage.as_object_mut() {
             fields.insert("type".into(), "coverage".into());
@@ -278,14 +278,14 @@ fn shrink_all(
     failing: &[Failing],
     options: &Options,
     stop: &AtomicBool,
-) -> Result<bool, String> {
+) -> Result<bool, Complaint> {
     for failure in failing {
         if stop.load(Ordering::Relaxed) {
             return Ok(false);
         }
         let to = if args.keep_going {
             let folder = args.shrink_to.as_deref().unwrap_or(Path::new("shrunk"));
-            std::fs::create_dir_all(folder).map_err(|e| format!("{}: {e}", folder.display()))?;
+            std::fs::create_dir_all(folder).map_err(|e| Complaint::at(folder.display(), e))?;
             let file = folder.join(format!("seed-{}.toml", failure.seed));
             if args.state.is_some() && file.exists() {
                 continue;
@@ -300,14 +300,14 @@ fn shrink_all(
     Ok(true)
 }
 
-fn shrink(failure: &Failing, options: &Options, to: &Path) -> Result<(), String> {
+fn shrink(failure: &Failing, options: &Options, to: &Path) -> Result<(), Complaint> {
     let Some(violation) = failure.result.violations.first() else {
         return Ok(());
     };
     let (small, runs) =
         mainstay_sim::shrink(&failure.scenario, violation.property, options, SHRINK_RUNS);
     let text = mainstay_sim::to_toml(&small);
-    std::fs::write(to, text).map_err(|e| format!("{}: {e}", to.display()))?;
+    std::fs::write(to, text).map_err(|e| Complaint::at(to.display(), e))?;
     complain(&format!(
         "seed {}: shrunk from {} events to {} in {runs} runs; replay: mainstay sim run {}",
         failure.seed,

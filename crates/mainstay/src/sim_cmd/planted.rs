@@ -29,9 +29,6 @@ pub(super) struct PlantedArgs {
     only: Option<String>,
     #[command(flatten)]
     jobs: JobArgs,
-    /// Print one JSON object a line
-    #[arg(long)]
-    json: bool,
     /// Virtual minutes of each run
     #[arg(long, default_value_t = MINUTES, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     minutes: u64,
@@ -113,12 +110,12 @@ impl PlantedArgs {
         }
     }
 
-    fn tell(&self, search: &Search) {
+    fn tell(&self, search: &Search, json: bool) {
         let (bug, clause) = (search.bug, search.bug.clause());
         let name = format!("{bug:?}");
         let seed = search.found.as_ref().map(|(seed, _)| *seed);
         let property = search.found.as_ref().map(|(_, property)| property.as_str());
-        if self.json {
+        if json {
             let text = serde_json::json!({
                 "type": "planted", "bug": name, "clause": clause, "breaks": breaks(bug),
                 "seed": seed, "property": property, "seeds": search.played,
@@ -139,21 +136,21 @@ impl PlantedArgs {
     }
 }
 
-pub(super) fn run(args: &PlantedArgs) -> ExitCode {
-    if !args.json {
+pub(super) fn run(args: &PlantedArgs, json: bool) -> ExitCode {
+    if !json {
         line("  bug                      invariant  seed      time  the clause that it takes away");
     }
     let mut survived = Vec::new();
     let mut tried = 0;
     for bug in bugs().filter(|bug| args.wants(*bug)) {
         let search = args.search(bug);
-        args.tell(&search);
+        args.tell(&search, json);
         tried += 1;
         if search.found.is_none() {
             survived.push(format!("{bug:?}"));
         }
     }
-    if !args.json {
+    if !json {
         let Seeds { first, last } = args.seeds;
         let found = tried - survived.len();
         line(&format!(

@@ -69,24 +69,30 @@ pub(super) enum StateError {
     Other(PathBuf, &'static str, String, String),
 }
 
+impl StateError {
+    /// The file that it is about.
+    pub(super) fn path(&self) -> &Path {
+        match self {
+            Self::Io(path, _) | Self::Damaged(path, _) | Self::Other(path, ..) => path,
+        }
+    }
+}
+
 impl std::fmt::Display for StateError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Io(path, error) => write!(
+            Self::Io(_, error) => write!(
                 f,
-                "{}: {error}; name a file in a directory that this user can write",
-                path.display()
+                "{error}; name a file in a directory that this user can write"
             ),
-            Self::Damaged(path, error) => write!(
+            Self::Damaged(_, error) => write!(
                 f,
-                "{}: not a campaign's state ({error}); remove it to begin anew, or name another file",
-                path.display()
+                "not a campaign's state ({error}); remove it to begin anew, or name another file"
             ),
-            Self::Other(path, what, theirs, ours) => write!(
+            Self::Other(_, what, theirs, ours) => write!(
                 f,
-                "{}: it was begun with {what} \"{theirs}\", this is \"{ours}\": a seed means another run there; \
-                 go on with what began it, remove the file to begin anew, or name another file",
-                path.display()
+                "it was begun with {what} \"{theirs}\", this is \"{ours}\": a seed means another run there; \
+                 go on with what began it, remove the file to begin anew, or name another file"
             ),
         }
     }

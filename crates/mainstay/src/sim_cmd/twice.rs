@@ -1,6 +1,6 @@
 //! `mainstay sim twice`: a seed means one run, in every process.
 
-use super::{LimitArgs, complain, line};
+use super::{Complaint, LimitArgs, line};
 use clap::Args;
 use mainstay_sim::Options;
 use mainstay_sim::campaign;
@@ -16,7 +16,7 @@ pub(super) struct TwiceArgs {
 }
 
 /// The whole trace of one seed as bytes: what `twice` compares.
-pub(super) fn run(args: &TwiceArgs) -> ExitCode {
+pub(super) fn run(args: &TwiceArgs, json: bool) -> ExitCode {
     if std::env::var_os("MAINSTAY_SIM_TRACE").is_some() {
         let scenario = campaign::draw(args.seed, &args.limits.limits());
         let result = mainstay_sim::run(&scenario, &Options::default());
@@ -45,36 +45,44 @@ pub(super) fn run(args: &TwiceArgs) -> ExitCode {
     let (first, second) = match (once(), once()) {
         (Ok(first), Ok(second)) => (first, second),
         (Err(error), _) | (_, Err(error)) => {
-            complain(&format!("error: {error}"));
-            return ExitCode::FAILURE;
+            return Complaint::new(error).tell(json, 1);
         }
     };
-    if first == second {
+    let (same, bytes) = (first == second, first.len());
+    let different = if same {
+        None
+    } else {
+        first_difference(
+            &String::from_utf8_lossy(&first),
+            &String::from_utf8_lossy(&second),
+        )
+    };
+    let seed = args.seed;
+    if json {
+        let number = different.as_ref().map(|(number, _, _)| number);
+        let value = serde_json::json!({
+            "type": "twice", "seed": seed, "same": same, "bytes": bytes, "line": number,
+        });
+        line(&value.to_string());
+    } else if same {
         line(&format!(
-            "seed {}: two processes, the same {} bytes",
-            args.seed,
-            first.len()
+            "seed {seed}: two processes, the same {bytes} bytes"
         ));
-        return ExitCode::SUCCESS;
-    }
-    let (first, second) = (
-        String::from_utf8_lossy(&first),
-        String::from_utf8_lossy(&second),
-    );
-    let different = first
-        .lines()
-        .zip(second.lines())
-        .enumerate()
-        .find(|(_, (a, b))| a != b);
-    match different {
-        Some((number, (a, b))) => {
-            line(&format!(
-                "seed {}: line {} differs\n  {a}\n  {b}",
-                args.seed,
-                number + 1
-            ));
+    } else {
+        match different {
+            Some((number, a, b)) => {
+                line(&format!("seed {seed}: line {number} differs\n  {a}\n  {b}"));
+            }
+            None => line(&format!("seed {seed}: one trace is longer")),
         }
-        None => line(&format!("seed {}: one trace is longer", args.seed)),
     }
-    ExitCode::FAILURE
+    ExitCode::from(u8::from(!same))
+}
+
+/// The first line that is not the same, counted from 1; none: one trace is the beginning of the other.
+fn first_difference(first: &str, second: &str) -> Option<(usize, String, String)> {
+    let pairs = first.lines().zip(second.lines()).zip(1..);
+    let mut different = pairs.filter(|((a, b), _)| a != b);
+    let ((a, b), number) = different.next()?;
+    Some((number, a.to_owned(), b.to_owned()))
 }
