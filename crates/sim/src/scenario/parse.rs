@@ -17,6 +17,8 @@ use toml::de::{DeTable, DeValue};
 mod events;
 mod expects;
 mod fields;
+#[cfg(test)]
+mod page;
 
 /// Why a scenario could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
