@@ -29,13 +29,14 @@ pub(super) enum Shape {
 }
 
 type Fields = BTreeMap<&'static str, Shape>;
+type Beyond = &'static [(&'static str, Shape)];
 
 /// A fault or a wish of the scenario itself, as the output has it.
 pub(super) const FAULT: &str = "fault";
 
 /// What the format has beyond what agents report today: fields that it gives to several kinds in one
 /// breath, and kinds that belong to parts of the product still to come.
-const MORE: &[(&[&str], &[(&str, Shape)])] = &[
+const MORE: &[(&[&str], Beyond)] = &[
     (
         &[
             "vm.restart.requested",
