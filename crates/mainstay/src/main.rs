@@ -24,7 +24,10 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|first| first == "guest") {
         return mainstay_hypervisor::guest_main(arguments);
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return wrong_usage(&error),
+    };
     let common = cli.common;
     match cli.command {
         Command::Demo(args) => demo::run(&common, &args),
@@ -63,6 +66,26 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Help and version, as the parser prints them; an error as JSON where JSON is asked for.
+fn wrong_usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand as NothingAsked;
+    let code = ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+    let arguments = std::env::args_os().take_while(|argument| argument != "--");
+    let json = arguments.into_iter().any(|argument| argument == "--json");
+    if !json || !error.use_stderr() || error.kind() == NothingAsked {
+        // Nobody is left to be told when the output is closed.
+        let _ = error.print();
+        return code;
+    }
+    let text = error.render().to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let what = lines.next().unwrap_or_default();
+    let what = what.strip_prefix("error: ").unwrap_or(what);
+    let remedy: Vec<&str> = lines.collect();
+    Failure::new(what).remedy(remedy.join("; ")).report(true);
+    code
 }
 
 fn finish(json: bool, result: Result<()>) -> ExitCode {

@@ -370,3 +370,23 @@ fn a_benchmark_that_does_not_exist_is_an_error_that_lists_those_that_do() {
         "{told}"
     );
 }
+
+#[test]
+fn wrong_usage_is_told_as_json_where_json_is_asked_for() {
+    let home = tempfile::tempdir().expect("dir");
+    let output = run(
+        home.path(),
+        &["sim", "campaign", "--seeds", "9..1", "--json"],
+    );
+    assert_eq!(output.status.code(), Some(2));
+    let told = complaint(&output);
+    assert!(
+        told["error"].to_string().contains("9..1 is empty"),
+        "{told}"
+    );
+    assert!(told["remedy"].to_string().contains("--help"), "{told}");
+    let plain = run(home.path(), &["sim", "campaign", "--seeds", "9..1"]);
+    assert!(text(&plain.stderr).starts_with("error: "));
+    let help = run(home.path(), &["sim", "--help", "--json"]);
+    assert!(help.status.success() && text(&help.stdout).contains("Usage: mainstay"));
+}
