@@ -92,9 +92,11 @@ impl Peer {
         }
     }
 
-    /// Connected: it follows this primary and its heartbeats come.
+    /// Connected: it follows this primary and its heartbeats come. A host in maintenance is company too,
+    /// and what it reports counts; only placement passes it over.
     pub(crate) fn connected(&self) -> bool {
-        self.follows && self.state == HostState::Live && self.heard.is_some()
+        let judged = matches!(self.state, HostState::Live | HostState::Maintenance);
+        self.follows && judged && self.heard.is_some()
     }
 
     /// The last ping that ended was answered, or none has ended.
@@ -271,7 +273,9 @@ impl Agent {
             let Some((state, why)) = self.verdict(&host) else {
                 continue;
             };
-            if state == HostState::Live {
+            let silent = self.is_silent(&host);
+            let comes = state == HostState::Live || state == HostState::Maintenance && !silent;
+            if comes {
                 self.settle(&host);
             }
             let Some(peer) = self.peers.get_mut(&host) else {
@@ -279,13 +283,17 @@ impl Agent {
             };
             let from = core::mem::replace(&mut peer.state, state);
             peer.why.clone_from(&why);
-            if from != state {
-                if state == HostState::Live {
+            let lost = !comes && peer.follows;
+            if lost {
+                peer.follows = false;
+            }
+            if from != state || lost {
+                if comes {
                     peer.poweron = None;
-                } else {
-                    peer.follows = false;
                 }
                 self.note_connection(&host);
+            }
+            if from != state {
                 let observer = self.me.host.clone();
                 self.emit(
                     EventKind::HostState {
@@ -312,13 +320,27 @@ impl Agent {
         self.judging.unsettled.remove(host);
     }
 
+    /// Nothing was heard of it for so long that it is no company.
+    fn is_silent(&self, host: &HostId) -> bool {
+        let t = self.timing();
+        self.peers
+            .get(host)
+            .is_none_or(|p| self.now >= p.silent_from(t.network_heartbeat) + t.unreachable)
+    }
+
     /// The verdict about a host now; none: as before.
     fn verdict(&self, host: &HostId) -> Option<(HostState, String)> {
         let peer = self.peers.get(host)?;
         let t = self.timing();
         let silent_from = peer.silent_from(t.network_heartbeat);
         if self.config.hosts.get(host).is_some_and(|h| h.maintenance) {
-            return Some((HostState::Maintenance, String::from("it is in maintenance")));
+            let why = if self.is_silent(host) {
+                let silence = self.now.since(silent_from).as_millis();
+                format!("it is in maintenance, and no network heartbeat came for {silence} ms")
+            } else {
+                String::from("it is in maintenance")
+            };
+            return Some((HostState::Maintenance, why));
         }
         if self.now < silent_from + t.unreachable {
             // Before the time is up nothing is decided; after a heartbeat came the host is live.

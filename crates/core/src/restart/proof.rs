@@ -174,6 +174,12 @@ impl Agent {
             }
             // A host in maintenance is down for its admin's reasons; the window proves the rest.
             HostState::Maintenance if self.silent_for_dead(peer) => {}
+            HostState::Maintenance if !peer.connected() => {
+                return Err(Wait::Passing(format!(
+                    "{host} holds its lock and does not follow this primary: {}",
+                    peer.why
+                )));
+            }
             HostState::Live | HostState::Maintenance => {
                 return Err(Wait::Passing(format!(
                     "{host} holds its lock and is live; it is asked to give it back"
@@ -242,6 +248,7 @@ impl Agent {
             self.peers
                 .get(&host)
                 .is_some_and(|p| p.connected() && !p.leaving)
+                && !self.is_resting(&host)
         };
         (!back).then(|| {
             format!("its host {host} was shut down by its admin, and VMs wait for their host (host_shutdown = wait)")
