@@ -44,14 +44,12 @@ impl Agent {
     }
 
     /// The format version that all members understand; of one that was never heard, the oldest is assumed.
+    /// A secondary goes by its primary's word; until a new primary has given it, by what it saw itself.
     #[must_use]
     pub fn level(&self) -> u16 {
-        match self.role.followed() {
-            Some(primary) => match &self.telling.level {
-                Some((by, level)) if by == primary => (*level).min(self.understands),
-                _ => OLDEST_VERSION,
-            },
-            None => {
+        match (self.role.followed(), &self.telling.level) {
+            (Some(primary), Some((by, level))) if by == primary => (*level).min(self.understands),
+            _ => {
                 let others = self.peers.values();
                 others
                     .map(|p| p.understands.unwrap_or(OLDEST_VERSION))
