@@ -7,8 +7,9 @@ mod joining;
 
 use cluster::{Cluster, host, vm};
 use mainstay_core::Command;
-use mainstay_core::config::{Change, Profile};
+use mainstay_core::config::{Change, HostSpec, Profile};
 use mainstay_core::event::{EventKind, HostState, IssueCause};
+use mainstay_core::id::DatastoreId;
 use mainstay_core::time::Duration;
 
 fn settled(profile: Profile, hosts: u32, vms: u32) -> Cluster {
@@ -243,4 +244,82 @@ fn a_secondary_knows_which_of_its_vms_are_protected() {
             "{status:#?}"
         );
     }
+}
+
+/// What the primary said to changes that host 2 passed on, since that many answers.
+fn answers(c: &Cluster, from: usize) -> Vec<Result<u64, String>> {
+    c.proposed
+        .iter()
+        .skip(from)
+        .map(|(_, _, r)| r.clone())
+        .collect()
+}
+
+#[test]
+fn lost_host_is_not_removed_while_a_lock_may_name_it() {
+    let mut c = settled(Profile::Balanced, 3, 4);
+    let lost: Vec<_> = (1..=4)
+        .map(vm)
+        .filter(|v| c.running.get(v) == Some(&host(1)))
+        .collect();
+    assert!(!lost.is_empty());
+    c.power_off(1);
+    // Each moment from the host's loss on, until the removal is accepted.
+    let mut asked = 0;
+    while answers(&c, 0).iter().all(Result::is_err) {
+        assert!(asked < 20_000, "{:?}", answers(&c, 0).last());
+        c.propose(2, Change::RemoveHost(host(1)));
+        c.run_for(Duration::from_millis(1));
+        asked += 1;
+    }
+    for id in &lost {
+        assert!(c.running.contains_key(id), "{id} {:?}", c.running);
+    }
+    let refusals = answers(&c, 0);
+    let says = |what: &str| {
+        let said = |r: &Result<u64, String>| r.as_ref().is_err_and(|why| why.contains(what));
+        refusals.iter().any(said)
+    };
+    assert!(says("VMs run on host-1"), "{refusals:?}");
+    assert!(says("is not known yet; ask again"), "{refusals:?}");
+    assert!(says("still names host-1"), "{refusals:?}");
+    c.run_for(Duration::from_secs(30));
+    assert!(c.running.len() == 4, "{:?}", c.running);
+}
+
+#[test]
+fn host_keeps_the_datastore_on_which_its_vms_live() {
+    let mut c = settled(Profile::Balanced, 3, 4);
+    let spec = |mounts: &[&str]| HostSpec {
+        id: host(1),
+        cpu_mhz: 20_000,
+        memory_mb: 65_536,
+        datastores: mounts
+            .iter()
+            .map(|d| DatastoreId::new(d).expect("id"))
+            .collect(),
+        maintenance: false,
+        networks: Default::default(),
+    };
+    // vm-3 is on host-1 and lives on ds-2.
+    assert_eq!(c.running.get(&vm(3)), Some(&host(1)));
+    c.propose(2, Change::PutHost(spec(&["ds-1"])));
+    c.run_for(Duration::from_secs(1));
+    let refused = answers(&c, 0);
+    assert!(
+        refused.iter().any(|r| r
+            .as_ref()
+            .is_err_and(|why| why.contains("vm-3 runs on host-1 and its home is ds-2"))),
+        "{refused:?}"
+    );
+    let so_far = refused.len();
+    c.command(1, Command::PowerOff(vm(3)));
+    c.run_for(Duration::from_secs(5));
+    c.propose(2, Change::PutHost(spec(&["ds-1"])));
+    c.run_for(Duration::from_secs(1));
+    assert!(
+        answers(&c, so_far).iter().all(Result::is_ok),
+        "{:?}",
+        answers(&c, so_far)
+    );
 }

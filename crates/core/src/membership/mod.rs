@@ -13,6 +13,7 @@
 //! Agents compare versions when they meet; the newer configuration goes to whoever has the older.
 
 mod home;
+mod in_use;
 
 pub(crate) use home::Home;
 
@@ -24,7 +25,7 @@ use crate::io::{Channel, Output};
 use crate::liveness::Peer;
 use crate::store::Store;
 use crate::time::Instant;
-use crate::wire::{Message, VmReportState};
+use crate::wire::Message;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::format;
@@ -108,56 +109,6 @@ impl Agent {
             ));
         }
         Ok(next)
-    }
-
-    /// What is in use is not taken away.
-    fn check_use(&self, change: &Change) -> Result<(), String> {
-        match change {
-            Change::RemoveVm(vm) => {
-                let held = self.locate(vm).is_some();
-                // A host may have been lost a moment ago: what is on the list should run.
-                let should = self.restarts.contains_key(vm) || self.listed_on(vm).is_some();
-                // Where another primary owns its datastore, only that one knows whether it runs.
-                let home = self.config.vms.get(vm).map(|spec| &spec.datastore);
-                let elsewhere = home.filter(|d| self.acting(d).is_none());
-                if let Some(home) = elsewhere.filter(|_| self.role.is_primary()) {
-                    return Err(format!(
-                        "the primary {} does not own {home} and cannot know whether {vm} runs; ask again when it does",
-                        self.me.host
-                    ));
-                }
-                if held || should {
-                    return Err(format!(
-                        "{vm} runs, or should run; power it off before it is deleted"
-                    ));
-                }
-                Ok(())
-            }
-            Change::RemoveHost(host) => {
-                if *host == self.me.host && self.role.is_primary() {
-                    return Err(format!(
-                        "{host} is the primary; let it enter maintenance first"
-                    ));
-                }
-                let runs = self
-                    .located()
-                    .values()
-                    .any(|l| l.host == host && l.state != VmReportState::Stopping);
-                let held = self.restarts.values().find_map(|r| r.held_by(host));
-                if runs {
-                    return Err(format!(
-                        "VMs run on {host}; power them off, or let them run elsewhere, first"
-                    ));
-                }
-                if let Some(why) = held {
-                    return Err(format!(
-                        "the lock of a VM still names {host} ({why}); wait until it runs elsewhere"
-                    ));
-                }
-                Ok(())
-            }
-            _ => Ok(()),
-        }
     }
 
     /// A change that another agent passes on.

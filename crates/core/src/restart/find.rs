@@ -1,6 +1,6 @@
 //! Finds the VMs that should run and do not: what is on the protected lists, held against what hosts report.
 
-use super::{Restart, Step};
+use super::{Held, Restart, Step};
 use crate::agent::{Agent, planted};
 use crate::id::{DatastoreId, Generation, HostId, VmId};
 use crate::time::{Duration, Instant};
@@ -142,6 +142,7 @@ impl Agent {
                     datastore: datastore.clone(),
                     attempt: 0,
                     step: Step::Look(now),
+                    held: Held::Unread,
                     why: String::from("no connected host reports it"),
                     said: String::new(),
                     home_back: None,
@@ -191,6 +192,7 @@ impl Agent {
         restart.said.clear();
         let asked = restart.requested.take().map(|(_, host)| host);
         restart.step = Step::Look(now);
+        restart.held = Held::Unread;
         if soon && restart.attempt > 0 {
             let host = asked.unwrap_or_else(|| self.me.host.clone());
             self.attempt_failed(

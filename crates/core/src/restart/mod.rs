@@ -33,6 +33,8 @@ pub(crate) struct Restart {
     /// Attempts that were spent.
     pub(crate) attempt: u32,
     pub(crate) step: Step,
+    /// Who held its lock when that was last read.
+    held: Held,
     pub(crate) why: String,
     said: String,
     /// The last request that was said: a start that is tried again for free is not said again.
@@ -69,17 +71,27 @@ pub(crate) enum Step {
     Abandoned,
 }
 
+/// Who holds the lock of a VM that is to be restarted, as far as that is known.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Held {
+    /// It has not been read since the VM was missed.
+    Unread,
+    /// Nobody.
+    Free,
+    /// That host.
+    By(HostId),
+}
+
 impl Restart {
-    /// Why a host's lock stands between this VM and its restart, if one does.
-    pub(crate) fn held_by(&self, host: &HostId) -> Option<String> {
-        match &self.step {
-            Step::Waiting { record, .. }
-                if record.holder.as_ref().is_some_and(|h| h.host == *host) =>
-            {
-                Some(self.why.clone())
-            }
-            _ => None,
-        }
+    /// Its lock names that host, or did when it was last read.
+    pub(crate) fn is_held_by(&self, host: &HostId) -> bool {
+        !matches!(self.step, Step::Runs { .. })
+            && matches!(&self.held, Held::By(holder) if holder == host)
+    }
+
+    /// Whom its lock names is not known yet.
+    pub(crate) fn is_unread(&self) -> bool {
+        !matches!(self.step, Step::Runs { .. }) && self.held == Held::Unread
     }
 }
 

@@ -1,6 +1,6 @@
 //! Places the restarts that are ready, orders each start from its host, and follows what comes of it.
 
-use super::Step;
+use super::{Held, Step};
 use crate::agent::{Agent, planted};
 use crate::config::VmSpec;
 use crate::event::{EventKind, WaitCause};
@@ -261,6 +261,8 @@ impl Agent {
             return;
         };
         let attempt = restart.attempt;
+        // The host that could not start it gives the lock back.
+        restart.held = Held::Free;
         *restart.failures.entry(host.clone()).or_insert(0) += 1;
         let delay = self.config.settings.retry_delay(attempt.saturating_sub(1));
         let spent = attempt > limit || planted!(self, GivenUpEarly);

@@ -1,6 +1,6 @@
 //! Whether a VM may be restarted now: reads its lock, and collects the proof that nothing of it can run.
 
-use super::{Step, Wait};
+use super::{Held, Step, Wait};
 use crate::agent::{Agent, planted};
 use crate::config::{FenceClass, HostShutdown, RestartPriority, VmSpec};
 use crate::event::{HostState, StopReason, WaitCause};
@@ -41,6 +41,8 @@ impl Agent {
         if !matches!(restart.step, Step::Looking) {
             return;
         }
+        let holder = record.as_ref().and_then(|r| r.holder.as_ref());
+        restart.held = holder.map_or(Held::Free, |h| Held::By(h.host.clone()));
         let Some(record) = record else {
             restart.step = Step::Look(reread);
             return;
@@ -153,7 +155,7 @@ impl Agent {
             }
             return Err(Wait::Worth(
                 WaitCause::HolderUnknown,
-                format!("its lock names {host}, which is not in the cluster's configuration"),
+                format!("its lock names {host}, which is not in the cluster's configuration; let {host} join again, so that its heartbeat is watched, and remove it when this VM runs elsewhere"),
             ));
         };
         let enforced = self
