@@ -23,6 +23,7 @@ use crate::health::Drift;
 use crate::id::{DatastoreId, HostId, InstanceId};
 use crate::inventory::Reported;
 use crate::io::{PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue};
+use crate::store::Store;
 use crate::time::{Duration, Instant};
 use crate::wire::{Facts, PoweronRecord, RecordKey, RoleTag};
 use alloc::collections::BTreeSet;
@@ -46,6 +47,8 @@ pub(crate) struct Peer {
     pub(crate) why: String,
     pinging: bool,
     ping_answered: Option<Instant>,
+    /// The datastores on which its heartbeat was seen when its silence began; none: it is not silent.
+    wrote_on: Option<BTreeSet<DatastoreId>>,
     /// The last ping that ended: when it was sent is not needed, only what it found.
     last_ping: Option<PingOutcome>,
     pub(crate) report: Option<Reported>,
@@ -79,6 +82,7 @@ impl Peer {
             why: String::from("nothing was heard of it yet"),
             pinging: false,
             ping_answered: None,
+            wrote_on: None,
             last_ping: None,
             report: None,
             counted: false,
@@ -135,7 +139,7 @@ enum DatastoreSign {
     None,
     /// Its heartbeat changed.
     Alive(DatastoreId),
-    /// It stood still on all that could be read.
+    /// It stood still on one that it should have been written on, and changed on none.
     Still,
     /// None could be read for long enough.
     Unknown,
@@ -270,6 +274,7 @@ impl Agent {
         }
         let hosts: Vec<HostId> = self.judging.unsettled.iter().cloned().collect();
         for host in hosts {
+            self.note_writing(&host);
             let Some((state, why)) = self.verdict(&host) else {
                 continue;
             };
@@ -318,6 +323,33 @@ impl Agent {
         let at = peer.silent_from(interval) + unreachable;
         self.judging.until = Some(self.judging.until.map_or(at, |until| until.min(at)));
         self.judging.unsettled.remove(host);
+    }
+
+    /// Remembers, once in each silence, on which datastores the host was writing its heartbeat. Later it
+    /// may write elsewhere, as a candidate does, and end that again while it lives.
+    fn note_writing(&mut self, host: &HostId) {
+        let t = self.timing();
+        let (interval, look, lately) = (t.network_heartbeat, t.look_datastore, t.r#break);
+        let Some(peer) = self.peers.get(host) else {
+            return;
+        };
+        let from = peer.silent_from(interval);
+        let silent = self.now >= from + look;
+        if silent == peer.wrote_on.is_some() {
+            return;
+        }
+        let then = from - lately..=from + look;
+        let wrote = |s: &Store| {
+            let window = s.windows.get(host);
+            window
+                .and_then(Window::changed)
+                .is_some_and(|at| then.contains(&at))
+        };
+        let stores = self.stores.iter().filter(|(_, s)| wrote(s));
+        let wrote_on = silent.then(|| stores.map(|(d, _)| d.clone()).collect());
+        if let Some(peer) = self.peers.get_mut(host) {
+            peer.wrote_on = wrote_on;
+        }
     }
 
     /// Nothing was heard of it for so long that it is no company.
@@ -434,9 +466,11 @@ impl Agent {
 
     fn datastore_sign(&self, host: &HostId, silent_from: Instant) -> DatastoreSign {
         let t = self.timing();
-        if self.topology.heartbeat_datastores(host).is_empty() {
+        let chosen = self.topology.heartbeat_datastores(host);
+        if chosen.is_empty() {
             return DatastoreSign::None;
         }
+        let wrote_on = self.peers.get(host).and_then(|p| p.wrote_on.as_ref());
         let look = silent_from + t.look_datastore;
         let lately = t.dead.saturating_sub(t.look_datastore);
         let since = if self.now.since(look) > lately {
@@ -452,7 +486,10 @@ impl Agent {
             if window.changed().is_some_and(|at| at > since) {
                 return DatastoreSign::Alive(datastore.clone());
             }
-            still |= window.length() > t.r#break;
+            // Where it writes none, a heartbeat that stands still says nothing.
+            let writes =
+                chosen.contains(datastore) || wrote_on.is_some_and(|on| on.contains(datastore));
+            still |= writes && window.length() > t.r#break;
         }
         if still {
             DatastoreSign::Still
