@@ -169,10 +169,15 @@ number_id! {
 }
 
 impl Generation {
-    /// The generation that a swap from this one makes.
+    /// The highest generation that a record's file name can have: sixteen digits. A lock that is swapped
+    /// a thousand times a second comes there after 300,000 years.
+    pub const MAX: Self = Self(9_999_999_999_999_999);
+
+    /// The generation that a swap from this one makes. Those above [`Generation::MAX`] are refused where
+    /// they are read, so that it never overflows.
     #[must_use]
     pub fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 

@@ -27,12 +27,12 @@ pub(crate) struct Reported {
 }
 
 impl Reported {
+    /// A host whose VMs say that they need more than can be counted is full, until its next whole report.
     fn put(&mut self, vm: VmReport) {
-        self.cpu_mhz.1 += vm.spec.cpu_mhz;
-        self.memory_mb.1 += vm.spec.memory_mb;
-        if let Some(before) = self.vms.insert(vm.spec.id.clone(), vm) {
-            self.give_back(&before.spec);
-        }
+        self.take(&vm.spec.id);
+        self.cpu_mhz.1 = self.cpu_mhz.1.saturating_add(vm.spec.cpu_mhz);
+        self.memory_mb.1 = self.memory_mb.1.saturating_add(vm.spec.memory_mb);
+        self.vms.insert(vm.spec.id.clone(), vm);
     }
 
     fn take(&mut self, vm: &VmId) {
@@ -359,4 +359,48 @@ fn shared(config: &BTreeMap<VmId, VmSpec>, mut vm: VmReport) -> VmReport {
         vm.spec = spec.clone();
     }
     vm
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::Generation;
+    use crate::wire::VmReportState;
+    use alloc::format;
+
+    fn vm(n: u8, memory_mb: u64) -> VmReport {
+        VmReport {
+            spec: VmSpec {
+                id: VmId::new(&format!("vm-{n}")).expect("id"),
+                datastore: DatastoreId::new("ds-1").expect("id"),
+                cpu_mhz: memory_mb,
+                memory_mb,
+                restart_priority: Default::default(),
+                isolation_response: None,
+                depends_on: Vec::new(),
+                guest_agent: true,
+            },
+            generation: Generation(1),
+            state: VmReportState::Running,
+        }
+    }
+
+    #[test]
+    fn what_vms_use_is_summed_without_an_overflow() {
+        let mut host = Reported {
+            seq: 1,
+            cpu_mhz: (1000, 0),
+            memory_mb: (1000, 0),
+            datastores: Vec::new(),
+            vms: BTreeMap::new(),
+        };
+        host.put(vm(1, 300));
+        host.put(vm(2, 200));
+        host.put(vm(1, 100));
+        assert_eq!((host.memory_mb.1, host.cpu_mhz.1), (300, 300));
+        host.put(vm(3, u64::MAX));
+        assert_eq!(host.memory_mb.1, u64::MAX, "full");
+        host.take(&vm(3, 0).spec.id);
+        assert_eq!(host.memory_mb.1, 0);
+    }
 }

@@ -50,9 +50,9 @@ impl Room {
 
     /// A VM is started there.
     pub(crate) fn take(&mut self, vm: &VmSpec) {
-        self.cpu_mhz.1 += vm.cpu_mhz;
-        self.memory_mb.1 += vm.memory_mb;
-        self.count += 1;
+        self.cpu_mhz.1 = self.cpu_mhz.1.saturating_add(vm.cpu_mhz);
+        self.memory_mb.1 = self.memory_mb.1.saturating_add(vm.memory_mb);
+        self.count = self.count.saturating_add(1);
         self.vms.insert(vm.id.clone());
     }
 }
@@ -97,7 +97,9 @@ pub(crate) fn plan(view: &View, rules: &[Rule], vms: &[VmSpec]) -> Vec<(VmId, Ch
             match fits(&view, host, room, rules, vm) {
                 Err(why) => refusals.push(format!("{host}: {why}")),
                 Ok(wishes_broken) => {
-                    let left = room.memory_mb.0 - room.memory_mb.1 - vm.memory_mb;
+                    // More may be in use than there is: nothing is left then.
+                    let (capacity, used) = room.memory_mb;
+                    let left = capacity.saturating_sub(used.saturating_add(vm.memory_mb));
                     let share = left.saturating_mul(1000) / room.memory_mb.0.max(1);
                     let failures = view.failures.get(&(vm.id.clone(), host.clone()));
                     let rank = (
@@ -321,6 +323,14 @@ mod tests {
         assert_eq!(placed(&plan(&view, &[], &[spec(1, 100)])), [Some(host(2))]);
         view.hosts.remove(&host(1));
         assert_eq!(placed(&plan(&view, &[], &[spec(1, 100)])), [Some(host(2))]);
+    }
+
+    #[test]
+    fn a_host_with_more_in_use_than_it_has_is_full_and_comes_last() {
+        let view = view(&[(1, room(1000, 1500)), (2, room(1000, 999)), (3, room(7, u64::MAX))]);
+        assert_eq!(placed(&plan(&view, &[], &[spec(1, 1)])), [Some(host(2))]);
+        assert_eq!(placed(&plan(&view, &[], &[spec(1, 0)])), [Some(host(2))]);
+        assert_eq!(placed(&plan(&view, &[], &[spec(1, u64::MAX)])), [None]);
     }
 
     #[test]

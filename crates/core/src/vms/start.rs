@@ -284,7 +284,7 @@ impl Agent {
                     Some(from) => {
                         let why = format!(
                             "the right to run of {from} under generation {} was proven to have lapsed",
-                            generation.0 - 1
+                            generation.0.saturating_sub(1)
                         );
                         self.emit(
                             EventKind::LockBroken {

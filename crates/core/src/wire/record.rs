@@ -49,27 +49,21 @@ impl RecordKey {
         }
     }
 
-    /// The record whose file has this name.
+    /// The record whose file has this name; none: the file is none of an agent.
     #[must_use]
     pub fn from_file_name(name: &str) -> Option<Self> {
         if let Some(rest) = name.strip_prefix("protectedlist.lock.") {
-            return Some(Self::OwnerLock(Generation(rest.parse().ok()?)));
+            return Some(Self::OwnerLock(generation(rest)?));
         }
         if let Some(rest) = name.strip_prefix("protectedlist.config.") {
-            let (generation, copy) = rest.split_once('.')?;
-            return Some(Self::Config(
-                Generation(generation.parse().ok()?),
-                copy.parse().ok()?,
-            ));
+            let (digits, copy) = rest.split_once('.')?;
+            return Some(Self::Config(generation(digits)?, copy.parse().ok()?));
         }
         if let Some(rest) = name.strip_prefix("protectedlist.") {
-            return Some(Self::Protected(Generation(rest.parse().ok()?)));
+            return Some(Self::Protected(generation(rest)?));
         }
-        if let Some((vm, generation)) = name.rsplit_once(".lock.") {
-            return Some(Self::VmLock(
-                VmId::new(vm).ok()?,
-                Generation(generation.parse().ok()?),
-            ));
+        if let Some((vm, digits)) = name.rsplit_once(".lock.") {
+            return Some(Self::VmLock(VmId::new(vm).ok()?, generation(digits)?));
         }
         if let Some(host) = name.strip_suffix("-poweron") {
             return Some(Self::Poweron(HostId::new(host).ok()?));
@@ -78,6 +72,13 @@ impl RecordKey {
             HostId::new(name.strip_suffix("-hb")?).ok()?,
         ))
     }
+}
+
+/// A generation as file names have it. What was not written by an agent is no record: a file with the name of
+/// the last generation that there can be must not hide the lock's real head.
+fn generation(digits: &str) -> Option<Generation> {
+    let written = digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_digit());
+    written.then(|| digits.parse().ok().map(Generation))?
 }
 
 /// A host's sign of life on a datastore. It keeps all the host's locks there alive.
@@ -513,6 +514,24 @@ mod tests {
             assert_eq!(RecordKey::from_file_name(&key.file_name()), Some(key));
         }
         assert_eq!(RecordKey::from_file_name("notes.txt"), None);
+    }
+
+    #[test]
+    fn a_file_that_no_agent_names_so_is_no_generation_of_a_lock() {
+        for name in [
+            "vm-1.lock.18446744073709551615",
+            "vm-1.lock.99999999999999999",
+            "vm-1.lock.77",
+            "vm-1.lock.+000000000000077",
+            "protectedlist.lock.18446744073709551615",
+            "protectedlist.18446744073709551615",
+            "protectedlist.config.18446744073709551615.1",
+        ] {
+            assert_eq!(RecordKey::from_file_name(name), None, "{name}");
+        }
+        let last = RecordKey::OwnerLock(Generation::MAX);
+        assert_eq!(RecordKey::from_file_name(&last.file_name()), Some(last));
+        assert!(Generation(u64::MAX).next() == Generation(u64::MAX));
     }
 
     proptest! {
