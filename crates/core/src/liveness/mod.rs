@@ -13,19 +13,20 @@
 //! never dead: a ping that could not be sent and a heartbeat that could not be read leave the host
 //! unreachable.
 
+mod lists;
 mod window;
 
 pub(crate) use window::{Seen, Window};
 
-use crate::agent::{Agent, Pending};
-use crate::event::{EventKind, HostState, IssueCause};
+use crate::agent::Agent;
+use crate::event::{EventKind, HostState};
 use crate::health::Drift;
 use crate::id::{DatastoreId, HostId, InstanceId};
 use crate::inventory::Reported;
-use crate::io::{PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue};
+use crate::io::{PingOutcome, PingTarget};
 use crate::store::Store;
 use crate::time::{Duration, Instant};
-use crate::wire::{Facts, PoweronRecord, RecordKey, RoleTag};
+use crate::wire::{Facts, PoweronRecord, RoleTag};
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -495,85 +496,6 @@ impl Agent {
             DatastoreSign::Still
         } else {
             DatastoreSign::Unknown
-        }
-    }
-
-    // Powered-on lists of hosts that are cut off.
-
-    pub(crate) fn read_poweron_lists(&mut self) {
-        if !self.role.is_primary() {
-            return;
-        }
-        let now = self.now;
-        let every = self.timing().poweron_poll;
-        let unsettled = self.judging.unsettled.iter();
-        let cut_off: Vec<HostId> = unsettled
-            .filter_map(|h| Some((h, self.peers.get(h)?)))
-            .filter(|(_, p)| {
-                matches!(
-                    p.state,
-                    HostState::Unreachable
-                        | HostState::Partitioned
-                        | HostState::Isolated
-                        | HostState::AgentUnreachable
-                )
-            })
-            .map(|(h, _)| h.clone())
-            .collect();
-        if cut_off.is_empty() {
-            return;
-        }
-        let mut due: Vec<DatastoreId> = Vec::new();
-        for (datastore, store) in &mut self.stores {
-            if now >= store.poweron_next_read {
-                store.poweron_next_read = now + every;
-                due.push(datastore.clone());
-            }
-        }
-        for host in cut_off {
-            // Where its heartbeat goes on, its list is kept too; elsewhere an old one may lie about.
-            let lately = now
-                - every
-                    .max(self.timing().freeze)
-                    .min(now.since(Instant::ZERO));
-            let goes_on = |d: &&DatastoreId| {
-                let window = self.stores.get(*d).and_then(|s| s.windows.get(&host));
-                window
-                    .and_then(Window::changed)
-                    .is_some_and(|at| at >= lately)
-            };
-            let there: Vec<&DatastoreId> = due.iter().filter(goes_on).collect();
-            for datastore in there {
-                let request = StorageRequest::Read(RecordKey::Poweron(host.clone()));
-                self.storage(
-                    datastore,
-                    request,
-                    Pending::PoweronRead { host: host.clone() },
-                );
-            }
-        }
-    }
-
-    pub(crate) fn on_poweron_read(&mut self, host: &HostId, outcome: &StorageOutcome) {
-        let StorageOutcome::Ok(StorageValue::Bytes(bytes)) = outcome else {
-            return;
-        };
-        match PoweronRecord::decode(self.config.cluster_id, bytes) {
-            Ok((_, record)) => {
-                if record.unreadable > 0 {
-                    let unreadable = record.unreadable;
-                    self.issue(IssueCause::RecordUnreadable, format!(
-                        "the powered-on list of {host} is damaged: {unreadable} of its slots cannot be read, and a VM that it does not name may be on; {host} writes it anew when it can reach its datastores"
-                    ));
-                }
-                if let Some(peer) = self.peers.get_mut(host) {
-                    peer.poweron = Some(record);
-                }
-            }
-            Err(error) => self.issue(
-                IssueCause::RecordUnreadable,
-                format!("the powered-on list of {host} cannot be read: {error}"),
-            ),
         }
     }
 
