@@ -126,6 +126,7 @@ pub(crate) enum Pending {
         datastore: DatastoreId,
     },
     PoweronRead {
+        datastore: DatastoreId,
         host: HostId,
     },
     ProbeLock {
@@ -692,7 +693,9 @@ impl Agent {
             Pending::ProbeLock { datastore, host } => {
                 self.on_lock_probed(&datastore, &host, outcome)
             }
-            Pending::PoweronRead { host } => self.on_poweron_read(&host, outcome),
+            Pending::PoweronRead { datastore, host } => {
+                self.on_poweron_read(&datastore, &host, outcome);
+            }
             Pending::Scan { datastore } => self.on_scanned(&datastore, outcome),
             Pending::List {
                 datastore,

@@ -6,7 +6,7 @@ use crate::event::{HostState, IssueCause};
 use crate::id::{DatastoreId, HostId};
 use crate::io::{StorageOutcome, StorageRequest, StorageValue};
 use crate::time::Instant;
-use crate::wire::{PoweronRecord, RecordKey};
+use crate::wire::{HeartbeatRecord, PoweronRecord, RecordKey, Stamp};
 use alloc::format;
 use alloc::vec::Vec;
 
@@ -56,29 +56,54 @@ impl Agent {
             let there: Vec<&DatastoreId> = due.iter().filter(goes_on).collect();
             for datastore in there {
                 let request = StorageRequest::Read(RecordKey::Poweron(host.clone()));
-                self.storage(
-                    datastore,
-                    request,
-                    Pending::PoweronRead { host: host.clone() },
-                );
+                let pending = Pending::PoweronRead {
+                    datastore: datastore.clone(),
+                    host: host.clone(),
+                };
+                self.storage(datastore, request, pending);
             }
         }
     }
 
-    pub(crate) fn on_poweron_read(&mut self, host: &HostId, outcome: &StorageOutcome) {
+    /// The list on one datastore is newer than what is known of that host's lists. Where one cannot be
+    /// written, an old one lies beside a heartbeat that goes on. Starts of an agent have no order: the start
+    /// that writes the heartbeat beside the list is the present one.
+    fn is_newer_list(&self, datastore: &DatastoreId, host: &HostId, stamp: &Stamp) -> bool {
+        let known = self.peers.get(host).and_then(|p| p.poweron.as_ref());
+        if let Some((known, _)) = known.filter(|(k, _)| k.instance == stamp.instance) {
+            return stamp.seq >= known.seq;
+        }
+        let window = self
+            .stores
+            .get(datastore)
+            .and_then(|s| s.windows.get(host));
+        let beside = window.and_then(|w| w.bytes()).and_then(|bytes| {
+            let (beside, _) = HeartbeatRecord::decode(self.config.cluster_id, bytes).ok()?;
+            Some(beside.instance)
+        });
+        beside == Some(stamp.instance)
+    }
+
+    pub(crate) fn on_poweron_read(
+        &mut self,
+        datastore: &DatastoreId,
+        host: &HostId,
+        outcome: &StorageOutcome,
+    ) {
         let StorageOutcome::Ok(StorageValue::Bytes(bytes)) = outcome else {
             return;
         };
         match PoweronRecord::decode(self.config.cluster_id, bytes) {
-            Ok((_, record)) => {
+            Ok((stamp, record)) => {
                 if record.unreadable > 0 {
                     let unreadable = record.unreadable;
                     self.issue(IssueCause::RecordUnreadable, format!(
                         "the powered-on list of {host} is damaged: {unreadable} of its slots cannot be read, and a VM that it does not name may be on; {host} writes it anew when it can reach its datastores"
                     ));
                 }
-                if let Some(peer) = self.peers.get_mut(host) {
-                    peer.poweron = Some(record);
+                let newer = self.is_newer_list(datastore, host, &stamp);
+                if let Some(peer) = self.peers.get_mut(host).filter(|_| newer) {
+                    peer.poweron = Some((stamp, record));
                 }
             }
             Err(error) => self.issue(

@@ -26,7 +26,7 @@ use crate::inventory::Reported;
 use crate::io::{PingOutcome, PingTarget};
 use crate::store::Store;
 use crate::time::{Duration, Instant};
-use crate::wire::{Facts, PoweronRecord, RoleTag};
+use crate::wire::{Facts, PoweronRecord, RoleTag, Stamp};
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -59,7 +59,8 @@ pub(crate) struct Peer {
     pub(crate) report_missing: bool,
     /// When a whole report was last asked for.
     pub(crate) report_asked: Option<Instant>,
-    pub(crate) poweron: Option<PoweronRecord>,
+    /// The newest of its powered-on lists, and who wrote it when.
+    poweron: Option<(Stamp, PoweronRecord)>,
     /// The newest format version that its agent understands, once that was seen.
     pub(crate) understands: Option<u16>,
     /// What it last said of itself.
@@ -406,7 +407,8 @@ impl Agent {
         }
         match sign {
             DatastoreSign::Alive(datastore) => {
-                let isolated = peer.poweron.as_ref().is_some_and(|p| p.flags.isolated);
+                let list = peer.poweron.as_ref();
+                let isolated = list.is_some_and(|(_, p)| p.flags.isolated);
                 let state = if isolated {
                     HostState::Isolated
                 } else {

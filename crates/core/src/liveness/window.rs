@@ -81,6 +81,14 @@ impl Window {
         self.last_done.since(self.first_issue)
     }
 
+    /// The heartbeat that was last read, if there was one.
+    pub(crate) fn bytes(&self) -> Option<&[u8]> {
+        match &self.value {
+            Seen::Bytes(bytes) => Some(bytes),
+            Seen::Missing => None,
+        }
+    }
+
     /// Issue of the last read that showed the value.
     pub(crate) fn last_issue(&self) -> Instant {
         self.last_issue
