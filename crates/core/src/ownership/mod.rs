@@ -268,7 +268,7 @@ impl Agent {
                         .is_ok()
                 {
                     self.take_over(datastore, &record, Some(holder.host));
-                } else if now >= next {
+                } else if now >= next && !self.awaits_heartbeat(datastore, &record, read_done) {
                     self.read_owner(datastore);
                 }
             }

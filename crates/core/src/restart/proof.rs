@@ -89,7 +89,7 @@ impl Agent {
     /// The holder's heartbeat has not been read since the lock was. To read the lock again before that
     /// would begin the proof anew each time where the storage is slow. A heartbeat that cannot be read
     /// hides a change of the lock for no longer than a dead host takes.
-    pub(super) fn awaits_heartbeat(
+    pub(crate) fn awaits_heartbeat(
         &self,
         datastore: &DatastoreId,
         record: &LockRecord,
