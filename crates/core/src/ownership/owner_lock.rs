@@ -123,6 +123,12 @@ impl Agent {
                     self.owned.insert(datastore.clone(), none);
                     return;
                 }
+                if record.freeze < self.constants().0 {
+                    // The timers were raised while the swap was out: this generation names shorter ones than
+                    // the right that it would act by has (safety rule H18).
+                    self.free_owner(datastore, (record.generation, record.nonce));
+                    return;
+                }
                 let acting = Acting {
                     generation: record.generation,
                     token,
@@ -219,5 +225,82 @@ impl Agent {
             None,
             Desired::Off,
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::Identity;
+    use crate::config::{ClusterConfig, DatastoreSpec, HostSpec, Settings};
+    use crate::election::Role;
+    use crate::id::{BootId, InstanceId, Nonce};
+    use crate::io::Durable;
+    use crate::time::{Duration, Instant};
+    use alloc::vec;
+
+    /// A primary whose swap of the owner lock of "ds-1" is out, and what it makes of it when it has won.
+    fn won(raise: impl FnOnce(&mut Settings)) -> Option<Own> {
+        let now = Instant::from_nanos(1_000_000_000);
+        let datastore = DatastoreId::new("ds-1").expect("id");
+        let host = HostId::new("host-1").expect("id");
+        let spec = HostSpec {
+            id: host.clone(),
+            cpu_mhz: 1000,
+            memory_mb: 1000,
+            datastores: [datastore.clone()].into(),
+            maintenance: false,
+            networks: Default::default(),
+        };
+        let store = DatastoreSpec {
+            id: datastore.clone(),
+            kind: Default::default(),
+            fence: Default::default(),
+            server: None,
+        };
+        let settings = Settings::default();
+        let config = ClusterConfig::new(1, settings, vec![spec], vec![store], vec![], vec![]);
+        let identity = Identity {
+            host,
+            boot: BootId(1),
+            instance: InstanceId(1),
+            seed: 1,
+        };
+        let config = config.expect("sound");
+        let durable = Durable::default();
+        let mut agent = Agent::new(identity, config, durable, vec![], now).expect("agent");
+        agent.role = Role::Primary { restarts_from: now };
+        let (freeze, r#break) = agent.constants();
+        let right = &mut agent.stores.get_mut(&datastore).expect("mounted").right;
+        right.renewed(now, now, freeze);
+        let swapping = Own::Swapping {
+            token: right.token(now).expect("valid"),
+            predecessor: None,
+            named: r#break,
+        };
+        agent.owned.insert(datastore.clone(), swapping);
+        let record = LockRecord {
+            generation: Generation(5),
+            nonce: Nonce(50),
+            holder: Some(agent.holder()),
+            desired: Desired::Off,
+            freeze,
+            r#break,
+            given_back: None,
+        };
+        raise(&mut agent.config.settings);
+        agent.on_own_swapped(&datastore, record, &SwapOutcome::Won);
+        agent.owned.get(&datastore).cloned()
+    }
+
+    #[test]
+    fn owner_lock_that_was_won_is_acted_under() {
+        assert!(matches!(won(|_| {}), Some(Own::Acting(_))));
+    }
+
+    #[test]
+    fn owner_lock_is_given_back_when_the_timers_were_raised_during_its_swap() {
+        let raised = won(|s| s.timing.freeze += Duration::from_secs(1));
+        assert!(matches!(raised, Some(Own::Releasing)), "{raised:?}");
     }
 }
