@@ -107,7 +107,6 @@ impl Agent {
                     Some(Own::Waiting { record, .. }) => {
                         record.holder.as_ref().map(|h| h.host.clone())
                     }
-                    Some(Own::None { holder, .. }) => holder.clone(),
                     _ => None,
                 };
                 let protected = self.acting(id).map_or(0, |a| a.list.len());

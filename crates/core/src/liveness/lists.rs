@@ -73,10 +73,7 @@ impl Agent {
         if let Some((known, _)) = known.filter(|(k, _)| k.instance == stamp.instance) {
             return stamp.seq >= known.seq;
         }
-        let window = self
-            .stores
-            .get(datastore)
-            .and_then(|s| s.windows.get(host));
+        let window = self.stores.get(datastore).and_then(|s| s.windows.get(host));
         let beside = window.and_then(|w| w.bytes()).and_then(|bytes| {
             let (beside, _) = HeartbeatRecord::decode(self.config.cluster_id, bytes).ok()?;
             Some(beside.instance)

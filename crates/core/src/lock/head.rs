@@ -83,9 +83,7 @@ impl HeadRead {
 
     fn on_record(&mut self, generation: Generation, bytes: &[u8]) -> Step {
         match LockRecord::decode(self.cluster, bytes) {
-            Ok((_, record))
-                if record.generation == generation && generation <= Generation::MAX =>
-            {
+            Ok((_, record)) if record.generation == generation && generation <= Generation::MAX => {
                 self.to(Stage::Probing(record))
             }
             // Damaged or foreign: nothing may be concluded from it, so the lock cannot be read now.

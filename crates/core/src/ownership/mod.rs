@@ -82,10 +82,7 @@ impl Acting {
 #[derive(Clone, Debug)]
 pub(crate) enum Own {
     /// Not owned; looked at again then.
-    None {
-        next: Instant,
-        holder: Option<HostId>,
-    },
+    None { next: Instant },
     /// Its lock is being read.
     Reading,
     /// Held by a host whose right has not been proven to have lapsed.
@@ -226,13 +223,8 @@ impl Agent {
             .is_some_and(|s| s.right.valid(now) && s.quarantine.is_none());
         match self.owned.get(datastore) {
             None => {
-                self.owned.insert(
-                    datastore.clone(),
-                    Own::None {
-                        next: now,
-                        holder: None,
-                    },
-                );
+                self.owned
+                    .insert(datastore.clone(), Own::None { next: now });
             }
             Some(Own::Acting(acting)) if !self.holds(datastore, acting.token) => {
                 if planted!(self, OwnerResumes) {

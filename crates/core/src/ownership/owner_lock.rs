@@ -27,8 +27,7 @@ impl Agent {
         let now = self.now;
         let next = now + self.timing().poweron_poll;
         if !self.role.is_primary() {
-            self.owned
-                .insert(datastore.clone(), Own::None { next, holder: None });
+            self.owned.insert(datastore.clone(), Own::None { next });
             let mine = record.filter(|r| r.holder.as_ref().is_some_and(|h| h.host == self.me.host));
             if let Some(record) = mine {
                 self.free_owner(datastore, (record.generation, record.nonce));
@@ -36,8 +35,7 @@ impl Agent {
             return;
         }
         let Some(record) = record else {
-            self.owned
-                .insert(datastore.clone(), Own::None { next, holder: None });
+            self.owned.insert(datastore.clone(), Own::None { next });
             return;
         };
         match &record.holder {
@@ -66,19 +64,13 @@ impl Agent {
         // What runs here by another owner's word must have ended first: an owner uses no such right.
         let store = self.stores.get(datastore);
         if let Some(until) = store.and_then(|s| s.vouched.over_at()).filter(|u| now < *u) {
-            self.owned.insert(
-                datastore.clone(),
-                Own::None {
-                    next: until,
-                    holder: None,
-                },
-            );
+            self.owned
+                .insert(datastore.clone(), Own::None { next: until });
             return;
         }
         let Some(token) = self.stores.get(datastore).and_then(|s| s.right.token(now)) else {
             let next = now + self.timing().datastore_heartbeat;
-            self.owned
-                .insert(datastore.clone(), Own::None { next, holder: None });
+            self.owned.insert(datastore.clone(), Own::None { next });
             return;
         };
         let swapping = Own::Swapping {
@@ -107,7 +99,7 @@ impl Agent {
     ) {
         let now = self.now;
         let next = now + self.timing().datastore_heartbeat;
-        let none = Own::None { next, holder: None };
+        let none = Own::None { next };
         match self.owned.get(datastore).cloned() {
             Some(Own::Swapping {
                 token,
@@ -166,9 +158,7 @@ impl Agent {
     /// The datastore is owned no more; nothing is written.
     pub(crate) fn lose(&mut self, datastore: &DatastoreId, why: &str) {
         let next = self.now + self.timing().datastore_heartbeat;
-        let was = self
-            .owned
-            .insert(datastore.clone(), Own::None { next, holder: None });
+        let was = self.owned.insert(datastore.clone(), Own::None { next });
         if let Some(Own::Acting(acting)) = was
             && acting.loading.is_none()
         {

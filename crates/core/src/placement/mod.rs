@@ -327,7 +327,11 @@ mod tests {
 
     #[test]
     fn a_host_with_more_in_use_than_it_has_is_full_and_comes_last() {
-        let view = view(&[(1, room(1000, 1500)), (2, room(1000, 999)), (3, room(7, u64::MAX))]);
+        let view = view(&[
+            (1, room(1000, 1500)),
+            (2, room(1000, 999)),
+            (3, room(7, u64::MAX)),
+        ]);
         assert_eq!(placed(&plan(&view, &[], &[spec(1, 1)])), [Some(host(2))]);
         assert_eq!(placed(&plan(&view, &[], &[spec(1, 0)])), [Some(host(2))]);
         assert_eq!(placed(&plan(&view, &[], &[spec(1, u64::MAX)])), [None]);

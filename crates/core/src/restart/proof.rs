@@ -155,7 +155,9 @@ impl Agent {
             }
             return Err(Wait::Worth(
                 WaitCause::HolderUnknown,
-                format!("its lock names {host}, which is not in the cluster's configuration; let {host} join again, so that its heartbeat is watched, and remove it when this VM runs elsewhere"),
+                format!(
+                    "its lock names {host}, which is not in the cluster's configuration; let {host} join again, so that its heartbeat is watched, and remove it when this VM runs elsewhere"
+                ),
             ));
         };
         let enforced = self

@@ -240,8 +240,6 @@ impl Agent {
             number,
             message,
         } = envelope;
-        // Whatever becomes of it: the network leads here.
-        self.note_company();
         if !self.meet(from, id.from) {
             return;
         }

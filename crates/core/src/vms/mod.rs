@@ -243,7 +243,8 @@ impl LocalVm {
             }
             | Phase::Running { record }
             | Phase::Unfreezing { record, .. } => Some((record.generation, record.freeze)),
-            // The constants of an adopted generation are read with its lock; until then the shortest known.
+            // The constants of an adopted generation are read with its lock; until then this agent's own
+            // `freeze` bounds it, as it bounds the others (`extended`).
             Phase::Adopting { generation } => Some((*generation, Duration::MAX)),
             _ => None,
         }
