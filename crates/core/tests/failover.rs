@@ -323,3 +323,25 @@ fn host_keeps_the_datastore_on_which_its_vms_live() {
         answers(&c, so_far)
     );
 }
+
+#[test]
+fn a_primary_that_made_room_says_nothing_of_what_was_reported_to_it() {
+    let mut c = settled(Profile::Balanced, 3, 4);
+    let elsewhere = |c: &Cluster| -> Vec<String> {
+        let vms = c.status(3).vms.into_iter();
+        let other = |h: &Option<_>| h.as_ref().is_some_and(|h| *h != host(3));
+        vms.filter(|v| other(&v.host)).map(|v| v.why).collect()
+    };
+    assert!(!elsewhere(&c).is_empty());
+    let on = true;
+    c.propose(2, Change::Maintenance { host: host(3), on });
+    c.run_for(Duration::from_secs(10));
+    assert_eq!(c.status(3).primary, Some(host(2)));
+    assert_eq!(elsewhere(&c), Vec::<String>::new());
+    // Nor does it keep others from deleting what was switched off since.
+    c.command(1, Command::PowerOff(vm(3)));
+    c.run_for(Duration::from_secs(5));
+    c.propose(3, Change::RemoveVm(vm(3)));
+    c.run_for(Duration::from_secs(2));
+    assert!(answers(&c, 0).iter().all(Result::is_ok), "{:?}", c.proposed);
+}

@@ -311,6 +311,7 @@ impl Agent {
                 self.give_up_ownership("this primary abdicated", true);
                 self.drop_proposals("this primary abdicated");
                 self.restarts.clear();
+                self.end_watch();
                 self.follow(from, rank);
             }
             Role::Primary { .. } => {

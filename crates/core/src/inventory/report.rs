@@ -217,6 +217,10 @@ impl Agent {
     /// A whole report.
     pub(crate) fn on_report(&mut self, from: &HostId, report: HostReport) {
         self.note_heard(from);
+        if !self.role.is_primary() {
+            self.ignore("report to a host that is no primary");
+            return;
+        }
         let Some(peer) = self.peers.get_mut(from) else {
             return;
         };
@@ -256,6 +260,10 @@ impl Agent {
     /// What changed since the report before.
     pub(crate) fn on_changes(&mut self, from: &HostId, changes: ReportChanges) {
         self.note_heard(from);
+        if !self.role.is_primary() {
+            self.ignore("report to a host that is no primary");
+            return;
+        }
         let Some(peer) = self.peers.get_mut(from) else {
             return;
         };

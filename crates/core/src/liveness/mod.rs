@@ -170,10 +170,10 @@ impl Agent {
     }
 
     pub(crate) fn note_follower(&mut self, from: &HostId, role: RoleTag, primary: Option<HostId>) {
-        let me = self.me.host.clone();
+        let (me, leads) = (self.me.host.clone(), self.role.is_primary());
         if let Some(peer) = self.peers.get_mut(from) {
             peer.role = Some(role);
-            peer.follows = primary.as_ref() == Some(&me);
+            peer.follows = leads && primary.as_ref() == Some(&me);
         }
         self.note_connection(from);
     }
@@ -195,6 +195,18 @@ impl Agent {
         self.judging.begin_again();
         let hosts: Vec<HostId> = self.peers.keys().cloned().collect();
         for host in hosts {
+            self.drop_report(&host);
+        }
+    }
+
+    /// This agent is the primary no more: nobody follows it, and what was reported to it says nothing of now.
+    pub(crate) fn end_watch(&mut self) {
+        let hosts: Vec<HostId> = self.peers.keys().cloned().collect();
+        for host in hosts {
+            if let Some(peer) = self.peers.get_mut(&host) {
+                peer.follows = false;
+                peer.poweron = None;
+            }
             self.drop_report(&host);
         }
     }

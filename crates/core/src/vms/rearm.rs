@@ -147,6 +147,7 @@ impl Agent {
         self.give_up_ownership(why, true);
         self.drop_proposals(why);
         self.restarts.clear();
+        self.end_watch();
         let others: Vec<crate::id::HostId> = self.peers.keys().cloned().collect();
         for to in others {
             self.send(&to, Channel::Stream, Message::StepDown);
