@@ -28,10 +28,14 @@ pub fn parse_duration(text: &str) -> Option<Duration> {
     ))
 }
 
-/// Writes a duration as [`parse_duration`] reads it.
+/// Writes a duration as [`parse_duration`] reads it, to the microsecond.
 #[must_use]
 pub fn format_duration(d: Duration) -> String {
     let ms = crate::time::millis(d);
+    let micros = d.subsec_micros() % 1000;
+    if micros > 0 {
+        return format!("{ms}.{micros:03}ms");
+    }
     match ms {
         0 => "0s".to_string(),
         ms if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
@@ -58,6 +62,11 @@ mod tests {
             assert_eq!(crate::time::millis(d), ms);
             assert_eq!(parse_duration(&format_duration(d)), Some(d));
         }
+        for micros in [1, 500, 999, 1001, 1_500, 60_000_001, 86_399_999_999] {
+            let d = Duration::from_micros(micros);
+            assert_eq!(parse_duration(&format_duration(d)), Some(d), "{micros}");
+        }
+        assert_eq!(format_duration(Duration::from_micros(500)), "0.500ms");
         for bad in ["", "5", "s", "-1s", "5 parsecs", "1e99s"] {
             assert_eq!(parse_duration(bad), None, "{bad}");
         }

@@ -26,7 +26,7 @@ pub use places::{
     HOSTS_MAX, HostAddresses, Image, NETWORK_NAME_MAX_BYTES, PlaceError, Places, VMS_MAX,
 };
 pub use set::SettingError;
-pub use setting_docs::{SETTINGS, SettingDoc};
+pub use setting_docs::{SETTINGS, SettingDoc, Span, Values};
 pub use settings::{
     ApdResponse, HeartbeatPolicy, HostShutdown, IsolationResponse, PdlResponse, RestartPriority,
     Settings,

@@ -2,7 +2,7 @@
 
 use super::duration::parse_duration;
 use super::nearest::nearest;
-use super::setting_docs::SETTINGS;
+use super::setting_docs::{SETTINGS, SettingDoc, Values};
 use super::settings::{
     ApdResponse, HeartbeatPolicy, HostShutdown, IsolationResponse, PdlResponse, Settings,
 };
@@ -50,25 +50,19 @@ impl Settings {
     /// # Errors
     /// [`SettingError`]; then nothing was changed.
     pub fn set(&mut self, key: &str, value: &str) -> Result<(), SettingError> {
-        if !SETTINGS.iter().any(|s| s.key == key) {
+        let Some(doc) = SETTINGS.iter().find(|s| s.key == key) else {
             let nearest = nearest(key, SETTINGS.iter().map(|s| s.key)).map(Into::into);
             return Err(SettingError::Unknown {
                 key: key.into(),
                 nearest,
             });
-        }
-        self.apply(key, value.trim()).ok_or_else(|| {
-            let values = SETTINGS
-                .iter()
-                .find(|s| s.key == key)
-                .map(|s| s.values)
-                .unwrap_or_default();
-            SettingError::Value {
+        };
+        self.apply(doc, value.trim())
+            .ok_or_else(|| SettingError::Value {
                 key: key.into(),
                 value: value.into(),
-                values: values.into(),
-            }
-        })
+                values: doc.values.to_string(),
+            })
     }
 
     /// The value of a setting that is one time, by its key.
@@ -111,12 +105,12 @@ impl Settings {
         })
     }
 
-    fn apply(&mut self, key: &str, value: &str) -> Option<()> {
-        if let Some(timer) = self.timer(key) {
-            *timer = parse_duration(value)?;
+    fn apply(&mut self, doc: &SettingDoc, value: &str) -> Option<()> {
+        if let Some(timer) = self.timer(doc.key) {
+            *timer = time(doc, value)?;
             return Some(());
         }
-        match key {
+        match doc.key {
             "profile" => {
                 self.profile = Profile::from_name(value)?;
                 self.timing = Timing::of(self.profile);
@@ -149,7 +143,8 @@ impl Settings {
                 self.heartbeat_datastores_per_host = in_range(value, 0, 5)?
             }
             "restart_retry_delays" => {
-                let delays: Option<Vec<Duration>> = value.split(',').map(parse_duration).collect();
+                let delays = value.split(',').map(|text| time(doc, text));
+                let delays: Option<Vec<Duration>> = delays.collect();
                 self.restart_retry_delays = delays.filter(|d| !d.is_empty())?;
             }
             "isolation_response" => {
@@ -188,7 +183,7 @@ impl Settings {
                 self.frozen_limit = if value == "off" {
                     None
                 } else {
-                    Some(parse_duration(value)?)
+                    Some(time(doc, value)?)
                 }
             }
             "host_shutdown" => {
@@ -202,6 +197,15 @@ impl Settings {
         }
         Some(())
     }
+}
+
+/// A time that the setting takes.
+fn time(doc: &SettingDoc, value: &str) -> Option<Duration> {
+    let span = match doc.values {
+        Values::Time(span) | Values::TimeOrOff(span) | Values::Times(span) => span,
+        Values::Said(_) => return None,
+    };
+    parse_duration(value).filter(|time| span.takes(*time))
 }
 
 fn truth(value: &str) -> Option<bool> {
@@ -251,16 +255,48 @@ const ISOLATION_ADDRESSES_MAX: usize = 10;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::format_duration;
 
     #[test]
     fn every_documented_setting_can_be_set() {
         let mut settings = Settings::default();
         for setting in SETTINGS {
             let value = match setting.values {
-                v if v.starts_with("time") => "7s",
-                v => v.split([',', ' ']).next().expect("a value"),
+                Values::Said(v) => v.split([',', ' ']).next().expect("a value"),
+                // Within every range, and a table of timers that is whole is no concern here.
+                _ => "17s",
             };
             assert_eq!(settings.set(setting.key, value), Ok(()), "{}", setting.key);
+        }
+    }
+
+    #[test]
+    fn a_time_is_taken_from_one_end_of_its_range_to_the_other() {
+        for setting in SETTINGS {
+            let (Values::Time(span) | Values::TimeOrOff(span) | Values::Times(span)) =
+                setting.values
+            else {
+                continue;
+            };
+            let set = |time| Settings::default().set(setting.key, &format_duration(time));
+            assert_eq!(set(span.low), Ok(()), "{}", setting.key);
+            assert_eq!(set(span.high), Ok(()), "{}", setting.key);
+            let beyond = [
+                span.low.checked_sub(Duration::from_micros(1)),
+                Some(span.high + Duration::from_micros(1)),
+            ];
+            for time in beyond.into_iter().flatten() {
+                let error = set(time).expect_err(setting.key).to_string();
+                assert!(error.contains(&setting.values.to_string()), "{error}");
+                assert!(error.contains("24h"), "{error}");
+            }
+        }
+        for key in [
+            "order_timeout",
+            "clock_check_interval",
+            "primary_isolation_declare",
+        ] {
+            assert!(Settings::default().set(key, "0s").is_err(), "{key}");
         }
     }
 

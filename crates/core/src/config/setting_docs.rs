@@ -1,17 +1,81 @@
 //! Every setting by the key that `cluster.toml` and scenarios use, with its values and what it does.
 
+use super::duration::format_duration;
+use crate::time::Duration;
+use core::fmt;
+
+/// The times that a setting takes, both ends included.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    /// The least.
+    pub low: Duration,
+    /// The greatest.
+    pub high: Duration,
+}
+
+impl Span {
+    /// True when the setting takes that time.
+    #[must_use]
+    pub fn takes(&self, time: Duration) -> bool {
+        (self.low..=self.high).contains(&time)
+    }
+}
+
+/// What a setting takes. Shown as a person reads it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Values {
+    /// Some words, or what these words say.
+    Said(&'static str),
+    /// A time.
+    Time(Span),
+    /// A time, or `off`.
+    TimeOrOff(Span),
+    /// One time or more, with commas between.
+    Times(Span),
+}
+
+impl fmt::Display for Values {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (before, span) = match self {
+            Self::Said(words) => return f.write_str(words),
+            Self::Time(span) => ("a time", span),
+            Self::TimeOrOff(span) => ("off, or a time", span),
+            Self::Times(span) => ("times with commas between, each", span),
+        };
+        let (low, high) = (format_duration(span.low), format_duration(span.high));
+        write!(f, "{before} from {low} to {high}")
+    }
+}
+
 /// Documentation of one setting.
 #[derive(Clone, Copy, Debug)]
 pub struct SettingDoc {
     /// Key in `cluster.toml` and in scenarios.
     pub key: &'static str,
-    /// Its values, with the unit.
-    pub values: &'static str,
+    /// Its values.
+    pub values: Values,
     /// What it does.
     pub what: &'static str,
 }
 
+/// No timer of a cluster means anything beyond a day.
+const DAY_MS: u64 = 24 * 3_600_000;
+
 const fn doc(key: &'static str, values: &'static str, what: &'static str) -> SettingDoc {
+    let values = Values::Said(values);
+    SettingDoc { key, values, what }
+}
+
+/// From `low_ms` to a day.
+const fn span(low_ms: u64) -> Span {
+    Span {
+        low: Duration::from_millis(low_ms),
+        high: Duration::from_millis(DAY_MS),
+    }
+}
+
+const fn time(key: &'static str, low_ms: u64, what: &'static str) -> SettingDoc {
+    let values = Values::Time(span(low_ms));
     SettingDoc { key, values, what }
 }
 
@@ -22,82 +86,78 @@ pub const SETTINGS: &[SettingDoc] = &[
         "classic, balanced, fast",
         "named set of all timers",
     ),
-    doc(
-        "network_heartbeat",
-        "time",
-        "between two network heartbeats",
-    ),
-    doc(
+    time("network_heartbeat", 10, "between two network heartbeats"),
+    time(
         "datastore_heartbeat",
-        "time",
+        10,
         "between two datastore heartbeats, and between two reads of them",
     ),
-    doc(
+    time(
         "election_start",
-        "time",
+        20,
         "a secondary without its primary starts an election",
     ),
-    doc("election", "time", "how long an election lasts"),
-    doc(
+    time("election", 20, "how long an election lasts"),
+    time(
         "elected_to_restart",
-        "time",
+        0,
         "from being elected to the first restarts",
     ),
-    doc(
+    time(
         "isolation_ping",
-        "time",
+        0,
         "a secondary without network pings isolation addresses",
     ),
-    doc(
+    time(
         "isolation_declare",
-        "time",
+        10,
         "a secondary declares itself isolated",
     ),
-    doc(
+    time(
         "primary_isolation_declare",
-        "time",
+        100,
         "a primary declares itself isolated",
     ),
-    doc("isolation_policy_delay", "time", "from declaring to acting"),
-    doc(
+    time("isolation_policy_delay", 0, "from declaring to acting"),
+    time(
         "look_datastore",
-        "time",
+        0,
         "the primary looks at a silent secondary's datastore heartbeat from here on",
     ),
-    doc(
+    time(
         "unreachable",
-        "time",
+        10,
         "a silent secondary is called unreachable and pinged",
     ),
-    doc(
+    time(
         "dead_without_datastores",
-        "time",
+        10,
         "a silent secondary without heartbeat datastores is called dead",
     ),
-    doc(
+    time(
         "dead",
-        "time",
+        10,
         "a silent secondary with heartbeat datastores is called dead, or its agent unreachable",
     ),
-    doc(
+    time(
         "poweron_poll",
-        "time",
+        10,
         "between two reads of the powered-on lists of cut-off hosts",
     ),
-    doc(
+    time(
         "freeze",
-        "time",
+        20,
         "a VM whose right to run was not renewed for so long is frozen",
     ),
-    doc(
+    time(
         "break",
-        "time",
+        20,
         "a lock may be broken when its holder's heartbeat stood still for longer",
     ),
-    doc("apd_timeout", "time", "all paths down is declared"),
-    doc(
+    time("apd_timeout", 1_000, "all paths down is declared"),
+    time(
         "apd_delay",
-        "time",
+        0,
         "from the declaration to the restart elsewhere",
     ),
     doc(
@@ -105,7 +165,7 @@ pub const SETTINGS: &[SettingDoc] = &[
         "0 to 100000",
         "how far clocks may be off, in millionths",
     ),
-    doc("guard_latency", "time", "the guard's worst latency"),
+    time("guard_latency", 1, "the guard's worst latency"),
     doc(
         "host_monitoring",
         "true, false",
@@ -116,9 +176,9 @@ pub const SETTINGS: &[SettingDoc] = &[
         "leave_powered_on, power_off, shut_down",
         "what an isolated host does with its VMs",
     ),
-    doc(
+    time(
         "isolation_shutdown_timeout",
-        "time",
+        0,
         "a clean shutdown becomes a hard stop",
     ),
     doc(
@@ -126,11 +186,11 @@ pub const SETTINGS: &[SettingDoc] = &[
         "0 to 100",
         "retries after the first attempt",
     ),
-    doc(
-        "restart_retry_delays",
-        "times, separated by commas",
-        "waits before each retry; the last one repeats",
-    ),
+    SettingDoc {
+        key: "restart_retry_delays",
+        values: Values::Times(span(1000)),
+        what: "waits before each retry; the last one repeats",
+    },
     doc(
         "heartbeat_datastores_per_host",
         "0 to 5",
@@ -151,11 +211,11 @@ pub const SETTINGS: &[SettingDoc] = &[
         "none, reset",
         "reaction when all paths down clears in between",
     ),
-    doc(
-        "frozen_limit",
-        "time, off",
-        "a VM frozen for longer is killed",
-    ),
+    SettingDoc {
+        key: "frozen_limit",
+        values: Values::TimeOrOff(span(1000)),
+        what: "a VM frozen for longer is killed",
+    },
     doc(
         "host_shutdown",
         "restart_elsewhere, wait",
@@ -166,24 +226,24 @@ pub const SETTINGS: &[SettingDoc] = &[
         "true, false",
         "break locks on open datastores without proof of death (a weakness)",
     ),
-    doc(
+    time(
         "order_timeout",
-        "time",
+        1_000,
         "a host that was told to start a VM and says nothing is asked again",
     ),
-    doc(
+    time(
         "clock_check_interval",
-        "time",
+        10_000,
         "over which the primary compares each host's clock with its own; longer measures finer drifts",
     ),
-    doc(
+    time(
         "image_lock_check_interval",
-        "time",
+        1_000,
         "between two looks whether a datastore shows one host the image locks of another",
     ),
-    doc(
+    time(
         "isolation_check_interval",
-        "time",
+        1_000,
         "between two checks of each isolation address while all is well",
     ),
     doc(
@@ -191,19 +251,19 @@ pub const SETTINGS: &[SettingDoc] = &[
         "1 to 1000",
         "starts under way on one host at a time",
     ),
-    doc(
+    time(
         "dependency_timeout",
-        "time",
+        0,
         "a VM waits no longer for the VMs that it depends on",
     ),
-    doc(
+    time(
         "host_shutdown_timeout",
-        "time",
+        0,
         "guests of a host that is shut down get so long to shut down themselves",
     ),
-    doc(
+    time(
         "planned_restart",
-        "time",
+        1_000,
         "right to run while agent or guard are restarted on purpose",
     ),
     doc(
