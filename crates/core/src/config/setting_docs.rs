@@ -154,11 +154,15 @@ pub const SETTINGS: &[SettingDoc] = &[
         20,
         "a lock may be broken when its holder's heartbeat stood still for longer",
     ),
-    time("apd_timeout", 1_000, "all paths down is declared"),
+    time(
+        "apd_timeout",
+        1_000,
+        "all paths down is declared (no effect yet)",
+    ),
     time(
         "apd_delay",
         0,
-        "from the declaration to the restart elsewhere",
+        "from the declaration to the restart elsewhere (no effect yet)",
     ),
     doc(
         "clock_drift_ppm",
@@ -199,17 +203,17 @@ pub const SETTINGS: &[SettingDoc] = &[
     doc(
         "pdl_response",
         "disabled, warn, restart",
-        "reaction to permanent device loss",
+        "reaction to permanent device loss (no effect yet)",
     ),
     doc(
         "apd_response",
         "disabled, warn, restart_conservative, restart_aggressive",
-        "reaction to all paths down",
+        "reaction to all paths down (no effect yet)",
     ),
     doc(
         "apd_cleared_response",
         "none, reset",
-        "reaction when all paths down clears in between",
+        "reaction when all paths down clears in between (no effect yet)",
     ),
     SettingDoc {
         key: "frozen_limit",
