@@ -75,6 +75,7 @@ impl ClusterConfig {
             next.change(change)?;
         }
         next.check()?;
+        next.check_order()?;
         next.version += 1;
         Ok(next)
     }
@@ -175,8 +176,9 @@ impl core::fmt::Display for Change {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Profile, Settings};
+    use super::super::{DatastoreSpec, Profile, Settings};
     use super::*;
+    use crate::id::DatastoreId;
     use alloc::collections::BTreeSet;
     use alloc::vec;
 
@@ -237,6 +239,56 @@ mod tests {
     fn a_change_that_breaks_an_inequality_is_refused_with_it() {
         let error = config().with(&[set("break", "1s")]).expect_err("unsafe");
         assert!(error.to_string().contains("break x"), "{error}");
+    }
+
+    fn vm(n: u8, on: &[u8]) -> Change {
+        let id = |n: &u8| VmId::new(&alloc::format!("vm-{n}")).expect("id");
+        Change::PutVm(VmSpec {
+            id: id(&n),
+            datastore: DatastoreId::new("ds-1").expect("id"),
+            cpu_mhz: 1,
+            memory_mb: 1,
+            restart_priority: Default::default(),
+            isolation_response: None,
+            depends_on: on.iter().map(id).collect(),
+            guest_agent: true,
+        })
+    }
+
+    #[test]
+    fn vms_that_depend_on_each_other_in_a_circle_are_refused_by_name() {
+        let mut config = config();
+        let id = DatastoreId::new("ds-1").expect("id");
+        let store = DatastoreSpec {
+            id: id.clone(),
+            kind: Default::default(),
+            fence: Default::default(),
+            server: None,
+        };
+        config.datastores.insert(id, store);
+        let chain = [vm(1, &[]), vm(2, &[1]), vm(3, &[1, 2]), vm(4, &[3, 2, 3])];
+        let chain = config.with(&chain).expect("no circle");
+        let error = chain
+            .with(&[vm(1, &[4])])
+            .expect_err("a circle")
+            .to_string();
+        assert!(error.contains("vm-1 -> vm-4 -> vm-3 -> vm-1"), "{error}");
+        let error = chain
+            .with(&[vm(5, &[5])])
+            .expect_err("a circle")
+            .to_string();
+        assert!(error.contains("vm-5 -> vm-5"), "{error}");
+        let vms = [vm(1, &[2]), vm(2, &[1])].map(|change| match change {
+            Change::PutVm(spec) => spec,
+            _ => unreachable!("it puts VMs"),
+        });
+        let (hosts, stores) = (config.hosts.into_values(), config.datastores.into_values());
+        let (hosts, stores) = (hosts.collect(), stores.collect());
+        let written = ClusterConfig::new(7, config.settings, hosts, stores, vms.into(), vec![]);
+        assert!(
+            matches!(written, Err(ConfigError::Circle(_))),
+            "{written:?}"
+        );
     }
 
     #[test]

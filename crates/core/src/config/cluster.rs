@@ -211,6 +211,11 @@ pub enum ConfigError {
     /// An address or an image makes no sense.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// VMs depend on each other in a circle.
+    #[error(
+        "{} depend on each other in a circle, so that none of them could be restarted before the others; take one of these depends_on away", arrows(.0)
+    )]
+    Circle(Vec<VmId>),
     /// The cluster has no host.
     #[error("the cluster has no host; add at least one")]
     NoHost,
@@ -269,6 +274,7 @@ impl ClusterConfig {
             }
         }
         config.check()?;
+        config.check_order()?;
         Ok(config)
     }
 
@@ -295,6 +301,40 @@ impl ClusterConfig {
                 self.hosts.values().filter(mounts).count() > 1
             })
             .cloned()
+    }
+
+    /// Checks what a person wrote and could write in another way: a configuration that is in force among
+    /// other agents is taken without.
+    ///
+    /// # Errors
+    /// [`ConfigError::Circle`] when VMs depend on each other in a circle.
+    pub(super) fn check_order(&self) -> Result<(), ConfigError> {
+        let depends = |vm: &VmId| {
+            let spec = self.vms.get(vm);
+            spec.map_or(&[][..], |v| v.depends_on.as_slice()).iter()
+        };
+        let mut sound: BTreeSet<&VmId> = BTreeSet::new();
+        for vm in self.vms.keys() {
+            let mut on_path = BTreeSet::from([vm]);
+            let mut path = alloc::vec![(vm, depends(vm))];
+            while let Some((vm, left)) = path.last_mut() {
+                let vm = *vm;
+                match left.next() {
+                    Some(next) if sound.contains(next) => {}
+                    Some(next) if on_path.insert(next) => path.push((next, depends(next))),
+                    Some(next) => {
+                        let circle = path.iter().map(|(vm, _)| *vm).skip_while(|vm| *vm != next);
+                        return Err(ConfigError::Circle(circle.cloned().collect()));
+                    }
+                    None => {
+                        on_path.remove(vm);
+                        sound.insert(vm);
+                        path.pop();
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_names(&self) -> Result<(), ConfigError> {
@@ -350,6 +390,11 @@ impl ClusterConfig {
             self.vms.keys().map(VmId::as_str),
         ))
     }
+}
+
+fn arrows(circle: &[VmId]) -> String {
+    let names = circle.iter().chain(circle.first()).map(VmId::as_str);
+    names.collect::<Vec<&str>>().join(" -> ")
 }
 
 fn missing<'a>(

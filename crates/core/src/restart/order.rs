@@ -134,6 +134,13 @@ impl Agent {
         }
         let number = self.number();
         let now = self.now;
+        let left = spec
+            .depends_on
+            .iter()
+            .find(|on| self.is_never_restarted(on) && self.restarts.contains_key(*on));
+        let alone = left.map_or_else(String::new, |on| {
+            format!("; it depends on {on}, and waits not for that one, whose restart priority is disabled")
+        });
         let best = if self.waits_for(record).as_ref() == Some(&host) {
             format!("{host}, on which it ran, is back")
         } else {
@@ -167,7 +174,7 @@ impl Agent {
             true => String::new(),
             false => format!("; {} could not start it", failed.join(", ")),
         };
-        restart.why = format!("{proof}; {best}{others}{failed}");
+        restart.why = format!("{proof}; {best}{others}{failed}{alone}");
         let (attempt, why) = (restart.attempt, restart.why.clone());
         let said = restart.requested.replace((attempt, host.clone()));
         if said != Some((attempt, host.clone())) {

@@ -271,11 +271,18 @@ impl Agent {
             self.restarts
                 .get(*on)
                 .is_some_and(|r| !matches!(r.step, Step::Abandoned | Step::Runs { .. }))
+                && !self.is_never_restarted(on)
         })?;
         Some(Wait::Worth(
             WaitCause::Dependency,
             format!("it depends on {missing}, which does not run yet"),
         ))
+    }
+
+    /// Nobody restarts it, so that nobody need wait for it.
+    pub(super) fn is_never_restarted(&self, vm: &VmId) -> bool {
+        let spec = self.config.vms.get(vm);
+        spec.is_some_and(|v| v.restart_priority == RestartPriority::Disabled)
     }
 
     /// Nothing has been heard of a host, and no ping answered, for as long as a dead host takes.
