@@ -4,7 +4,8 @@ use super::duration::parse_duration;
 use super::nearest::nearest;
 use super::setting_docs::{SETTINGS, SettingDoc, Values};
 use super::settings::{
-    ApdResponse, HeartbeatPolicy, HostShutdown, IsolationResponse, PdlResponse, Settings,
+    ApdResponse, CONCURRENT_RESTARTS_MAX, HeartbeatPolicy, HostShutdown, IsolationResponse,
+    PdlResponse, Settings,
 };
 use super::timing::{Profile, Timing};
 use crate::id::DatastoreId;
@@ -136,7 +137,7 @@ impl Settings {
                 self.ignore_insufficient_heartbeat_datastores = truth(value)?
             }
             "concurrent_restarts_per_host" => {
-                self.concurrent_restarts_per_host = in_range(value, 1, 1000)?
+                self.concurrent_restarts_per_host = in_range(value, 1, CONCURRENT_RESTARTS_MAX)?
             }
             "max_restart_attempts" => self.max_restart_attempts = in_range(value, 0, 100)?,
             "heartbeat_datastores_per_host" => {

@@ -159,6 +159,10 @@ pub struct Settings {
     pub later: BTreeMap<String, String>,
 }
 
+/// The most starts that may be under way on one host (`concurrent_restarts_per_host`). What is on its way to
+/// one host has room for as many orders.
+pub const CONCURRENT_RESTARTS_MAX: u32 = 1000;
+
 /// Longer than replacing a package and starting two daemons takes.
 fn planned_restart() -> Duration {
     Duration::from_secs(60)

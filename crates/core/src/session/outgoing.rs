@@ -1,15 +1,16 @@
 //! What is sent to one peer: numbered, kept until it is acknowledged.
 
+use crate::config::CONCURRENT_RESTARTS_MAX;
 use crate::time::{Duration, Instant};
 use crate::wire::Message;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-/// Messages on the wire that are not acknowledged yet. Far more than a peer is asked for at a time
-/// (`concurrent_restarts_per_host`), so that in practice nothing waits for room.
+/// Messages on the wire that are not acknowledged yet.
 const IN_FLIGHT: usize = 256;
-/// Messages behind them. When there is no room, the oldest of them goes.
-const WAITING: usize = 256;
+/// Messages behind them: as many orders as may be under way to one host, and what else is said meanwhile.
+/// When there is no room, the oldest of them goes.
+const WAITING: usize = CONCURRENT_RESTARTS_MAX as usize + IN_FLIGHT;
 /// The time before a repetition doubles up to so often while nothing is acknowledged.
 const DOUBLINGS: u32 = 3;
 
@@ -149,5 +150,25 @@ impl Outgoing {
             ..Self::new()
         };
         dropped
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_orders_as_may_be_under_way_find_room_before_any_is_acknowledged() {
+        let mut out = Outgoing::new();
+        let mut sent = 0;
+        for _ in 0..CONCURRENT_RESTARTS_MAX {
+            assert!(!out.queue(Message::StepDown), "one was dropped");
+            sent += out.take_waiting(Instant::ZERO).len();
+        }
+        while !out.is_idle() {
+            out.acknowledged(out.next - 1);
+            sent += out.take_waiting(Instant::ZERO).len();
+        }
+        assert_eq!(u32::try_from(sent), Ok(CONCURRENT_RESTARTS_MAX));
     }
 }
