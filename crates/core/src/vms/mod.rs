@@ -290,6 +290,22 @@ impl Agent {
         Ok(())
     }
 
+    /// Starts a VM here that its user wanted on while it was being stopped, if this host takes VMs still.
+    pub(super) fn start_again(&mut self, spec: VmSpec) {
+        let resting = self.own_spec().is_none_or(|s| s.maintenance);
+        if resting || self.leaving.is_some() {
+            self.issue(
+                IssueCause::StartRefused,
+                format!(
+                    "{} was not started again here: this host went into maintenance or is being shut down; power it on on another host",
+                    spec.id
+                ),
+            );
+            return;
+        }
+        self.start_reading(spec);
+    }
+
     pub(super) fn start_reading(&mut self, spec: VmSpec) {
         let (id, datastore) = (spec.id.clone(), spec.datastore.clone());
         self.vms

@@ -211,7 +211,7 @@ impl Agent {
         }
         self.durable_dirty |= self.durable.wanted_off.remove(id);
         if let (true, Some(spec)) = (start_again, spec) {
-            self.start_reading(spec);
+            self.start_again(spec);
         }
     }
 
