@@ -46,6 +46,8 @@ mod session;
 pub mod status;
 mod store;
 mod tasks;
+#[cfg(test)]
+mod testing;
 pub mod time;
 mod vms;
 mod vouch;

@@ -221,45 +221,15 @@ impl Agent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::Identity;
-    use crate::config::{ClusterConfig, DatastoreSpec, HostSpec, Settings};
-    use crate::election::Role;
-    use crate::id::{BootId, InstanceId, Nonce};
-    use crate::io::Durable;
-    use crate::time::{Duration, Instant};
-    use alloc::vec;
+    use crate::config::Settings;
+    use crate::id::Nonce;
+    use crate::testing;
+    use crate::time::Duration;
 
-    /// A primary whose swap of the owner lock of "ds-1" is out, and what it makes of it when it has won.
+    /// A primary whose swap of an owner lock is out, and what it makes of it when it has won.
     fn won(raise: impl FnOnce(&mut Settings)) -> Option<Own> {
-        let now = Instant::from_nanos(1_000_000_000);
-        let datastore = DatastoreId::new("ds-1").expect("id");
-        let host = HostId::new("host-1").expect("id");
-        let spec = HostSpec {
-            id: host.clone(),
-            cpu_mhz: 1000,
-            memory_mb: 1000,
-            datastores: [datastore.clone()].into(),
-            maintenance: false,
-            networks: Default::default(),
-        };
-        let store = DatastoreSpec {
-            id: datastore.clone(),
-            kind: Default::default(),
-            fence: Default::default(),
-            server: None,
-        };
-        let settings = Settings::default();
-        let config = ClusterConfig::new(1, settings, vec![spec], vec![store], vec![], vec![]);
-        let identity = Identity {
-            host,
-            boot: BootId(1),
-            instance: InstanceId(1),
-            seed: 1,
-        };
-        let config = config.expect("sound");
-        let durable = Durable::default();
-        let mut agent = Agent::new(identity, config, durable, vec![], now).expect("agent");
-        agent.role = Role::Primary { restarts_from: now };
+        let mut agent = testing::primary(Vec::new());
+        let (now, datastore) = (agent.now, testing::datastore());
         let (freeze, r#break) = agent.constants();
         let right = &mut agent.stores.get_mut(&datastore).expect("mounted").right;
         right.renewed(now, now, freeze);

@@ -304,3 +304,84 @@ impl Agent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Held, Restart};
+    use super::*;
+    use crate::agent::Command;
+    use crate::id::{BootId, Generation, Holder, Nonce};
+    use crate::io::{FoundState, FoundVm};
+    use crate::testing::{datastore, primary, vm};
+    use crate::time::Duration;
+    use crate::wire::Desired;
+    use alloc::collections::BTreeMap;
+    use alloc::vec;
+
+    /// A primary that has asked its own host to start the VM: the step of the restart when that has taken
+    /// the order, and what happens next has happened.
+    fn asked(mut agent: Agent, next: impl FnOnce(&mut Agent)) -> Step {
+        let (host, now) = (agent.me.host.clone(), agent.now);
+        let restart = Restart {
+            datastore: datastore(),
+            attempt: 1,
+            step: Step::Ordered {
+                host: host.clone(),
+                since: now,
+            },
+            held: Held::Free,
+            why: String::new(),
+            said: String::new(),
+            requested: None,
+            order: 7,
+            since: now,
+            home_back: None,
+            failures: BTreeMap::new(),
+        };
+        agent.restarts.insert(vm(), restart);
+        let order = StartOrder {
+            order: 7,
+            spec: agent.config.vms.get(&vm()).cloned().expect("configured"),
+            expected: Generation(4),
+            expected_nonce: Nonce(4),
+            broken_from: None,
+            attempt: 1,
+        };
+        agent.on_start_order(&host, order);
+        next(&mut agent);
+        agent.restarts.get(&vm()).expect("kept").step.clone()
+    }
+
+    #[test]
+    fn order_for_a_vm_that_a_restarted_agent_has_just_found_is_answered_at_once() {
+        let found = FoundVm {
+            vm: vm(),
+            state: FoundState::Running(Generation(4)),
+        };
+        let step = asked(primary(vec![found]), |_| {});
+        assert!(matches!(step, Step::Look(_)), "{step:?}");
+    }
+
+    #[test]
+    fn order_is_answered_when_the_lock_that_was_being_read_is_anothers() {
+        let mut agent = primary(Vec::new());
+        let now = agent.now;
+        agent.command(now, Command::PowerOn(vm())).expect("taken");
+        let step = asked(agent, |agent| {
+            let lock = LockRecord {
+                generation: Generation(5),
+                nonce: Nonce(5),
+                holder: Some(Holder {
+                    host: HostId::new("host-2").expect("id"),
+                    boot: BootId(2),
+                }),
+                desired: Desired::On,
+                freeze: Duration::from_secs(3),
+                r#break: Duration::from_secs(5),
+                given_back: None,
+            };
+            agent.on_vm_head(&vm(), Some(lock));
+        });
+        assert!(matches!(step, Step::Look(_)), "{step:?}");
+    }
+}

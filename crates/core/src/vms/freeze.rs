@@ -7,8 +7,9 @@ use crate::id::{Generation, VmId};
 use crate::io::GuardRequest;
 use crate::lock::{LockName, SwapOutcome, Token};
 use crate::tasks::TaskFor;
-use crate::wire::{Desired, LockRecord};
+use crate::wire::{Desired, LockRecord, StartOutcome};
 use alloc::format;
+use alloc::string::String;
 
 use super::Phase;
 
@@ -201,6 +202,8 @@ impl Agent {
         };
         let Some(record) = record else {
             if matches!(vm.phase, Phase::Reading) {
+                let why = String::from("its lock has no record");
+                self.answer_order(id, StartOutcome::NotReady(why));
                 self.vms.remove(id);
                 self.report_dirty = true;
             }
@@ -237,6 +240,7 @@ impl Agent {
                     .unwrap_or_else(|| self.me.host.clone());
                 self.say_stop_lost(id);
                 self.durable_dirty |= self.durable.wanted_off.remove(id);
+                self.answer_order(id, StartOutcome::LockLost);
                 self.vms.remove(id);
                 self.report_dirty = true;
                 self.issue(IssueCause::StartRefused, format!(

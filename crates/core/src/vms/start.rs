@@ -24,12 +24,26 @@ impl Agent {
                     let outcome = StartOutcome::Started(record.generation);
                     self.answer(from, &order, outcome);
                 }
-                Phase::Killing { .. } | Phase::Releasing { .. } | Phase::Frozen { .. } => {
+                Phase::Killing { .. } | Phase::Releasing { .. } => {
                     let why =
                         String::from("an earlier instance of the VM is still being stopped here");
                     self.answer(from, &order, StartOutcome::NotReady(why));
                 }
-                _ => vm.order = Some((from.clone(), order)),
+                // It runs here by a generation of its own, or did: nothing is started for this order.
+                Phase::Adopting { .. }
+                | Phase::Frozen { .. }
+                | Phase::Thawing { .. }
+                | Phase::Unfreezing { .. } => {
+                    let why =
+                        String::from("the VM is on this host already, and its lock is looked at");
+                    self.answer(from, &order, StartOutcome::NotReady(why));
+                }
+                Phase::Reading
+                | Phase::Waiting { .. }
+                | Phase::Acquiring { .. }
+                | Phase::Registering { .. }
+                | Phase::Preparing { .. }
+                | Phase::Resuming { .. } => vm.order = Some((from.clone(), order)),
             }
             return;
         }
