@@ -314,7 +314,7 @@ impl Agent {
         agent.adopt(found);
         agent.begin_election(ElectionCause::AgentStarted, "the agent started");
         agent.scan_orphans();
-        agent.report_redundancy();
+        agent.report_redundancy(None);
         Ok(agent)
     }
 

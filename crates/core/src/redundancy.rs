@@ -39,12 +39,19 @@ pub(crate) fn weakness(config: &ClusterConfig) -> Option<String> {
 }
 
 impl Agent {
-    /// Once, when the agent starts: is its own host such a one?
-    pub(crate) fn report_redundancy(&mut self) {
+    /// What is to be said of this agent's own host, if it is such a one.
+    pub(crate) fn own_network_issue(&self) -> Option<String> {
         if self.config.settings.ignore_redundant_network_warning {
-            return;
+            return None;
         }
-        let Some(issue) = self.own_spec().filter(is_alone).map(|h| sentence(&[h])) else {
+        self.own_spec().filter(is_alone).map(|h| sentence(&[h]))
+    }
+
+    /// When the agent starts, and when another configuration is in force: is its own host such a one, and was
+    /// it not before?
+    pub(crate) fn report_redundancy(&mut self, before: Option<&String>) {
+        let issue = self.own_network_issue();
+        let Some(issue) = issue.filter(|issue| Some(issue) != before) else {
             return;
         };
         let host = self.me.host.clone();

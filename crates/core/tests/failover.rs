@@ -345,3 +345,55 @@ fn a_primary_that_made_room_says_nothing_of_what_was_reported_to_it() {
     c.run_for(Duration::from_secs(2));
     assert!(answers(&c, 0).iter().all(Result::is_ok), "{:?}", c.proposed);
 }
+
+fn set(key: &str, value: &str) -> Change {
+    Change::Set {
+        key: key.into(),
+        value: value.into(),
+    }
+}
+
+#[test]
+fn a_configuration_that_could_not_be_kept_is_kept_later() {
+    let mut c = settled(Profile::Balanced, 3, 0);
+    c.losing_configs = 5;
+    c.propose(2, set("max_restart_attempts", "3"));
+    c.run_for(Duration::from_secs(2));
+    let weak = |c: &Cluster| {
+        let issues = c.status(3).issues;
+        issues.iter().any(|i| i.cause == IssueCause::ConfigNotKept)
+    };
+    assert!(c.kept.is_empty() && weak(&c), "{:?}", c.kept);
+    c.run_for(Duration::from_secs(30));
+    assert_eq!(c.kept.values().copied().collect::<Vec<_>>(), [1, 1, 1]);
+    assert!(!weak(&c));
+}
+
+#[test]
+fn a_network_that_a_change_leaves_alone_is_said() {
+    let mut c = settled(Profile::Balanced, 3, 0);
+    let said = |c: &Cluster| {
+        let one = |e: &EventKind| matches!(e, EventKind::ConfigIssue { cause: IssueCause::OneNetwork, host: h, .. } if *h == host(1));
+        c.count(mainstay_core::time::Instant::ZERO, one)
+    };
+    let spec = |networks: &[&str]| HostSpec {
+        id: host(1),
+        cpu_mhz: 20_000,
+        memory_mb: 65_536,
+        datastores: ["ds-1", "ds-2"]
+            .map(|d| DatastoreId::new(d).expect("id"))
+            .into(),
+        maintenance: false,
+        networks: networks.iter().map(|n| String::from(*n)).collect(),
+    };
+    let mut make = |change, count| {
+        c.propose(2, change);
+        c.run_for(Duration::from_secs(5));
+        assert_eq!(said(&c), count, "{:?}", c.proposed);
+    };
+    make(Change::PutHost(spec(&["lan", "wan"])), 0);
+    make(Change::PutHost(spec(&["lan"])), 1);
+    make(set("max_restart_attempts", "3"), 1);
+    make(set("ignore_redundant_network_warning", "true"), 1);
+    make(set("ignore_redundant_network_warning", "false"), 2);
+}

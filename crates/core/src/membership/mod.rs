@@ -24,7 +24,7 @@ use crate::id::{DatastoreId, HostId};
 use crate::io::{Channel, Output};
 use crate::liveness::Peer;
 use crate::store::Store;
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::Message;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -34,6 +34,9 @@ use alloc::vec::Vec;
 
 /// Changes that wait to be written, over all hosts.
 const PROPOSALS: usize = 64;
+/// A configuration that could not be kept on local disk is written again after so long: no sooner than an
+/// admin makes room, and long before a host is started again.
+const KEPT_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// A change on its way.
 #[derive(Clone, Debug)]
@@ -55,6 +58,8 @@ pub(crate) struct Membership {
     queue: VecDeque<Proposal>,
     /// At the asking agent: tickets whose outcome is awaited, with the primary that was asked.
     asked: Vec<(u64, HostId, Instant)>,
+    /// The configuration is to be kept on local disk again then: it could not be.
+    keep_again: Option<Instant>,
     pub(crate) home: Home,
 }
 
@@ -205,6 +210,10 @@ impl Agent {
             );
             self.out.push_back(Output::Proposed(ticket, Err(why)));
         }
+        if self.membership.keep_again.is_some_and(|at| now >= at) {
+            self.membership.keep_again = None;
+            self.keep_config();
+        }
         self.run_home();
         self.next_proposal();
     }
@@ -271,8 +280,10 @@ impl Agent {
             "the cluster's configuration cannot be kept on this host's local disk: after a restart it begins with an older one until it hears from another host; make room, or find out what is wrong with the disk",
         );
         if ok {
+            self.membership.keep_again = None;
             self.withdraw(&issue);
         } else {
+            self.membership.keep_again = Some(self.now + KEPT_AGAIN_AFTER);
             self.issue(IssueCause::ConfigNotKept, issue);
         }
     }
@@ -280,6 +291,7 @@ impl Agent {
     /// Puts a newer configuration in force here, and keeps it on local disk.
     pub(crate) fn apply_config(&mut self, config: ClusterConfig, why: &str) {
         let now = self.now;
+        let one_network = self.own_network_issue();
         let old = core::mem::replace(&mut self.config, config);
         self.topology = Topology::of(&self.config);
         self.judging.begin_again();
@@ -321,6 +333,7 @@ impl Agent {
             EventKind::ConfigChanged { host, version },
             format!("version {version} replaces {}: {why}", old.version),
         );
+        self.report_redundancy(one_network.as_ref());
         self.want_poweron_list();
         self.report_dirty = true;
         if self.config.settings.timing.freeze > old.settings.timing.freeze {

@@ -38,6 +38,10 @@ pub(crate) struct Cluster {
     /// Bytes of each write of a protected or powered-on list.
     pub(crate) list_writes: Vec<usize>,
     pub(crate) events: Vec<(Instant, HostId, EventKind)>,
+    /// Configurations, from now on, that cannot be kept on local disk.
+    pub(crate) losing_configs: u32,
+    /// The version that each host keeps there.
+    pub(crate) kept: BTreeMap<HostId, u64>,
     pub(crate) proposed: Vec<(HostId, u64, Result<u64, String>)>,
 }
 
@@ -116,6 +120,8 @@ impl Cluster {
             changed_vms: 0,
             list_writes: Vec::new(),
             events: Vec::new(),
+            losing_configs: 0,
+            kept: BTreeMap::new(),
             proposed: Vec::new(),
         };
         for n in 1..=hosts {
@@ -308,8 +314,14 @@ impl Cluster {
                 Output::Storage(op, on, request) => self.perform(of, op, &on, request),
                 Output::Guard(op, _) => self.push(of, Input::Guard(op, GuardOutcome::Done)),
                 Output::Hypervisor(op, request) => self.hypervise(of, op, request),
-                Output::Persist(op, _) | Output::PersistConfig(op, _) => {
-                    self.push(of, Input::Persisted(op, true));
+                Output::Persist(op, _) => self.push(of, Input::Persisted(op, true)),
+                Output::PersistConfig(op, config) => {
+                    let kept = self.losing_configs == 0;
+                    self.losing_configs = self.losing_configs.saturating_sub(1);
+                    if kept {
+                        self.kept.insert(of.clone(), config.version);
+                    }
+                    self.push(of, Input::Persisted(op, kept));
                 }
                 Output::Proposed(ticket, outcome) => {
                     self.proposed.push((of.clone(), ticket, outcome))
