@@ -11,6 +11,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 /// A VM that ran for less than this after a restart spends an attempt when it dies, as a failed start does.
+/// Counted until its host was last heard: a host says nothing of its own death, and in the classic timings
+/// eleven seconds pass until its silence is noticed.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 /// A planted bug protects nothing after that.
@@ -129,11 +131,11 @@ impl Agent {
     fn reconcile_missing(&mut self, datastore: &DatastoreId, vm: &VmId) {
         let now = self.now;
         match self.restarts.get(vm).map(|r| &r.step) {
-            Some(Step::Runs { since }) => {
-                let since = *since;
+            Some(Step::Runs { since, heard }) => {
+                let (since, heard) = (*since, *heard);
                 // A report or two may be on its way.
                 if now.since(since) > 3 * self.timing().network_heartbeat {
-                    self.fell_again(vm, since);
+                    self.fell_again(vm, heard.since(since));
                 }
             }
             Some(_) => {}
@@ -159,22 +161,32 @@ impl Agent {
     /// A VM that is reported while a restart of it is under way.
     fn reconcile_present(&mut self, vm: &VmId, host: &HostId, state: VmReportState) {
         let now = self.now;
+        let said = self.last_said(host);
         let Some(restart) = self.restarts.get(vm) else {
             return;
         };
         match (&restart.step, state) {
-            (Step::Runs { since }, _) if now.since(*since) >= STABLE_AFTER => {
+            (Step::Runs { since, .. }, _) if said.since(*since) >= STABLE_AFTER => {
                 self.restarts.remove(vm);
             }
             (
                 Step::Runs { .. } | Step::Ordered { .. },
                 VmReportState::Starting | VmReportState::Stopping | VmReportState::Frozen,
             ) => {}
+            (Step::Runs { since, heard }, VmReportState::Running) if said > *heard => {
+                let since = *since;
+                if let Some(restart) = self.restarts.get_mut(vm) {
+                    restart.step = Step::Runs { since, heard: said };
+                }
+            }
             (Step::Runs { .. }, VmReportState::Running) => {}
             (_, VmReportState::Running) => {
                 if let Some(restart) = self.restarts.get_mut(vm) {
                     restart.why = format!("it runs on {host}");
-                    restart.step = Step::Runs { since: now };
+                    restart.step = Step::Runs {
+                        since: now,
+                        heard: now,
+                    };
                 }
             }
             // Somebody has it in hand: nothing is to be done, and nothing forgotten.
@@ -182,10 +194,19 @@ impl Agent {
         }
     }
 
-    /// It died again after a restart: too soon after counts as a failed start.
-    fn fell_again(&mut self, vm: &VmId, since: Instant) {
+    /// When a host was last heard; what it reported was true until then.
+    fn last_said(&self, host: &HostId) -> Instant {
+        if *host == self.me.host {
+            return self.now;
+        }
+        let heard = self.peers.get(host).and_then(|p| p.heard);
+        heard.unwrap_or(self.now)
+    }
+
+    /// It died again when it had run for that long after a restart: too soon counts as a failed start.
+    fn fell_again(&mut self, vm: &VmId, ran_for: Duration) {
         let now = self.now;
-        let soon = now.since(since) < STABLE_AFTER;
+        let soon = ran_for < STABLE_AFTER;
         let Some(restart) = self.restarts.get_mut(vm) else {
             return;
         };

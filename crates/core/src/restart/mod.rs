@@ -65,8 +65,8 @@ pub(crate) enum Step {
     },
     /// A host was asked.
     Ordered { host: HostId, since: Instant },
-    /// It runs again since then; forgotten when it has run for long enough.
-    Runs { since: Instant },
+    /// It runs again since then, and ran when its host was last heard; forgotten when that is long enough.
+    Runs { since: Instant, heard: Instant },
     /// No more attempts.
     Abandoned,
 }

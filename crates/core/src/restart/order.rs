@@ -237,7 +237,10 @@ impl Agent {
         match result.outcome {
             StartOutcome::Started(generation) => {
                 restart.why = format!("it was started on {from} under generation {generation}");
-                restart.step = Step::Runs { since: now };
+                restart.step = Step::Runs {
+                    since: now,
+                    heard: now,
+                };
                 self.reconcile();
             }
             StartOutcome::LockLost => {
