@@ -313,6 +313,7 @@ impl Agent {
                 self.note_connection(&host);
             }
             if from != state {
+                self.begin_put_off_again();
                 let observer = self.me.host.clone();
                 self.emit(
                     EventKind::HostState {

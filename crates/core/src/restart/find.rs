@@ -151,6 +151,7 @@ impl Agent {
                     requested: None,
                     order: 0,
                     since: now,
+                    put_off_since: None,
                     failures: BTreeMap::new(),
                 };
                 self.restarts.insert(vm.clone(), restart);
@@ -211,6 +212,7 @@ impl Agent {
             return;
         };
         restart.said.clear();
+        restart.put_off_since = None;
         let asked = restart.requested.take().map(|(_, host)| host);
         restart.step = Step::Look(now);
         restart.held = Held::Unread;

@@ -44,6 +44,8 @@ pub(crate) struct Restart {
     since: Instant,
     /// Since when the host for which it waits is back.
     home_back: Option<Instant>,
+    /// Since when hosts that were asked find it impossible for now, without an attempt.
+    put_off_since: Option<Instant>,
     /// How often hosts could not start it: another is asked first.
     failures: BTreeMap<HostId, u32>,
 }

@@ -1,20 +1,54 @@
 //! Places the restarts that are ready, orders each start from its host, and follows what comes of it.
 
-use super::{Held, Step};
+use super::{Held, Restart, Step};
 use crate::agent::{Agent, planted};
 use crate::config::VmSpec;
 use crate::event::{EventKind, WaitCause};
 use crate::id::{HostId, VmId};
 use crate::io::Channel;
 use crate::placement::{Choice, Room, View, plan};
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::{LockRecord, Message, StartOrder, StartOutcome, StartResult};
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+/// Longest time between two orders for a VM that a host could not start for now, as while the storage keeps
+/// the image lock of a host that was lost. Each order makes two generations of its lock and as many events:
+/// four a minute are a load that no storage notices, and a VM stands still for no longer than this once it
+/// could be started.
+const PUT_OFF_AT_MOST: Duration = Duration::from_secs(30);
+/// Such a VM is tried again after this part of the time that it has been put off: a wait that ends is
+/// noticed at most a quarter later, and one that lasts costs little.
+const PUT_OFF_PART: u32 = 4;
+
 impl Agent {
+    /// When a VM is asked for again that its host could not start for now.
+    fn put_off(&mut self, vm: &VmId) -> Instant {
+        let (now, least) = (self.now, self.timing().network_heartbeat);
+        let restart = self.restarts.get_mut(vm);
+        let since = restart.map_or(now, |r| *r.put_off_since.get_or_insert(now));
+        now + (now.since(since) / PUT_OFF_PART).clamp(least, PUT_OFF_AT_MOST.max(least))
+    }
+
+    /// A host came or went: what it held it may give up now, so that VMs that were put off are tried again
+    /// as often as at first.
+    pub(crate) fn begin_put_off_again(&mut self) {
+        let now = self.now;
+        let soon = now + self.timing().network_heartbeat;
+        let waits = |r: &Restart| r.put_off_since.is_some() && matches!(r.step, Step::Look(_));
+        let put_off = self.restarts.iter().filter(|(_, r)| waits(r));
+        for vm in put_off.map(|(vm, _)| vm.clone()).collect::<Vec<VmId>>() {
+            if let Some(restart) = self.restarts.get_mut(&vm)
+                && let Step::Look(at) = &mut restart.step
+            {
+                restart.put_off_since = Some(now);
+                *at = soon.min(*at);
+            }
+        }
+    }
+
     /// What each host has left, with the starts that are on their way.
     fn view(&self) -> View {
         let mut view = View::default();
@@ -236,6 +270,7 @@ impl Agent {
         self.inventory.revision += 1;
         match result.outcome {
             StartOutcome::Started(generation) => {
+                restart.put_off_since = None;
                 restart.why = format!("it was started on {from} under generation {generation}");
                 restart.step = Step::Runs {
                     since: now,
@@ -249,18 +284,26 @@ impl Agent {
             }
             StartOutcome::ImageLocked => {
                 restart.attempt = restart.attempt.saturating_sub(1);
-                restart.step = Step::Look(soon);
-                self.say_waiting(&result.vm, WaitCause::ImageLocked, "the storage still holds the image lock of the host that was lost; tried again at each heartbeat, no attempt is spent");
+                let again = self.put_off(&result.vm);
+                self.look_again(&result.vm, again);
+                self.say_waiting(&result.vm, WaitCause::ImageLocked, "the storage still holds the image lock of the host that was lost; tried again and again, no attempt is spent");
             }
             StartOutcome::NotReady(why) => {
                 // No attempt is spent, but another host is asked first.
                 restart.attempt = restart.attempt.saturating_sub(1);
-                restart.step = Step::Look(soon);
                 *restart.failures.entry(from.clone()).or_insert(0) += 1;
+                let again = self.put_off(&result.vm);
+                self.look_again(&result.vm, again);
                 let why = format!("{from} was not ready: {why}");
                 self.say_waiting(&result.vm, WaitCause::HostNotReady, &why);
             }
             StartOutcome::Failed(why) => self.attempt_failed(&result.vm, from, why),
+        }
+    }
+
+    fn look_again(&mut self, vm: &VmId, at: Instant) {
+        if let Some(restart) = self.restarts.get_mut(vm) {
+            restart.step = Step::Look(at);
         }
     }
 
@@ -273,6 +316,7 @@ impl Agent {
         let attempt = restart.attempt;
         // The host that could not start it gives the lock back.
         restart.held = Held::Free;
+        restart.put_off_since = None;
         *restart.failures.entry(host.clone()).or_insert(0) += 1;
         let delay = self.config.settings.retry_delay(attempt.saturating_sub(1));
         let spent = attempt > limit || planted!(self, GivenUpEarly);
