@@ -69,7 +69,7 @@ pub enum WaitCause {
     DatastoreNotOwned,
 }
 
-/// What kind of weakness a `config.issue` names.
+/// What kind of weakness a `config.issue` names. Agents tell each other by number: new ones come last.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum IssueCause {
