@@ -3,7 +3,7 @@
 use crate::config::{ClusterConfig, ConfigError, HostSpec, Timing, Topology};
 use crate::election::Role;
 use crate::event::{ElectionCause, Event, EventKind, IssueCause};
-use crate::health::{Issue, LockChecks, Said, Telling};
+use crate::health::{Issue, LockChecks, OwnIssues, Said, Telling};
 use crate::id::{BootId, DatastoreId, Generation, Holder, HostId, InstanceId, OpId, VmId};
 use crate::inventory::{Inventory, Reporting};
 use crate::io::{
@@ -224,7 +224,7 @@ pub struct Agent {
     pub(crate) journal: VecDeque<Event>,
     pub(crate) shell_issues: Vec<Issue>,
     pub(crate) ignored: BTreeMap<&'static str, u64>,
-    pub(crate) said: BTreeMap<String, IssueCause>,
+    pub(crate) own_issues: OwnIssues,
     /// Weaknesses of the cluster that this primary has said.
     pub(crate) said_of_cluster: BTreeSet<Said>,
     pub(crate) telling: Telling,
@@ -302,7 +302,7 @@ impl Agent {
             journal: VecDeque::new(),
             shell_issues: Vec::new(),
             ignored: BTreeMap::new(),
-            said: BTreeMap::new(),
+            own_issues: OwnIssues::default(),
             said_of_cluster: BTreeSet::new(),
             telling: Telling::default(),
             lock_checks: LockChecks::default(),
@@ -632,26 +632,6 @@ impl Agent {
         self.out.push_back(Output::Event(event));
     }
 
-    /// Reports a weakness once.
-    pub(crate) fn issue(&mut self, cause: IssueCause, issue: String) {
-        if self.said.insert(issue.clone(), cause).is_none() {
-            let host = self.me.host.clone();
-            self.emit(
-                EventKind::ConfigIssue {
-                    issue: issue.clone(),
-                    cause,
-                    host,
-                },
-                issue,
-            );
-        }
-    }
-
-    /// A weakness is over.
-    pub(crate) fn withdraw(&mut self, issue: &str) {
-        self.said.remove(issue);
-    }
-
     pub(crate) fn ignore(&mut self, what: &'static str) {
         self.ignore_all(what, 1);
     }
@@ -718,7 +698,7 @@ impl Agent {
 
     pub(crate) fn on_message(&mut self, from: &HostId, message: Message) {
         if *from == self.me.host {
-            self.issue(IssueCause::SameHostId, format!(
+            self.issue_found(IssueCause::SameHostId, "", format!(
                 "a message came from another agent that calls itself {from} as well; give each host an id of its own"
             ));
             return;

@@ -140,7 +140,7 @@ impl Agent {
 
     /// Heartbeats are written where they were chosen to be, where a VM's lock may be held, and by who may
     /// become an owner.
-    fn writes_heartbeat(&self, datastore: &DatastoreId) -> bool {
+    pub(crate) fn writes_heartbeat(&self, datastore: &DatastoreId) -> bool {
         !self.role.is_secondary()
             || self.reporting.has_vms_on(datastore)
             || self.beacons.contains(datastore)
@@ -225,6 +225,8 @@ impl Agent {
         match outcome {
             StorageOutcome::Ok(StorageValue::Done) => {
                 store.right.renewed(now, counted, freeze);
+                self.withdraw(IssueCause::HeartbeatNotWritten, datastore);
+                self.withdraw(IssueCause::RecordsMissing, datastore);
                 self.vouch_not_needed(datastore);
                 self.extend_vms(datastore, counted);
             }
@@ -232,13 +234,13 @@ impl Agent {
                 if let Some(store) = self.stores.get_mut(datastore) {
                     store.fault = Some(IoFault::Foreign);
                 }
-                self.issue(IssueCause::RecordsMissing, format!(
+                self.issue(IssueCause::RecordsMissing, datastore, format!(
                     "datastore {datastore}: this host's heartbeat record is missing; add the host to the datastore with `mainstay datastore add`"
                 ));
             }
             StorageOutcome::NotDone(fault) | StorageOutcome::Unknown(fault) => {
                 let fault = *fault;
-                self.issue(IssueCause::HeartbeatNotWritten, format!("datastore {datastore}: heartbeat not written ({fault:?}); check the storage path of this host"));
+                self.issue(IssueCause::HeartbeatNotWritten, datastore, format!("datastore {datastore}: heartbeat not written ({fault:?}); check the storage path of this host"));
             }
         }
     }
@@ -330,11 +332,15 @@ impl Agent {
         if let Some(version) = understood.filter(|_| !own) {
             self.on_understands(host, version);
         }
-        if let Some(error) = damaged {
-            self.issue(
-                IssueCause::RecordUnreadable,
-                format!("datastore {datastore}: the heartbeat of {host} cannot be read: {error}"),
-            );
+        let about = format_args!("{datastore} heartbeat of {host}");
+        match damaged {
+            Some(error) => {
+                let text = format!(
+                    "datastore {datastore}: the heartbeat of {host} cannot be read: {error}"
+                );
+                self.issue_found(IssueCause::RecordUnreadable, about, text);
+            }
+            None => self.withdraw(IssueCause::RecordUnreadable, about),
         }
     }
 

@@ -11,6 +11,7 @@ use crate::time::Instant;
 use crate::wire::{Desired, GivenBack, LockRecord};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
+use alloc::string::String;
 
 /// For whom a lock task works.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -49,6 +50,11 @@ pub(crate) struct Task {
 }
 
 impl Task {
+    /// What its weaknesses are about.
+    fn about(&self) -> String {
+        format!("{} {:?}", self.datastore, self.name)
+    }
+
     /// The datastore whose scan for locks without a VM this reading is part of.
     fn scanned(&self) -> Option<DatastoreId> {
         let reads = matches!(
@@ -301,7 +307,9 @@ impl Agent {
     }
 
     pub(crate) fn on_head(&mut self, task: Task, record: Option<LockRecord>) {
+        let about = task.about();
         if let Some(record) = &record {
+            self.withdraw(IssueCause::RecordsMissing, &about);
             match self.remember(&task.datastore, &task.name, record.generation, task.known) {
                 Freshness::Fresh => {}
                 Freshness::Overtaken => {
@@ -312,7 +320,7 @@ impl Agent {
                 Freshness::WentBack => return,
             }
         } else {
-            self.issue(IssueCause::RecordsMissing, format!(
+            self.issue(IssueCause::RecordsMissing, &about, format!(
                 "datastore {}: the lock of {:?} was never begun or its records are gone; add it again with `mainstay datastore add`",
                 task.datastore, task.name
             ));
@@ -396,7 +404,11 @@ impl Agent {
             if let Some(store) = self.stores.get_mut(datastore) {
                 store.quarantine = Some(text.clone());
             }
-            self.issue(IssueCause::LockWentBack, text);
+            self.issue(
+                IssueCause::LockWentBack,
+                format_args!("{datastore} {name:?}"),
+                text,
+            );
             return Freshness::WentBack;
         }
         if generation > *known {

@@ -76,7 +76,7 @@ impl Agent {
         let said = self.few_beacons.take();
         if !few {
             if let Some(issue) = said {
-                self.withdraw(&issue);
+                self.withdraw(IssueCause::FewHeartbeatDatastores, issue);
             }
             return;
         }
@@ -84,9 +84,9 @@ impl Agent {
             "this host has {good} of {wanted} heartbeat datastores: a silent network is told less surely from a dead host; mount another datastore that other hosts mount too, or set heartbeat_datastores_per_host, or ignore_insufficient_heartbeat_datastores"
         );
         if let Some(old) = said.filter(|old| *old != issue) {
-            self.withdraw(&old);
+            self.withdraw(IssueCause::FewHeartbeatDatastores, old);
         }
-        self.issue(IssueCause::FewHeartbeatDatastores, issue.clone());
+        self.issue(IssueCause::FewHeartbeatDatastores, &issue, issue.clone());
         self.few_beacons = Some(issue);
     }
 }

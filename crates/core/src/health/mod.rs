@@ -11,12 +11,14 @@ mod clocks;
 mod cluster;
 mod facts;
 mod locks;
+mod own;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use clocks::Drift;
 pub(crate) use facts::Telling;
 pub(crate) use locks::LockChecks;
+pub(crate) use own::OwnIssues;
 
 use crate::agent::Agent;
 use crate::event::{EventKind, IssueCause};
@@ -80,23 +82,13 @@ impl Agent {
         all.into_iter().collect()
     }
 
-    /// The weaknesses of this host.
-    pub(crate) fn own_issues(&self) -> Vec<Issue> {
-        let host = &self.me.host;
-        let said = self.said.iter().map(|(text, cause)| Issue {
-            cause: *cause,
-            host: Some(host.clone()),
-            text: text.clone(),
-        });
-        said.chain(self.shell_issues.iter().cloned()).collect()
-    }
-
     /// Once in a few heartbeats.
     pub(crate) fn run_health(&mut self) {
         self.check_image_locks();
         if !self.beats.is_multiple_of(BEATS_BETWEEN_LOOKS) {
             return;
         }
+        self.tidy_own_issues();
         self.tell_facts();
         self.tell_clock();
         self.say_issues();

@@ -99,6 +99,10 @@ impl Agent {
     pub fn set_isolation_addresses(&mut self, names: Vec<String>) {
         let now = self.now;
         let known = core::mem::take(&mut self.isolation.addresses);
+        for old in known.iter().filter(|a| !names.contains(&a.name)) {
+            self.withdraw(IssueCause::IsolationAddressSilent, &old.name);
+            self.withdraw(IssueCause::CannotProbe, &old.name);
+        }
         self.isolation.addresses = names
             .into_iter()
             .map(|name| {
@@ -108,15 +112,17 @@ impl Agent {
                     next: now,
                     answered: same.and_then(|a| a.answered),
                     last: None,
-                    silent_checks: 0,
+                    silent_checks: same.map_or(0, |a| a.silent_checks),
                     name,
                 }
             })
             .collect();
         if self.isolation.addresses.is_empty() {
-            self.issue(IssueCause::NoIsolationAddress, String::from(
+            self.issue(IssueCause::NoIsolationAddress, "", String::from(
                 "this host has no isolation address, so that it never knows that it is cut off; add isolation_addresses",
             ));
+        } else {
+            self.withdraw(IssueCause::NoIsolationAddress, "");
         }
     }
 
@@ -183,24 +189,27 @@ impl Agent {
         address.pinging = false;
         address.last = Some((issued, outcome));
         let name = address.name.clone();
+        if outcome != PingOutcome::CannotProbe {
+            self.withdraw(IssueCause::CannotProbe, &name);
+        }
+        let Some(address) = self.isolation.addresses.get_mut(index) else {
+            return;
+        };
         match outcome {
             PingOutcome::Answered => {
                 address.answered = Some(now);
-                let was_silent = address.silent_checks >= SILENT_CHECKS;
                 address.silent_checks = 0;
-                if was_silent {
-                    self.withdraw(&silent_address(&name));
-                }
+                self.withdraw(IssueCause::IsolationAddressSilent, &name);
                 self.end_isolation(&format!("{name} answers"));
             }
             PingOutcome::NoAnswer if alone => {}
             PingOutcome::NoAnswer => {
                 address.silent_checks += 1;
                 if address.silent_checks == SILENT_CHECKS {
-                    self.issue(IssueCause::IsolationAddressSilent, silent_address(&name));
+                    self.issue(IssueCause::IsolationAddressSilent, &name, silent_address(&name));
                 }
             }
-            PingOutcome::CannotProbe => self.issue(IssueCause::CannotProbe, format!(
+            PingOutcome::CannotProbe => self.issue(IssueCause::CannotProbe, &name, format!(
                 "the isolation address {name} cannot be pinged from this host, so that isolation is not noticed by it; give the agent CAP_NET_RAW or a ping_group_range that has its group, or name a TCP address"
             )),
         }

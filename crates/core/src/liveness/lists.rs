@@ -90,21 +90,25 @@ impl Agent {
         let StorageOutcome::Ok(StorageValue::Bytes(bytes)) = outcome else {
             return;
         };
+        let about = format_args!("list of {host}");
         match PoweronRecord::decode(self.config.cluster_id, bytes) {
             Ok((stamp, record)) => {
                 if record.unreadable > 0 {
                     let unreadable = record.unreadable;
-                    self.issue(IssueCause::RecordUnreadable, format!(
+                    self.issue_found(IssueCause::RecordUnreadable, about, format!(
                         "the powered-on list of {host} is damaged: {unreadable} of its slots cannot be read, and a VM that it does not name may be on; {host} writes it anew when it can reach its datastores"
                     ));
+                } else {
+                    self.withdraw(IssueCause::RecordUnreadable, about);
                 }
                 let newer = self.is_newer_list(datastore, host, &stamp);
                 if let Some(peer) = self.peers.get_mut(host).filter(|_| newer) {
                     peer.poweron = Some((stamp, record));
                 }
             }
-            Err(error) => self.issue(
+            Err(error) => self.issue_found(
                 IssueCause::RecordUnreadable,
+                about,
                 format!("the powered-on list of {host} cannot be read: {error}"),
             ),
         }

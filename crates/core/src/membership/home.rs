@@ -123,6 +123,9 @@ impl Agent {
             } => match outcome {
                 StorageOutcome::Ok(_) if self.acting(datastore).is_some() => {
                     self.membership.home = Home::Ready { generation, copies };
+                    // The damaged copy is one of an earlier owner, which nobody reads again.
+                    let about = format_args!("{datastore} configuration");
+                    self.withdraw(IssueCause::RecordUnreadable, about);
                     for (generation, copy) in obsolete {
                         let request = StorageRequest::Remove(RecordKey::Config(generation, copy));
                         self.storage(datastore, request, Pending::Forget);
@@ -197,7 +200,7 @@ impl Agent {
                             best = Some(record.config);
                         }
                     }
-                    Err(error) => self.issue(IssueCause::RecordUnreadable, format!(
+                    Err(error) => self.issue(IssueCause::RecordUnreadable, format_args!("{datastore} configuration"), format!(
                         "datastore {datastore}: a copy of the configuration cannot be read: {error}"
                     )),
                 }

@@ -281,10 +281,10 @@ impl Agent {
         );
         if ok {
             self.membership.keep_again = None;
-            self.withdraw(&issue);
+            self.withdraw(IssueCause::ConfigNotKept, "");
         } else {
             self.membership.keep_again = Some(self.now + KEPT_AGAIN_AFTER);
-            self.issue(IssueCause::ConfigNotKept, issue);
+            self.issue(IssueCause::ConfigNotKept, "", issue);
         }
     }
 

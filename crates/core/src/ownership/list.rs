@@ -115,15 +115,15 @@ impl Agent {
             Ok((_, record)) => {
                 let (lost, older) = (record.lost, record.fallen_back);
                 if lost > 0 {
-                    self.issue(IssueCause::RecordUnreadable, format!("datastore {datastore}: {lost} slots of the protected list of owner generation {generation} cannot be read; VMs that were in them are protected again when their hosts report them"));
+                    self.issue(IssueCause::RecordUnreadable, format_args!("{datastore} list lost"), format!("datastore {datastore}: {lost} slots of the protected list of owner generation {generation} cannot be read; VMs that were in them are protected again when their hosts report them"));
                 }
                 if older > 0 {
-                    self.issue(IssueCause::RecordUnreadable, format!("datastore {datastore}: {older} slots of the protected list of owner generation {generation} are damaged; their other copies were taken"));
+                    self.issue(IssueCause::RecordUnreadable, format_args!("{datastore} list older"), format!("datastore {datastore}: {older} slots of the protected list of owner generation {generation} are damaged; their other copies were taken"));
                 }
                 self.copy_list(datastore, record);
             }
             Err(error) => {
-                self.issue(IssueCause::RecordUnreadable, format!("datastore {datastore}: a protected list of owner generation {generation} cannot be read: {error}"));
+                self.issue(IssueCause::RecordUnreadable, format_args!("{datastore} list"), format!("datastore {datastore}: a protected list of owner generation {generation} cannot be read: {error}"));
                 self.read_lists(datastore, left);
             }
         }
@@ -167,6 +167,11 @@ impl Agent {
             let request = StorageRequest::Remove(RecordKey::Protected(generation));
             self.storage(datastore, request, Pending::Forget);
         }
+        // What was damaged in them is of no interest any more.
+        for about in ["list", "list lost", "list older"] {
+            let about = format_args!("{datastore} {about}");
+            self.withdraw(IssueCause::RecordUnreadable, about);
+        }
     }
 
     /// Writes the pages of what changed, each over its older copy: whatever becomes of this write, what
@@ -198,7 +203,9 @@ impl Agent {
         }
         if let Some(vm) = refused.first() {
             let more = refused.len();
-            self.issue(IssueCause::ListFull, format!("datastore {datastore}: its protected list is full; {more} VMs there are not protected, {vm} first; move VMs to another datastore"));
+            self.issue(IssueCause::ListFull, datastore, format!("datastore {datastore}: its protected list is full; {more} VMs there are not protected, {vm} first; move VMs to another datastore"));
+        } else {
+            self.withdraw(IssueCause::ListFull, datastore);
         }
         if early && changed {
             self.announce_list(datastore);
@@ -256,6 +263,7 @@ impl Agent {
         let acts = self.acting(datastore).is_some();
         match outcome {
             StorageOutcome::Ok(StorageValue::Done) if acts => {
+                self.withdraw(IssueCause::ListNotWritten, datastore);
                 self.announce_list(datastore);
                 if let Some(acting) = self.acting_mut(datastore) {
                     acting.writing = None;
@@ -268,7 +276,7 @@ impl Agent {
                     acting.table.not_written();
                     acting.retry_at = retry;
                 }
-                self.issue(IssueCause::ListNotWritten, format!("datastore {datastore}: the protected list cannot be written ({fault:?}); new VMs there are not protected until it can"));
+                self.issue(IssueCause::ListNotWritten, datastore, format!("datastore {datastore}: the protected list cannot be written ({fault:?}); new VMs there are not protected until it can"));
             }
             // It may land late: only another generation has a file that it cannot touch (H19).
             _ => {

@@ -243,7 +243,7 @@ impl Agent {
                 self.answer_order(id, StartOutcome::LockLost);
                 self.vms.remove(id);
                 self.report_dirty = true;
-                self.issue(IssueCause::StartRefused, format!(
+                self.refuse(IssueCause::StartRefused, format!(
                     "{id} was not started here: {holder} holds its lock; power it off there first"
                 ));
             }

@@ -294,7 +294,7 @@ impl Agent {
     pub(super) fn start_again(&mut self, spec: VmSpec) {
         let resting = self.own_spec().is_none_or(|s| s.maintenance);
         if resting || self.leaving.is_some() {
-            self.issue(
+            self.refuse(
                 IssueCause::StartRefused,
                 format!(
                     "{} was not started again here: this host went into maintenance or is being shut down; power it on on another host",
@@ -399,7 +399,7 @@ impl Agent {
     pub(crate) fn adopt(&mut self, found: Vec<FoundVm>) {
         for FoundVm { vm: id, state } in found {
             let Some(spec) = self.config.vms.get(&id).cloned() else {
-                self.issue(IssueCause::VmUnknown, format!("{id} runs here but is not in the configuration; it is left frozen or running as found until its right ends"));
+                self.issue(IssueCause::VmUnknown, &id, format!("{id} runs here but is not in the configuration; it is left frozen or running as found until its right ends"));
                 self.leftover.insert(id);
                 continue;
             };

@@ -194,7 +194,7 @@ impl Agent {
     fn give_up_start(&mut self, id: &VmId, why: String) {
         let ordered = self.vms.get(id).is_some_and(|v| v.order.is_some());
         if !ordered {
-            self.issue(
+            self.refuse(
                 IssueCause::StartRefused,
                 format!(
                     "{id} was not started here: {why}; power it on again when the datastore answers"
@@ -203,7 +203,7 @@ impl Agent {
         }
         if self.vms.get(id).is_some_and(LocalVm::to_be_off) {
             self.durable_dirty |= self.durable.wanted_off.remove(id);
-            self.issue(
+            self.refuse(
                 IssueCause::StopRefused,
                 format!("{id} could not be switched off here: {why}; power it off again when the datastore answers"),
             );
@@ -280,7 +280,7 @@ impl Agent {
                 let by_user = self.vms.remove(id).is_some_and(|v| v.order.is_none());
                 self.report_dirty = true;
                 if by_user {
-                    self.issue(
+                    self.refuse(
                         IssueCause::StartRefused,
                         format!("{id} was not started here: another host took its lock first"),
                     );
@@ -372,7 +372,7 @@ impl Agent {
                     let why = if outcome == GuardOutcome::NoGuard {
                         let why = String::from("this host's guard does not run");
                         if self.vms.get(id).is_some_and(|v| v.order.is_none()) {
-                            self.issue(IssueCause::StartRefused, format!("{id} could not be started: {why}; power it on again when `mainstay status` does not name the guard"));
+                            self.refuse(IssueCause::StartRefused, format!("{id} could not be started: {why}; power it on again when `mainstay status` does not name the guard"));
                         }
                         why
                     } else {
@@ -468,7 +468,7 @@ impl Agent {
                     HypervisorOutcome::Done => return,
                 };
                 if self.vms.get(id).is_some_and(|v| v.order.is_none()) {
-                    self.issue(
+                    self.refuse(
                         IssueCause::StartRefused,
                         format!("{id} could not be started: {answer:?}"),
                     );

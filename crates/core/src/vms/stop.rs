@@ -40,6 +40,7 @@ impl Agent {
     pub(crate) fn on_vm_exited(&mut self, id: &VmId, cause: ExitCause) {
         let Some(vm) = self.vms.get_mut(id) else {
             if self.leftover.remove(id) {
+                self.withdraw(IssueCause::VmUnknown, id);
                 let now = self.now;
                 for store in self.stores.values_mut() {
                     store.rescan(now);
@@ -238,7 +239,7 @@ impl Agent {
     /// Another host has taken the lock: a power-off that was accepted here cannot be carried out here.
     pub(super) fn say_stop_lost(&mut self, id: &VmId) {
         if self.vms.get(id).is_some_and(LocalVm::to_be_off) {
-            self.issue(
+            self.refuse(
                 IssueCause::StopRefused,
                 format!("{id} was to be switched off here, but another host has taken its lock: power it off there"),
             );
