@@ -203,6 +203,8 @@ pub struct Agent {
     pub(crate) durable: Durable,
     pub(crate) durable_dirty: bool,
     persisting: bool,
+    /// After a write to local disk that failed, none begins before then.
+    persist_again: Instant,
     pub(crate) next_heartbeat: Instant,
     pub(crate) report_dirty: bool,
     pub(crate) beats: u64,
@@ -286,6 +288,7 @@ impl Agent {
             durable,
             durable_dirty: false,
             persisting: false,
+            persist_again: now,
             next_heartbeat: now,
             report_dirty: true,
             beats: 0,
@@ -358,8 +361,7 @@ impl Agent {
                     self.run();
                     return;
                 }
-                self.persisting = false;
-                self.durable_dirty |= !ok;
+                self.persisted(ok);
             }
             Input::VmExited { vm, cause } => self.on_vm_exited(&vm, cause),
             Input::VmLapsed { vm, generation } => self.on_vm_lapsed(&vm, generation),
@@ -642,8 +644,23 @@ impl Agent {
         }
     }
 
+    /// What must survive this agent is on local disk, or could not be written there.
+    fn persisted(&mut self, ok: bool) {
+        const WRITTEN: &str = "written";
+        self.persisting = false;
+        if ok {
+            self.withdraw(IssueCause::StateNotKept, WRITTEN);
+            return;
+        }
+        self.durable_dirty = true;
+        self.persist_again = self.now + self.timing().network_heartbeat;
+        self.issue(IssueCause::StateNotKept, WRITTEN, String::from(
+            "what this agent must remember cannot be written to this host's local disk: after a restart of the agent a power-off that was under way may be forgotten, and a datastore that was restored from a snapshot is not noticed; make room, or find out what is wrong with the disk",
+        ));
+    }
+
     fn persist(&mut self) {
-        if self.durable_dirty && !self.persisting {
+        if self.durable_dirty && !self.persisting && self.now >= self.persist_again {
             self.durable_dirty = false;
             self.persisting = true;
             let op = self.op(Pending::Persist);

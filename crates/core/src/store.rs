@@ -57,6 +57,8 @@ pub(crate) struct Store {
     poweron_writing: bool,
     /// What is wanted may differ from what was written.
     poweron_due: bool,
+    /// After a write that failed, none begins before then.
+    poweron_again: Instant,
     pub(crate) poweron_next_read: Instant,
     scanned: bool,
     next_scan: Instant,
@@ -85,6 +87,7 @@ impl Store {
             poweron_table: None,
             poweron_writing: false,
             poweron_due: false,
+            poweron_again: now,
             poweron_next_read: now,
             scanned: false,
             next_scan: now,
@@ -151,7 +154,7 @@ impl Agent {
         let now = self.now;
         let due = |(d, s): &(&DatastoreId, &Store)| {
             now >= s.next_poll
-                || s.poweron_due
+                || s.poweron_due && now >= s.poweron_again
                 || !s.writing && now >= s.next_write && self.writes_heartbeat(d)
         };
         let names: Vec<DatastoreId> = self
@@ -438,7 +441,7 @@ impl Agent {
         let Some(store) = self.stores.get_mut(datastore) else {
             return;
         };
-        if !store.poweron_due || store.poweron_writing {
+        if !store.poweron_due || store.poweron_writing || self.now < store.poweron_again {
             return;
         }
         store.poweron_due = false;
@@ -475,6 +478,7 @@ impl Agent {
 
     pub(crate) fn on_poweron_written(&mut self, datastore: &DatastoreId, outcome: &StorageOutcome) {
         let now = self.now;
+        let again = now + self.timing().datastore_heartbeat;
         let Some(store) = self.stores.get_mut(datastore) else {
             return;
         };
@@ -484,6 +488,7 @@ impl Agent {
             store.poweron_written = None;
             store.poweron_table = None;
             store.poweron_due = true;
+            store.poweron_again = again;
         }
     }
 

@@ -397,3 +397,78 @@ fn a_network_that_a_change_leaves_alone_is_said() {
     make(set("ignore_redundant_network_warning", "true"), 1);
     make(set("ignore_redundant_network_warning", "false"), 2);
 }
+
+fn listed(c: &Cluster, n: u32, cause: IssueCause) -> bool {
+    c.status(n).issues.iter().any(|i| i.cause == cause)
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_frozen_vm_is_thawed_later_where_its_lock_cannot_be_written_and_asks_once_a_heartbeat() {
+    let mut c = settled(Profile::Balanced, 3, 3);
+    c.broken.lock_writes = true;
+    c.asked = cluster::Asked::default();
+    c.lapse(&vm(1));
+    c.run_for(30 * SECOND);
+    let asked = c.asked.lock_writes;
+    assert!((30..=61).contains(&asked), "{asked} times in 30 s");
+    c.broken.lock_writes = false;
+    let from = c.now;
+    c.run_for(2 * SECOND);
+    assert_eq!(
+        c.count(from, |e| matches!(e, EventKind::VmThawed { .. })),
+        1
+    );
+}
+
+#[test]
+fn a_frozen_vm_without_a_guard_takes_one_generation_a_heartbeat() {
+    let mut c = settled(Profile::Balanced, 3, 3);
+    c.broken.thaws = true;
+    c.asked = cluster::Asked::default();
+    c.lapse(&vm(1));
+    c.run_for(30 * SECOND);
+    let asked = c.asked.lock_writes;
+    assert!((30..=61).contains(&asked), "{asked} times in 30 s");
+    c.broken.thaws = false;
+    let from = c.now;
+    c.run_for(2 * SECOND);
+    assert_eq!(
+        c.count(from, |e| matches!(e, EventKind::VmThawed { .. })),
+        1
+    );
+}
+
+#[test]
+fn what_a_local_disk_or_a_list_refuses_is_written_again_once_a_heartbeat() {
+    let mut c = settled(Profile::Balanced, 3, 3);
+    (c.broken.local_disks, c.broken.list_writes) = (true, true);
+    c.asked = cluster::Asked::default();
+    c.command(2, Command::PowerOff(vm(1)));
+    c.run_for(10 * SECOND);
+    let (disks, lists) = (c.asked.local_disks, c.asked.list_writes);
+    // Three hosts learn of the new generations; two heartbeat datastores.
+    assert!((10..=63).contains(&disks), "{disks} times in 10 s");
+    assert!((10..=42).contains(&lists), "{lists} times in 10 s");
+    assert!(listed(&c, 2, IssueCause::StateNotKept));
+    (c.broken.local_disks, c.broken.list_writes) = (false, false);
+    c.run_for(2 * SECOND);
+    assert!(!listed(&c, 2, IssueCause::StateNotKept));
+    c.asked = cluster::Asked::default();
+    c.run_for(10 * SECOND);
+    assert_eq!(c.asked.list_writes, 0);
+}
+
+#[test]
+fn a_vm_that_cannot_be_killed_is_killed_again_once_a_heartbeat() {
+    let mut c = settled(Profile::Balanced, 3, 3);
+    c.broken.kills = true;
+    c.command(2, Command::PowerOff(vm(1)));
+    c.run_for(10 * SECOND);
+    let asked = c.asked.kills;
+    assert!((10..=21).contains(&asked), "{asked} times in 10 s");
+    c.broken.kills = false;
+    c.run_for(2 * SECOND);
+    assert!(!c.running.contains_key(&vm(1)));
+}

@@ -131,7 +131,7 @@ pub enum IssueCause {
     HypervisorWeak,
     /// A datastore cannot be opened, or is used in a weaker way.
     DatastoreWeak,
-    /// What the agent keeps on local disk could not be read.
+    /// What the agent keeps on local disk could not be read, or cannot be written.
     StateNotKept,
     /// An address of this host is missing.
     AddressMissing,

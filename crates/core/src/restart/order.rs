@@ -383,6 +383,7 @@ mod tests {
             order: 7,
             since: now,
             home_back: None,
+            put_off_since: None,
             failures: BTreeMap::new(),
         };
         agent.restarts.insert(vm(), restart);

@@ -55,6 +55,9 @@ impl Agent {
         let Phase::Frozen { word, record } = &vm.phase else {
             return;
         };
+        if vm.retry_at.is_some_and(|at| self.now < at) {
+            return;
+        }
         let (word, datastore) = (*word, vm.spec.datastore.clone());
         let purpose = TaskFor::Vm(id.clone());
         if self.has_task(&purpose) {
@@ -123,6 +126,7 @@ impl Agent {
             SwapOutcome::NotDone(_) => {
                 // Certainly not performed; the same generation may be tried again.
                 vm.phase = Phase::Frozen { word, record: None };
+                self.retry_later(id);
             }
             SwapOutcome::Won => {
                 if let Some(cause) = vm.exited.take() {
@@ -173,6 +177,14 @@ impl Agent {
         }
     }
 
+    /// What was refused is asked for again at the next heartbeat.
+    pub(super) fn retry_later(&mut self, id: &VmId) {
+        let at = self.now + self.timing().datastore_heartbeat;
+        if let Some(vm) = self.vms.get_mut(id) {
+            vm.retry_at = Some(at);
+        }
+    }
+
     pub(super) fn lock_lost(&mut self, id: &VmId, generation: Generation) {
         let (vm, host) = (id.clone(), self.me.host.clone());
         let why = format!("another host, or a release, made a generation after {generation}");
@@ -202,10 +214,9 @@ impl Agent {
         };
         let Some(record) = record else {
             if matches!(vm.phase, Phase::Reading) {
-                let why = String::from("its lock has no record");
-                self.answer_order(id, StartOutcome::NotReady(why));
-                self.vms.remove(id);
-                self.report_dirty = true;
+                self.give_up_start(id, String::from("its lock was never begun, or is gone"));
+            } else {
+                self.retry_later(id);
             }
             return;
         };

@@ -111,6 +111,9 @@ pub(crate) struct LocalVm {
     /// It was found by this agent; whether the request to run reached it before the last one died is
     /// not known, so it is sent (again) then.
     resume_at: Option<Instant>,
+    /// What was certainly refused is not asked for again before then: storage that is full, a guard that
+    /// does not run and a hypervisor that fails answer at once, however often they are asked.
+    retry_at: Option<Instant>,
     pub(crate) since: Instant,
 }
 
@@ -124,6 +127,7 @@ impl LocalVm {
             again: false,
             exited: None,
             resume_at: None,
+            retry_at: None,
             since: now,
         }
     }
@@ -204,6 +208,7 @@ impl LocalVm {
         match &self.phase {
             Phase::Reading | Phase::Waiting { .. } | Phase::Frozen { .. } => true,
             Phase::Running { .. } => self.resume_at.is_some(),
+            Phase::Killing { .. } => self.retry_at.is_some(),
             _ => false,
         }
     }

@@ -178,6 +178,12 @@ impl Agent {
                 }
                 Phase::Waiting { .. } => self.acquire(&id),
                 Phase::Frozen { .. } => self.thaw(&id),
+                Phase::Killing { .. } if vm.retry_at.is_some_and(|at| now >= at) => {
+                    if let Some(vm) = self.vms.get_mut(&id) {
+                        vm.retry_at = None;
+                    }
+                    self.hypervisor(&id, HypervisorRequest::Kill { vm: id.clone() });
+                }
                 Phase::Running { .. } if vm.resume_at.is_some_and(|at| now >= at) => {
                     if let Some(vm) = self.vms.get_mut(&id) {
                         vm.resume_at = None;
@@ -191,7 +197,7 @@ impl Agent {
 
     /// Ends a start before its swap was issued. A wish that waited longer than this may no longer be
     /// what the user wants: it is theirs to say again.
-    fn give_up_start(&mut self, id: &VmId, why: String) {
+    pub(super) fn give_up_start(&mut self, id: &VmId, why: String) {
         let ordered = self.vms.get(id).is_some_and(|v| v.order.is_some());
         if !ordered {
             self.refuse(
@@ -413,6 +419,7 @@ impl Agent {
                         word,
                         record: Some(record),
                     };
+                    self.retry_later(id);
                 }
             },
             _ if outcome == GuardOutcome::Lapsed => self.on_right_refused(id),
@@ -522,9 +529,7 @@ impl Agent {
                     vm.resume_at = Some(again);
                 }
             }
-            (Phase::Killing { .. }, HypervisorOutcome::Failed(_)) => {
-                self.hypervisor(id, HypervisorRequest::Kill { vm: id.clone() });
-            }
+            (Phase::Killing { .. }, HypervisorOutcome::Failed(_)) => self.retry_later(id),
             _ => {}
         }
     }

@@ -24,6 +24,7 @@ impl Agent {
             return;
         };
         vm.phase = Phase::Killing { reason, release };
+        vm.retry_at = None;
         vm.since = self.now;
         self.report_dirty = true;
         self.hypervisor(id, HypervisorRequest::Kill { vm: id.clone() });

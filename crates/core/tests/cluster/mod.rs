@@ -7,8 +7,8 @@ use mainstay_core::config::{
 use mainstay_core::event::{Event, EventKind};
 use mainstay_core::id::{BootId, DatastoreId, HostId, InstanceId, OpId, VmId};
 use mainstay_core::io::{
-    Durable, ExitCause, GuardOutcome, HypervisorOutcome, HypervisorRequest, Input, Output,
-    PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue,
+    Durable, ExitCause, GuardOutcome, GuardRequest, HypervisorOutcome, HypervisorRequest, Input,
+    IoFault, Output, PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue,
 };
 use mainstay_core::time::{Duration, Instant};
 use mainstay_core::wire::{Envelope, FORMAT_VERSION, Message, PAGE_BYTES, RecordKey};
@@ -43,6 +43,29 @@ pub(crate) struct Cluster {
     /// The version that each host keeps there.
     pub(crate) kept: BTreeMap<HostId, u64>,
     pub(crate) proposed: Vec<(HostId, u64, Result<u64, String>)>,
+    /// What goes wrong.
+    pub(crate) broken: Broken,
+    /// Links of VM locks, writes of powered-on lists and of local disks, and kills that were asked for.
+    pub(crate) asked: Asked,
+}
+
+/// What certainly does not work, and says so at once.
+#[derive(Debug, Default)]
+pub(crate) struct Broken {
+    pub(crate) lock_writes: bool,
+    pub(crate) list_writes: bool,
+    pub(crate) thaws: bool,
+    pub(crate) local_disks: bool,
+    pub(crate) kills: bool,
+}
+
+/// How often something was asked for.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
+    pub(crate) lock_writes: usize,
+    pub(crate) list_writes: usize,
+    pub(crate) local_disks: usize,
+    pub(crate) kills: usize,
 }
 
 pub(crate) fn host(n: u32) -> HostId {
@@ -123,6 +146,8 @@ impl Cluster {
             losing_configs: 0,
             kept: BTreeMap::new(),
             proposed: Vec::new(),
+            broken: Broken::default(),
+            asked: Asked::default(),
         };
         for n in 1..=hosts {
             cluster.boot(n);
@@ -233,6 +258,24 @@ impl Cluster {
         );
     }
 
+    /// The guard of its host finds that its right to run has lapsed.
+    pub(crate) fn lapse(&mut self, id: &VmId) {
+        let started = self
+            .events
+            .iter()
+            .rev()
+            .find_map(|(.., event)| match event {
+                EventKind::VmStarted { vm, generation, .. } if vm == id => Some(*generation),
+                _ => None,
+            });
+        let on = self.running.get(id).expect("runs").clone();
+        let lapsed = Input::VmLapsed {
+            vm: id.clone(),
+            generation: started.expect("started"),
+        };
+        self.push(&on, lapsed);
+    }
+
     pub(crate) fn status(&self, n: u32) -> mainstay_core::status::Status {
         self.agents
             .get(&host(n))
@@ -312,9 +355,19 @@ impl Cluster {
                     self.push(of, Input::Pinged(op, outcome));
                 }
                 Output::Storage(op, on, request) => self.perform(of, op, &on, request),
-                Output::Guard(op, _) => self.push(of, Input::Guard(op, GuardOutcome::Done)),
+                Output::Guard(op, request) => {
+                    let thaw = matches!(request, GuardRequest::Thaw { .. });
+                    let outcome = match thaw && self.broken.thaws {
+                        true => GuardOutcome::NoGuard,
+                        false => GuardOutcome::Done,
+                    };
+                    self.push(of, Input::Guard(op, outcome));
+                }
                 Output::Hypervisor(op, request) => self.hypervise(of, op, request),
-                Output::Persist(op, _) => self.push(of, Input::Persisted(op, true)),
+                Output::Persist(op, _) => {
+                    self.asked.local_disks += 1;
+                    self.push(of, Input::Persisted(op, !self.broken.local_disks));
+                }
                 Output::PersistConfig(op, config) => {
                     let kept = self.losing_configs == 0;
                     self.losing_configs = self.losing_configs.saturating_sub(1);
@@ -355,6 +408,19 @@ impl Cluster {
                     .push(pages.iter().map(|(_, bytes)| bytes.len()).sum());
             }
             _ => {}
+        }
+        let list = matches!(
+            &request,
+            StorageRequest::Put(RecordKey::Poweron(_), _)
+                | StorageRequest::PutPages(RecordKey::Poweron(_), _)
+        );
+        let lock = matches!(&request, StorageRequest::Link(RecordKey::VmLock(..), _));
+        self.asked.list_writes += usize::from(list);
+        self.asked.lock_writes += usize::from(lock);
+        if list && self.broken.list_writes || lock && self.broken.lock_writes {
+            let full = StorageOutcome::NotDone(IoFault::Full);
+            self.push(of, Input::Storage(op, full));
+            return;
         }
         let disk = self.disks.get_mut(on).expect("datastore");
         let value = match request {
@@ -421,7 +487,12 @@ impl Cluster {
                 assert_eq!(before, None, "{vm} runs twice");
                 HypervisorOutcome::Done
             }
+            HypervisorRequest::Kill { .. } if self.broken.kills => {
+                self.asked.kills += 1;
+                HypervisorOutcome::Failed(String::from("planned"))
+            }
             HypervisorRequest::Kill { vm } => {
+                self.asked.kills += 1;
                 self.running.remove(&vm);
                 self.push(
                     of,
