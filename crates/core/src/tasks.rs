@@ -63,6 +63,14 @@ impl Task {
         );
         reads.then(|| self.datastore.clone())
     }
+
+    /// The generation that keeps the lock from being read.
+    fn damaged(&self) -> Option<Generation> {
+        match &self.machine {
+            Machine::Head(head) => head.damaged(),
+            Machine::Swap(_) | Machine::Cleanup(_) => None,
+        }
+    }
 }
 
 /// The tasks under way, found by their number, by their purpose and by the time of their next try.
@@ -277,13 +285,7 @@ impl Agent {
                 let datastore = task.datastore.clone();
                 self.storage(&datastore, request, Pending::Task(number));
             }
-            Step::Wait => {
-                let scanned = task.scanned();
-                self.tasks.wait(number, retry_at);
-                if let Some(datastore) = scanned {
-                    self.scan_further(&datastore);
-                }
-            }
+            Step::Wait => self.task_waits(number, retry_at),
             Step::Cleaned => {
                 self.tasks.remove(number);
             }
@@ -306,10 +308,34 @@ impl Agent {
         }
     }
 
+    /// Nothing could be decided now.
+    fn task_waits(&mut self, number: u64, until: Instant) {
+        let Some(task) = self.tasks.all.get(&number) else {
+            return;
+        };
+        if let Some(generation) = task.damaged() {
+            let (about, work_for) = (task.about(), task.work_for.clone());
+            let text = format!(
+                "datastore {}: generation {generation} of the lock of {:?} is damaged or foreign, and nothing is concluded from an older one; it is read again and again: check that storage, and that no other cluster uses it",
+                task.datastore, task.name
+            );
+            if let TaskFor::Look(vm) = work_for {
+                self.on_look_damaged(&vm, &text);
+            }
+            self.issue_found(IssueCause::RecordUnreadable, about, text);
+        }
+        let scanned = self.tasks.all.get(&number).and_then(Task::scanned);
+        self.tasks.wait(number, until);
+        if let Some(datastore) = scanned {
+            self.scan_further(&datastore);
+        }
+    }
+
     pub(crate) fn on_head(&mut self, task: Task, record: Option<LockRecord>) {
         let about = task.about();
         if let Some(record) = &record {
             self.withdraw(IssueCause::RecordsMissing, &about);
+            self.withdraw(IssueCause::RecordUnreadable, &about);
             match self.remember(&task.datastore, &task.name, record.generation, task.known) {
                 Freshness::Fresh => {}
                 Freshness::Overtaken => {

@@ -8,7 +8,7 @@ mod joining;
 use cluster::{Cluster, host, vm};
 use mainstay_core::Command;
 use mainstay_core::config::{Change, HostSpec, Profile};
-use mainstay_core::event::{EventKind, HostState, IssueCause};
+use mainstay_core::event::{EventKind, HostState, IssueCause, WaitCause};
 use mainstay_core::id::DatastoreId;
 use mainstay_core::time::Duration;
 
@@ -398,11 +398,47 @@ fn a_network_that_a_change_leaves_alone_is_said() {
     make(set("ignore_redundant_network_warning", "false"), 2);
 }
 
+fn waits(c: &Cluster, of: &mainstay_core::id::VmId, for_what: WaitCause) -> usize {
+    c.count(
+        mainstay_core::time::Instant::ZERO,
+        |e| matches!(e, EventKind::RestartWaiting { vm, cause, .. } if vm == of && *cause == for_what),
+    )
+}
+
 fn listed(c: &Cluster, n: u32, cause: IssueCause) -> bool {
     c.status(n).issues.iter().any(|i| i.cause == cause)
 }
 
 const SECOND: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_restart_whose_lock_is_damaged_says_so_and_goes_on_when_it_can_be_read() {
+    let mut c = settled(Profile::Balanced, 3, 3);
+    let sound = c.swap_newest_lock(&vm(1), vec![0; 512]);
+    c.power_off(2);
+    c.run_for(60 * SECOND);
+    assert!(!c.running.contains_key(&vm(1)));
+    assert_eq!(waits(&c, &vm(1), WaitCause::LockUnreadable), 1);
+    assert!(listed(&c, 3, IssueCause::RecordUnreadable));
+    let text = c.explain_vm(3, &vm(1)).sentences.join(" ");
+    assert!(text.contains("damaged or foreign"), "{text}");
+    c.swap_newest_lock(&vm(1), sound);
+    c.run_for(10 * SECOND);
+    assert!(c.running.contains_key(&vm(1)));
+    assert!(!listed(&c, 3, IssueCause::RecordUnreadable));
+}
+
+#[test]
+fn a_restart_whose_holder_cannot_be_judged_says_so() {
+    let mut c = settled(Profile::Balanced, 3, 3);
+    c.broken.pings = true;
+    c.power_off(2);
+    c.run_for(11 * SECOND);
+    assert_eq!(waits(&c, &vm(1), WaitCause::HolderUnreachable), 0);
+    c.run_for(49 * SECOND);
+    assert!(!c.running.contains_key(&vm(1)), "unknown is never dead");
+    assert_eq!(waits(&c, &vm(1), WaitCause::HolderUnreachable), 1);
+}
 
 #[test]
 fn a_frozen_vm_is_thawed_later_where_its_lock_cannot_be_written_and_asks_once_a_heartbeat() {

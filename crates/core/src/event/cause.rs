@@ -51,7 +51,8 @@ pub enum WaitCause {
     PriorityDisabled,
     /// The lock's holder is no host of the configuration.
     HolderUnknown,
-    /// The holder answers pings without an agent, and the storage takes late writes.
+    /// The holder is silent, and nothing shows that it is dead: it answers pings without an agent where the
+    /// storage takes late writes, or it can neither be pinged nor judged by its datastore heartbeats.
     HolderUnreachable,
     /// The holder is partitioned or isolated, and still alive by its datastore heartbeat.
     HolderCutOff,
@@ -67,6 +68,8 @@ pub enum WaitCause {
     HostNotReady,
     /// This primary does not own the VM's datastore.
     DatastoreNotOwned,
+    /// Its lock cannot be read: the newest record is damaged, or the storage does not answer.
+    LockUnreadable,
 }
 
 /// What kind of weakness a `config.issue` names. Agents tell each other by number: new ones come last.

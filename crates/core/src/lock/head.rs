@@ -22,6 +22,8 @@ pub(crate) struct HeadRead {
     name: LockName,
     cluster: u64,
     stage: Stage,
+    /// The newest generation that was found and cannot be understood.
+    damaged: Option<Generation>,
 }
 
 impl HeadRead {
@@ -36,6 +38,7 @@ impl HeadRead {
             name,
             cluster,
             stage,
+            damaged: None,
         };
         let request = read.retry();
         (read, request)
@@ -81,14 +84,21 @@ impl HeadRead {
         }
     }
 
+    /// The generation whose record keeps the lock from being read: it is damaged or foreign.
+    pub(crate) fn damaged(&self) -> Option<Generation> {
+        self.damaged
+    }
+
     fn on_record(&mut self, generation: Generation, bytes: &[u8]) -> Step {
         match LockRecord::decode(self.cluster, bytes) {
             Ok((_, record)) if record.generation == generation && generation <= Generation::MAX => {
+                self.damaged = None;
                 self.to(Stage::Probing(record))
             }
             // Damaged or foreign: nothing may be concluded from it, so the lock cannot be read now.
             _ => {
                 self.stage = Stage::Listing;
+                self.damaged = Some(generation);
                 Step::Wait
             }
         }

@@ -55,8 +55,8 @@ pub(crate) struct Restart {
 pub(crate) enum Step {
     /// Its lock is to be read, not before that moment.
     Look(Instant),
-    /// Its lock is being read.
-    Looking,
+    /// Its lock is being read, since then. `said`: it was said that this takes long.
+    Looking { since: Instant, said: bool },
     /// The lock was read; it is held, or there is no room.
     Waiting {
         record: LockRecord,
@@ -124,11 +124,13 @@ impl Agent {
     }
 
     pub(crate) fn restarts_due(&self) -> Option<Instant> {
+        let late = self.timing().dead;
         self.restarts
             .values()
             .filter_map(|r| match &r.step {
                 Step::Look(at) => Some(*at),
                 Step::Waiting { reread, .. } => Some(*reread),
+                Step::Looking { since, said: false } => Some(*since + late),
                 _ => None,
             })
             .filter(|at| *at > self.now)
@@ -190,7 +192,10 @@ impl Agent {
                     }
                 }
                 Step::Ordered { host, since } => self.check_order(&vm, &host, since),
-                Step::Look(_) | Step::Looking | Step::Runs { .. } | Step::Abandoned => {}
+                Step::Looking { since, said: false } if now >= since + self.timing().dead => {
+                    self.say_look_is_late(&vm, &datastore);
+                }
+                Step::Look(_) | Step::Looking { .. } | Step::Runs { .. } | Step::Abandoned => {}
             }
         }
         if !ready.is_empty() {
@@ -203,7 +208,8 @@ impl Agent {
     fn rests(&self, restart: &Restart) -> bool {
         match &restart.step {
             Step::Look(at) => self.now < *at,
-            Step::Looking | Step::Runs { .. } | Step::Abandoned => true,
+            Step::Looking { since, said } => *said || self.now < *since + self.timing().dead,
+            Step::Runs { .. } | Step::Abandoned => true,
             Step::Ordered { .. } => false,
             Step::Waiting { reread, .. } if self.now >= *reread => false,
             Step::Waiting {

@@ -20,13 +20,39 @@ impl Agent {
             return;
         }
         if let Some(restart) = self.restarts.get_mut(vm) {
-            restart.step = Step::Looking;
+            restart.step = Step::Looking {
+                since: self.now,
+                said: false,
+            };
         }
         self.read_lock(
             datastore,
             LockName::Vm(vm.clone()),
             TaskFor::Look(vm.clone()),
         );
+    }
+
+    /// Its lock has been read for as long as a dead host takes, and nothing came of it.
+    pub(super) fn say_look_is_late(&mut self, vm: &VmId, datastore: &DatastoreId) {
+        let late = self.timing().dead.as_millis();
+        let fault = self.stores.get(datastore).and_then(|s| s.fault);
+        let fault = fault.map_or_else(String::new, |fault| format!(" ({fault:?})"));
+        let why = format!("its lock on {datastore} could not be read for {late} ms{fault}");
+        self.say_unreadable(vm, &why);
+    }
+
+    /// The newest record of its lock cannot be understood: nothing is concluded from an older one.
+    pub(crate) fn on_look_damaged(&mut self, vm: &VmId, why: &str) {
+        self.say_unreadable(vm, why);
+    }
+
+    fn say_unreadable(&mut self, vm: &VmId, why: &str) {
+        if let Some(restart) = self.restarts.get_mut(vm)
+            && let Step::Looking { said, .. } = &mut restart.step
+        {
+            *said = true;
+            self.say_waiting(vm, WaitCause::LockUnreadable, why);
+        }
     }
 
     /// The lock of a VM that nobody reports was read.
@@ -38,7 +64,7 @@ impl Agent {
             self.on_unowned_look(vm, record.as_ref());
             return;
         };
-        if !matches!(restart.step, Step::Looking) {
+        if !matches!(restart.step, Step::Looking { .. }) {
             return;
         }
         let holder = record.as_ref().and_then(|r| r.holder.as_ref());
@@ -189,6 +215,15 @@ impl Agent {
                     "{host} holds its lock and is live; it is asked to give it back"
                 )));
             }
+            HostState::Unreachable if self.now >= self.judged_by(peer) => {
+                return Err(Wait::Worth(
+                    WaitCause::HolderUnreachable,
+                    format!(
+                        "{host} holds its lock, and nothing shows whether it is dead: {}",
+                        peer.why
+                    ),
+                ));
+            }
             HostState::Unreachable => {
                 return Err(Wait::Passing(format!(
                     "{host} holds its lock and is being judged: {}",
@@ -283,6 +318,13 @@ impl Agent {
     pub(super) fn is_never_restarted(&self, vm: &VmId) -> bool {
         let spec = self.config.vms.get(vm);
         spec.is_some_and(|v| v.restart_priority == RestartPriority::Disabled)
+    }
+
+    /// When the verdict about a silent host is late: it takes `dead` where storage and pings answer, and
+    /// some readings more where the storage is slow.
+    fn judged_by(&self, peer: &crate::liveness::Peer) -> Instant {
+        let t = self.timing();
+        peer.silent_from(t.network_heartbeat) + 2 * t.dead
     }
 
     /// Nothing has been heard of a host, and no ping answered, for as long as a dead host takes.

@@ -52,6 +52,7 @@ pub(crate) struct Cluster {
 /// What certainly does not work, and says so at once.
 #[derive(Debug, Default)]
 pub(crate) struct Broken {
+    pub(crate) pings: bool,
     pub(crate) lock_writes: bool,
     pub(crate) list_writes: bool,
     pub(crate) thaws: bool,
@@ -276,6 +277,20 @@ impl Cluster {
         self.push(&on, lapsed);
     }
 
+    /// Puts other bytes in the place of the newest record of a VM's lock, and hands the old ones out.
+    pub(crate) fn swap_newest_lock(&mut self, id: &VmId, bytes: Vec<u8>) -> Vec<u8> {
+        let disks = self.disks.values_mut();
+        let locks = disks.flat_map(|disk| disk.iter_mut());
+        let newest = locks
+            .filter_map(|(key, record)| match key {
+                RecordKey::VmLock(vm, generation) if vm == id => Some((*generation, record)),
+                _ => None,
+            })
+            .max_by_key(|(generation, _)| *generation);
+        let (_, record) = newest.expect("a lock");
+        std::mem::replace(record, bytes)
+    }
+
     pub(crate) fn status(&self, n: u32) -> mainstay_core::status::Status {
         self.agents
             .get(&host(n))
@@ -347,7 +362,9 @@ impl Cluster {
                         PingTarget::Host(host) => self.agents.contains_key(&host),
                         PingTarget::Isolation(_) => true,
                     };
-                    let outcome = if answered {
+                    let outcome = if self.broken.pings {
+                        PingOutcome::CannotProbe
+                    } else if answered {
                         PingOutcome::Answered
                     } else {
                         PingOutcome::NoAnswer
