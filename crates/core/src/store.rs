@@ -540,32 +540,49 @@ impl Agent {
         if let Some(store) = self.stores.get_mut(datastore) {
             store.unscanned = vms;
         }
-        for _ in 0..SCANNED_AT_ONCE {
+        // An earlier scan may still be under way.
+        for _ in self.scanning(datastore)..SCANNED_AT_ONCE {
             self.scan_further(datastore);
         }
     }
 
-    /// Looks at the next lock that the scan has listed. To be called when the reading of one has ended, or
-    /// has to wait: what cannot be read does not keep the scan from the rest.
+    /// Looks at the next lock that the scan has listed. To be called when the reading of one has ended.
     pub(crate) fn scan_further(&mut self, datastore: &DatastoreId) {
+        self.scan_next(datastore, None);
+    }
+
+    /// That lock cannot be read now: it is looked at after all others, and the next one not before `from`.
+    pub(crate) fn scan_later(&mut self, datastore: &DatastoreId, vm: VmId, from: Instant) {
+        if let Some(store) = self.stores.get_mut(datastore) {
+            store.unscanned.push_back(vm);
+        }
+        self.scan_next(datastore, Some(from));
+    }
+
+    fn scan_next(&mut self, datastore: &DatastoreId, from: Option<Instant>) {
         let next = |agent: &mut Self| agent.stores.get_mut(datastore)?.unscanned.pop_front();
         while let Some(vm) = next(self) {
-            if self.look_for_orphan(datastore, &vm) {
+            if self.may_be_orphan(datastore, &vm) {
+                self.scan_lock(datastore, &vm, from);
                 return;
             }
         }
     }
 
-    /// False when nothing is to be looked for.
-    fn look_for_orphan(&mut self, datastore: &DatastoreId, vm: &VmId) -> bool {
+    /// Its lock may name this host, and nothing here would give it back.
+    fn may_be_orphan(&self, datastore: &DatastoreId, vm: &VmId) -> bool {
         let purpose = TaskFor::Orphan(datastore.clone(), vm.clone());
         let kept = planted!(self, OrphanKept);
         let here = self.vms.contains_key(vm) || self.leftover.contains(vm);
-        let looks = !here && !self.has_task(&purpose) && !kept;
-        if looks {
+        !here && !self.has_task(&purpose) && !kept
+    }
+
+    /// Gives a lock back if it names this host, which has no such VM.
+    fn look_for_orphan(&mut self, datastore: &DatastoreId, vm: &VmId) {
+        if self.stores.contains_key(datastore) && self.may_be_orphan(datastore, vm) {
+            let purpose = TaskFor::Orphan(datastore.clone(), vm.clone());
             self.read_lock(datastore, LockName::Vm(vm.clone()), purpose);
         }
-        looks
     }
 
     /// The owner says that a lock names this host though it reports no such VM.
@@ -575,9 +592,7 @@ impl Agent {
         datastore: &DatastoreId,
         _generation: Generation,
     ) {
-        if self.stores.contains_key(datastore) {
-            self.look_for_orphan(datastore, vm);
-        }
+        self.look_for_orphan(datastore, vm);
     }
 
     pub(crate) fn on_orphan_head(

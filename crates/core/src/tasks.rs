@@ -47,6 +47,8 @@ pub(crate) struct Task {
     retry_at: Option<Instant>,
     /// The highest generation that was known when the reading began.
     known: Generation,
+    /// It is part of the scan for locks without a VM.
+    scan: bool,
 }
 
 impl Task {
@@ -55,13 +57,9 @@ impl Task {
         format!("{} {:?}", self.datastore, self.name)
     }
 
-    /// The datastore whose scan for locks without a VM this reading is part of.
+    /// The datastore whose scan goes on when this reading has ended.
     fn scanned(&self) -> Option<DatastoreId> {
-        let reads = matches!(
-            (&self.work_for, &self.machine),
-            (TaskFor::Orphan(..), Machine::Head(_))
-        );
-        reads.then(|| self.datastore.clone())
+        self.scan.then(|| self.datastore.clone())
     }
 
     /// The generation that keeps the lock from being read.
@@ -230,9 +228,39 @@ impl Agent {
             machine,
             retry_at: None,
             known,
+            scan: false,
         };
         self.tasks.insert(number, task);
         self.storage(datastore, request, Pending::Task(number));
+    }
+
+    /// Reads a lock as part of the scan for locks without a VM: now, or not before that time.
+    pub(crate) fn scan_lock(&mut self, datastore: &DatastoreId, vm: &VmId, from: Option<Instant>) {
+        let number = self.number();
+        let name = LockName::Vm(vm.clone());
+        let known = self.known_generation(datastore, &name);
+        let hint = (known > Generation(0)).then_some(known);
+        let (head, request) = HeadRead::begin(name.clone(), self.config.cluster_id, hint);
+        let task = Task {
+            datastore: datastore.clone(),
+            name,
+            work_for: TaskFor::Orphan(datastore.clone(), vm.clone()),
+            machine: Machine::Head(head),
+            retry_at: None,
+            known,
+            scan: true,
+        };
+        self.tasks.insert(number, task);
+        match from {
+            Some(at) => self.tasks.wait(number, at),
+            None => self.storage(datastore, request, Pending::Task(number)),
+        }
+    }
+
+    /// How many locks of a datastore the scan is reading.
+    pub(crate) fn scanning(&self, datastore: &DatastoreId) -> usize {
+        let all = self.tasks.all.values();
+        all.filter(|t| t.scan && t.datastore == *datastore).count()
     }
 
     /// True while a task works for that purpose.
@@ -308,7 +336,9 @@ impl Agent {
         }
     }
 
-    /// Nothing could be decided now.
+    /// Nothing could be decided now. A lock that a scan cannot read goes behind those that it has not looked
+    /// at, and the next one takes its place when it would have been tried again: so the rest is reached, and
+    /// no more are read at once.
     fn task_waits(&mut self, number: u64, until: Instant) {
         let Some(task) = self.tasks.all.get(&number) else {
             return;
@@ -324,10 +354,17 @@ impl Agent {
             }
             self.issue_found(IssueCause::RecordUnreadable, about, text);
         }
-        let scanned = self.tasks.all.get(&number).and_then(Task::scanned);
-        self.tasks.wait(number, until);
-        if let Some(datastore) = scanned {
-            self.scan_further(&datastore);
+        match self.tasks.all.get(&number) {
+            Some(task) if task.scan => {
+                let Some(task) = self.tasks.remove(number) else {
+                    return;
+                };
+                if let TaskFor::Orphan(datastore, vm) = task.work_for {
+                    self.scan_later(&datastore, vm, until);
+                }
+            }
+            Some(_) => self.tasks.wait(number, until),
+            None => {}
         }
     }
 

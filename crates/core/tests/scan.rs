@@ -79,9 +79,10 @@ fn a_scan_reads_few_locks_at_once_and_comes_to_all_even_where_some_cannot_be_rea
         Agent::new(identity, config, Durable::default(), Vec::new(), now).expect("agent");
     let mut waiting: VecDeque<(OpId, StorageRequest)> = VecDeque::new();
     let mut read: BTreeSet<VmId> = BTreeSet::new();
+    let mut refused = 0;
     let mut most = 0;
-    // Less time than until an unreadable lock is tried again.
-    for _ in 0..VMS * 8 {
+    // Long enough for an unreadable lock to be tried again and again.
+    while now < Instant::from_nanos(1_000_000_000) + Duration::from_secs(30) {
         while let Some(output) = agent.poll_output() {
             if let Output::Storage(op, _, request) = output {
                 waiting.push_back((op, request));
@@ -90,7 +91,9 @@ fn a_scan_reads_few_locks_at_once_and_comes_to_all_even_where_some_cannot_be_rea
         let locks = waiting.iter().filter_map(|(_, request)| lock_of(request));
         most = most.max(locks.count());
         let Some((op, request)) = waiting.pop_front() else {
-            break;
+            now = agent.poll_timeout().expect("a heartbeat");
+            agent.handle(now, Input::Timeout);
+            continue;
         };
         let outcome = match &request {
             StorageRequest::ListAllVmLocks => {
@@ -99,6 +102,7 @@ fn a_scan_reads_few_locks_at_once_and_comes_to_all_even_where_some_cannot_be_rea
             // Every third lock cannot be listed.
             StorageRequest::ListVmLock(vm) if vm.as_str().ends_with(['0', '3', '6']) => {
                 read.insert(vm.clone());
+                refused += 1;
                 StorageOutcome::NotDone(IoFault::Other)
             }
             StorageRequest::ListVmLock(vm) => {
@@ -121,4 +125,9 @@ fn a_scan_reads_few_locks_at_once_and_comes_to_all_even_where_some_cannot_be_rea
     }
     assert_eq!(read.len(), VMS, "locks that were looked at");
     assert_eq!(most, AT_ONCE, "locks that were read at once");
+    // Two heartbeats a second, and a place of the scan tries one lock in each.
+    assert!(
+        (VMS..=2 * 31 * AT_ONCE).contains(&refused),
+        "{refused} tries of locks that cannot be read"
+    );
 }
