@@ -578,7 +578,7 @@ impl Agent {
     }
 
     /// Gives a lock back if it names this host, which has no such VM.
-    fn look_for_orphan(&mut self, datastore: &DatastoreId, vm: &VmId) {
+    pub(crate) fn look_for_orphan(&mut self, datastore: &DatastoreId, vm: &VmId) {
         if self.stores.contains_key(datastore) && self.may_be_orphan(datastore, vm) {
             let purpose = TaskFor::Orphan(datastore.clone(), vm.clone());
             self.read_lock(datastore, LockName::Vm(vm.clone()), purpose);
@@ -606,7 +606,13 @@ impl Agent {
             .holder
             .as_ref()
             .is_some_and(|h| h.host == self.me.host);
-        if !mine || self.vms.contains_key(vm) {
+        if self.vms.contains_key(vm) {
+            return;
+        }
+        if !mine {
+            // The VM is not this host's: what its user wanted of it here counts no more, and must not
+            // switch it off should this host ever hold its lock again.
+            self.durable_dirty |= self.durable.wanted_off.remove(vm);
             return;
         }
         // Its user wants it off, or it should run and the owner restarts it where there is room.

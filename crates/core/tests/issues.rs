@@ -3,14 +3,15 @@
 
 use mainstay_core::config::{ClusterConfig, DatastoreSpec, HostSpec, Profile, Settings, VmSpec};
 use mainstay_core::event::{EventKind, IssueCause};
-use mainstay_core::id::{BootId, DatastoreId, HostId, InstanceId, VmId};
+use mainstay_core::id::{BootId, DatastoreId, Generation, HostId, InstanceId, OpId, VmId};
 use mainstay_core::io::{
     Durable, GuardOutcome, Input, IoFault, Output, PingOutcome, StorageOutcome, StorageRequest,
     StorageValue,
 };
 use mainstay_core::time::{Duration, Instant};
-use mainstay_core::{Agent, Command, Identity};
-use std::collections::VecDeque;
+use mainstay_core::wire::{LockRecord, RecordKey};
+use mainstay_core::{Agent, Command, Identity, provision};
+use std::collections::{BTreeMap, VecDeque};
 
 fn host(n: u8) -> HostId {
     HostId::new(&format!("host-{n}")).expect("id")
@@ -64,6 +65,12 @@ struct Host {
     now: Instant,
     heartbeats: StorageOutcome,
     pings: PingOutcome,
+    /// Can locks be listed?
+    locks: bool,
+    /// Whether links wait, and what waits.
+    holds_links: bool,
+    held: Vec<(OpId, StorageRequest)>,
+    records: BTreeMap<RecordKey, Vec<u8>>,
     said: Vec<(IssueCause, String)>,
 }
 
@@ -83,24 +90,45 @@ impl Host {
             now,
             heartbeats: StorageOutcome::Ok(StorageValue::Done),
             pings: PingOutcome::Answered,
+            locks: false,
+            holds_links: false,
+            held: Vec::new(),
+            records: [provision::vm_record(1, &config().settings, &vm(), &host(1))].into(),
             said: Vec::new(),
         }
     }
 
-    fn answer(&self, output: Output) -> Option<Input> {
-        match output {
-            Output::Storage(op, _, request) => {
-                let outcome = match request {
-                    StorageRequest::Renew(..) => self.heartbeats.clone(),
-                    StorageRequest::ListVmLock(_) => StorageOutcome::NotDone(IoFault::Other),
-                    StorageRequest::ListAllVmLocks | StorageRequest::ListOwnerLock => {
-                        StorageOutcome::Ok(StorageValue::Keys(Vec::new()))
-                    }
-                    StorageRequest::Read(_) => StorageOutcome::Ok(StorageValue::NotFound),
-                    _ => StorageOutcome::Ok(StorageValue::Done),
-                };
-                Some(Input::Storage(op, outcome))
+    fn perform(&mut self, request: StorageRequest) -> StorageOutcome {
+        let found = |is: &dyn Fn(&RecordKey) -> bool| {
+            let keys = self.records.keys().filter(|k| is(k));
+            StorageOutcome::Ok(StorageValue::Keys(keys.cloned().collect()))
+        };
+        match request {
+            StorageRequest::Renew(..) => self.heartbeats.clone(),
+            StorageRequest::ListVmLock(_) if self.locks => {
+                found(&|k| matches!(k, RecordKey::VmLock(..)))
             }
+            StorageRequest::ListVmLock(_) => StorageOutcome::NotDone(IoFault::Other),
+            StorageRequest::ListAllVmLocks | StorageRequest::ListOwnerLock => found(&|_| false),
+            StorageRequest::Read(key) => StorageOutcome::Ok(match self.records.get(&key) {
+                Some(bytes) => StorageValue::Bytes(bytes.clone()),
+                None => StorageValue::NotFound,
+            }),
+            StorageRequest::Link(key, bytes) => {
+                self.records.insert(key, bytes);
+                StorageOutcome::Ok(StorageValue::Done)
+            }
+            _ => StorageOutcome::Ok(StorageValue::Done),
+        }
+    }
+
+    fn answer(&mut self, output: Output) -> Option<Input> {
+        match output {
+            Output::Storage(op, _, request @ StorageRequest::Link(..)) if self.holds_links => {
+                self.held.push((op, request));
+                None
+            }
+            Output::Storage(op, _, request) => Some(Input::Storage(op, self.perform(request))),
             Output::Ping(op, _) => Some(Input::Pinged(op, self.pings)),
             Output::Guard(op, _) => Some(Input::Guard(op, GuardOutcome::Done)),
             Output::Persist(op, _) => Some(Input::Persisted(op, true)),
@@ -228,4 +256,34 @@ fn an_isolation_address_that_answers_again_is_no_weakness_though_the_list_was_se
     assert!(host.listed(IssueCause::NoIsolationAddress));
     host.agent.set_isolation_addresses(names());
     assert!(!host.listed(IssueCause::NoIsolationAddress));
+}
+
+#[test]
+fn a_start_that_is_given_up_keeps_no_lock() {
+    let mut host = Host::new();
+    (host.locks, host.holds_links) = (true, true);
+    host.run_for(10 * SECOND);
+    let asked = host.agent.command(host.now, Command::PowerOn(vm()));
+    asked.expect("accepted");
+    host.run_for(SECOND);
+    // The right to run lapses while the swap is out, so that the generation that it makes may not run.
+    host.heartbeats = StorageOutcome::Unknown(IoFault::TimedOut);
+    host.run_for(10 * SECOND);
+    host.holds_links = false;
+    for (op, request) in std::mem::take(&mut host.held) {
+        let outcome = host.perform(request);
+        host.agent.handle(host.now, Input::Storage(op, outcome));
+        host.drain();
+    }
+    let holder = |host: &Host, generation| {
+        let record = host
+            .records
+            .get(&RecordKey::VmLock(vm(), Generation(generation)));
+        let record = record.map(|bytes| LockRecord::decode(1, bytes).expect("sound").1);
+        record.map(|r| r.holder.is_some())
+    };
+    assert_eq!(holder(&host, 1), Some(true), "its own, and not to be run");
+    host.run_for(60 * SECOND);
+    assert_eq!(host.times(IssueCause::StartRefused), 1);
+    assert_eq!(holder(&host, 2), Some(false), "given back");
 }

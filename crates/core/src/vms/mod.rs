@@ -389,9 +389,7 @@ impl Agent {
             Phase::Reading | Phase::Waiting { .. } if desired == Desired::On => {
                 let why = String::from("it is not to run on this host any more");
                 self.answer_order(id, StartOutcome::NotReady(why));
-                self.vms.remove(id);
-                self.drop_tasks(&TaskFor::Vm(id.clone()));
-                self.report_dirty = true;
+                self.forget_start(id);
                 return;
             }
             _ => return,

@@ -215,8 +215,16 @@ impl Agent {
             );
         }
         self.answer_order(id, StartOutcome::NotReady(why));
+        self.forget_start(id);
+    }
+
+    /// Ends a start. Its lock may be this host's already, from an earlier boot or by a swap that was won
+    /// after a gap in the right: it is not kept from others (safety rule H26).
+    pub(super) fn forget_start(&mut self, id: &VmId) {
         self.drop_tasks(&TaskFor::Vm(id.clone()));
-        self.vms.remove(id);
+        if let Some(vm) = self.vms.remove(id) {
+            self.look_for_orphan(&vm.spec.datastore, id);
+        }
         self.report_dirty = true;
     }
 
@@ -282,6 +290,8 @@ impl Agent {
         match outcome {
             SwapOutcome::Lost => {
                 self.say_stop_lost(id);
+                // Whoever has the lock now runs it by a newer wish.
+                self.durable_dirty |= self.durable.wanted_off.remove(id);
                 self.answer_order(id, StartOutcome::LockLost);
                 let by_user = self.vms.remove(id).is_some_and(|v| v.order.is_none());
                 self.report_dirty = true;
