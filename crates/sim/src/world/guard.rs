@@ -340,21 +340,19 @@ impl World<'_> {
             None => GuardOutcome::Lapsed,
         };
         if outcome == GuardOutcome::Done {
+            // The guard looks every few milliseconds: it misses no use of a slot, and none that ended.
+            self.hosts[host].guard_poke = true;
             if matches!(request, GuardRequest::Lapse { .. }) {
                 for instance in self.instances_on(host, vm) {
                     self.instances[instance].given_up = true;
                 }
-                self.hosts[host].guard_poke = true;
             }
             if let GuardRequest::Thaw { to, .. } = &request {
                 for instance in self.instances_on(host, vm) {
                     self.instances[instance].generation = *to;
                 }
-                self.hosts[host].guard_poke = true;
             }
-            if !matches!(request, GuardRequest::Remove { .. }) {
-                self.arm_guard(host);
-            }
+            self.arm_guard(host);
         }
         self.answer(host, 5_000, Input::Guard(op, outcome));
     }
