@@ -127,8 +127,11 @@ impl World<'_> {
     fn persist(&mut self, host: usize, op: OpId, kept: Kept) {
         let wait = self.dice.life.between(300_000, 2_000_000);
         let (boot, run) = (self.hosts[host].boot, self.hosts[host].agent_run);
-        self.after(
-            wait,
+        // One after the other, as the agent's thread for it does: what is newer is never overtaken.
+        let at = self.hosts[host].keeps_until.max(self.now + wait);
+        self.hosts[host].keeps_until = at;
+        self.at(
+            at,
             Happening::Persist {
                 host,
                 boot,

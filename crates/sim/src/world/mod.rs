@@ -266,6 +266,8 @@ struct Host {
     /// Until then the guard has not had its time since it was dead, hung or paused.
     doubt_until: Nanos,
     durable: Durable,
+    /// What its agent has asked to keep is kept then.
+    keeps_until: Nanos,
     /// The configuration on its local disk, if it changed.
     config: Option<Box<ClusterConfig>>,
     /// That configuration has it in maintenance since then.

@@ -67,6 +67,7 @@ impl World<'_> {
                 extended: BTreeMap::new(),
                 doubt_until: 0,
                 durable: Durable::default(),
+                keeps_until: 0,
                 config: None,
                 resting_since: None,
                 shutting: None,
