@@ -387,11 +387,12 @@ impl World<'_> {
         self.judge.observe(self.now, &fact);
     }
 
-    /// What was wished and answered before is of the past, unless its user wants it off by now.
+    /// What was wished and answered before is of the past, unless its user, or the agent here, is to switch
+    /// it off.
     fn starts_anew(&mut self, vm: usize, host: usize) {
         self.hosts[host].responses.remove(&vm);
         let v = &mut self.vms[vm];
-        if v.off_wished {
+        if v.off_wished || v.off_asked.contains(&host) {
             return;
         }
         v.wanted = Wanted::On;

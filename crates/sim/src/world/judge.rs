@@ -157,6 +157,10 @@ impl World<'_> {
                 if let Some(newest) = newest.filter(|n| n.generation == *generation) {
                     let on = newest.desired == Desired::On;
                     self.vms[vm].on = on;
+                    if !on {
+                        // Whoever was asked to switch it off has done so.
+                        self.vms[vm].off_asked.clear();
+                    }
                     let cause = self.vms[vm].off_cause;
                     self.judge
                         .observe(self.now, &Fact::Desired { vm, on, cause });
