@@ -301,8 +301,10 @@ impl World<'_> {
             let at_rest = hosts.iter().all(|h| h.agent_listens() && h.unrest < since);
             (h == primary || both && !resets) && at_rest
         };
+        // What runs on a host that is being shut down is on its way off, and holds nobody back.
+        let stays = |h: usize| self.hosts[h].shutting.is_none();
         self.company(vm, host, |i| {
-            i.executes() && i.runs_since < since && heard(i.host)
+            i.executes() && i.runs_since < since && heard(i.host) && stays(i.host)
         })
     }
 
