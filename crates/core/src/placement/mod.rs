@@ -61,6 +61,8 @@ impl Room {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct View {
     pub(crate) hosts: BTreeMap<HostId, Room>,
+    /// VMs that rules name, and that run on hosts which take no starts.
+    pub(crate) elsewhere: BTreeSet<VmId>,
     /// VMs that waited for a host: they go there unless there is no room for them. True: what keeps it
     /// from taking them may pass, and is waited for.
     pub(crate) home: BTreeMap<VmId, (HostId, bool)>,
@@ -186,7 +188,11 @@ fn breaks(view: &View, host: &HostId, room: &Room, rule: &Rule, vm: &VmId) -> Op
             .find(|v| room.vms.contains(*v))
             .map(|v| format!("{v} is there, and a rule keeps them apart")),
         RuleKind::Affinity => others()
-            .find(|v| !room.vms.contains(*v) && view.hosts.values().any(|r| r.vms.contains(*v)))
+            .find(|v| {
+                let runs = |r: &Room| r.vms.contains(*v);
+                let apart = view.elsewhere.contains(*v) || view.hosts.values().any(runs);
+                !runs(room) && apart
+            })
             .map(|v| format!("{v} is elsewhere, and a rule keeps them together")),
         RuleKind::HostAffinity => {
             (!rule.hosts.contains(host)).then(|| String::from("a rule names other hosts for it"))

@@ -181,6 +181,10 @@ impl Agent {
                 }
             }
             (Step::Runs { .. }, VmReportState::Running) => {}
+            // Its user started it, after its attempts were used up: the next failure begins anew.
+            (Step::Abandoned, VmReportState::Running) => {
+                self.restarts.remove(vm);
+            }
             (_, VmReportState::Running) => {
                 if let Some(restart) = self.restarts.get_mut(vm) {
                     restart.why = format!("it runs on {host}");

@@ -52,6 +52,7 @@ impl Agent {
     /// What each host has left, with the starts that are on their way.
     fn view(&self) -> View {
         let mut view = View::default();
+        let mut resting_hosts: Vec<&HostId> = Vec::new();
         let own = self.own_reported();
         let others = self.peers.iter().filter(|(_, p)| p.connected());
         let others = others.filter_map(|(h, p)| Some((h, p.report.as_ref()?)));
@@ -62,7 +63,12 @@ impl Agent {
                 self.peers.get(host).is_some_and(|p| p.leaving)
             };
             let resting = self.config.hosts.get(host).is_none_or(|h| h.maintenance);
-            if going || (resting && !planted!(self, RestingHostStarts)) {
+            if going {
+                continue;
+            }
+            if resting && !planted!(self, RestingHostStarts) {
+                // It takes no starts, but what runs there counts where rules keep VMs together.
+                resting_hosts.push(host);
                 continue;
             }
             let room = Room {
@@ -82,6 +88,8 @@ impl Agent {
             for host in own.into_iter().chain(self.inventory.hosts_of(vm)) {
                 if let Some(room) = view.hosts.get_mut(host) {
                     room.vms.insert(vm.clone());
+                } else if resting_hosts.contains(&host) {
+                    view.elsewhere.insert(vm.clone());
                 }
             }
         }

@@ -70,11 +70,6 @@ const EXCEPTIONS: &[Exception] = &[
         "no host is taken out of the configuration",
     ),
     never(
-        Group::Waiting,
-        "lock_unreadable",
-        "no simulated record is damaged after it was written, and who cannot read for long owns nothing",
-    ),
-    never(
         Group::Issue,
         "vm_unknown",
         "a VM is deleted when it is off, and what a host still has of it ends with the news",
