@@ -6,6 +6,7 @@
 mod answers;
 mod members;
 mod start;
+mod surroundings;
 
 pub use start::{AgentError, run_agent};
 
@@ -35,6 +36,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender};
 use std::time::Duration;
+use surroundings::Surroundings;
 
 /// Longest wait, so that the guard sees a sign of life.
 const BEAT: Duration = Duration::from_millis(500);
@@ -49,6 +51,7 @@ enum Wake {
     Opened(Opened),
     SameId(HostId, SocketAddr),
     Issues(Source, Vec<String>),
+    Surroundings(Surroundings),
     Stop(i32),
 }
 
@@ -63,6 +66,7 @@ struct Shell {
     file: ClusterFile,
     named_isolation_addresses: Vec<IpAddr>,
     own_addresses: Vec<OnNetwork>,
+    surroundings: Surroundings,
     isolation_addresses: Vec<isolation::Address>,
     probe: Probe,
     ping_timeout: Duration,
@@ -133,6 +137,7 @@ impl Shell {
             Wake::Seen(Seen::Issues(issues)) => self.set_issues(Source::Guard, issues),
             Wake::Opened(opened) => self.datastores.opened(opened),
             Wake::Issues(source, issues) => self.set_issues(source, issues),
+            Wake::Surroundings(seen) => self.on_surroundings(seen),
             Wake::SameId(host, address) => self.on_same_id(&host, address),
             Wake::Stop(_) => {}
         }
@@ -282,21 +287,6 @@ impl Shell {
         if started.is_err() {
             self.pings.fetch_sub(1, Ordering::AcqRel);
             self.pending.push_back(cannot);
-        }
-    }
-
-    /// The settings may name other isolation addresses than before.
-    fn renew_isolation_addresses(&mut self) {
-        let settings = &self.agent.config().settings;
-        let now = isolation::addresses(
-            &self.named_isolation_addresses,
-            settings,
-            &self.own_addresses,
-        );
-        if now != self.isolation_addresses {
-            let names = now.iter().map(ToString::to_string).collect();
-            self.isolation_addresses = now;
-            self.agent.set_isolation_addresses(names);
         }
     }
 }

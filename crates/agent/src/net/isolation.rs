@@ -79,15 +79,57 @@ fn has_no_route(target: Target) -> bool {
     way.is_err_and(|e| outcome_of(&e) == PingOutcome::NoAnswer)
 }
 
+/// A default gateway of a management network.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Gateway {
+    /// The interface that leads to it.
+    interface: String,
+    target: Target,
+}
+
+/// The default gateways that the kernel has for this host's management networks at this moment, and of
+/// those that it had, the ones that nothing has taken the place of.
+pub(crate) fn gateways(own: &[OnNetwork], known: &[Gateway]) -> Vec<Gateway> {
+    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let interfaces = interfaces_of(own);
+    let v4 = read("/proc/net/route");
+    let v6 = read("/proc/net/ipv6_route");
+    let seen = gateways_v4(&v4, &interfaces).chain(gateways_v6(&v6, &interfaces));
+    after_look(known, seen.collect(), &interfaces)
+}
+
+/// A host whose cable is out loses its routes with it, or its address: that is when its gateway must
+/// not answer, and not when there is nothing to ask. A gateway that is gone therefore counts until its
+/// interface has another one; or, when the interface is this host's way no more, until there is any.
+fn after_look(
+    known: &[Gateway],
+    mut seen: Vec<Gateway>,
+    interfaces: &BTreeMap<String, u32>,
+) -> Vec<Gateway> {
+    let replaced = |old: &Gateway| {
+        seen.iter().any(|new| {
+            let same_interface = new.interface == old.interface;
+            new.target.ip.is_ipv4() == old.target.ip.is_ipv4()
+                && (same_interface || !interfaces.contains_key(&old.interface))
+        })
+    };
+    let kept: Vec<Gateway> = known.iter().filter(|g| !replaced(g)).cloned().collect();
+    seen.extend(kept);
+    seen.sort();
+    seen.dedup();
+    seen
+}
+
 /// The isolation addresses of this host: the gateways of its management networks, unless they are
 /// switched off, then what `cluster.toml` and the settings name, each once.
-pub(crate) fn addresses(named: &[IpAddr], settings: &Settings, own: &[OnNetwork]) -> Vec<Address> {
+pub(crate) fn addresses(
+    named: &[IpAddr],
+    settings: &Settings,
+    gateways: &[Gateway],
+) -> Vec<Address> {
     let mut all: Vec<Address> = Vec::new();
     if settings.use_default_isolation_address {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        let interfaces = interfaces_of(own);
-        all.extend(gateways_v4(&read("/proc/net/route"), &interfaces).map(Address::Ping));
-        all.extend(gateways_v6(&read("/proc/net/ipv6_route"), &interfaces).map(Address::Ping));
+        all.extend(gateways.iter().map(|g| Address::Ping(g.target)));
     }
     all.extend(named.iter().map(|ip| Address::Ping((*ip).into())));
     all.extend(
@@ -129,13 +171,16 @@ fn interfaces_of(own: &[OnNetwork]) -> BTreeMap<String, u32> {
 fn gateways_v4<'a>(
     table: &'a str,
     interfaces: &'a BTreeMap<String, u32>,
-) -> impl Iterator<Item = Target> + 'a {
+) -> impl Iterator<Item = Gateway> + 'a {
     table.lines().skip(1).filter_map(|line| {
         let mut fields = line.split_ascii_whitespace();
         let (interface, destination, gateway) = (fields.next()?, fields.next()?, fields.next()?);
         let gateway = u32::from_str_radix(gateway, 16).ok()?;
         let fits = destination == "00000000" && gateway != 0 && interfaces.contains_key(interface);
-        fits.then(|| IpAddr::V4(Ipv4Addr::from(gateway.to_ne_bytes())).into())
+        fits.then(|| Gateway {
+            interface: interface.to_owned(),
+            target: IpAddr::V4(Ipv4Addr::from(gateway.to_ne_bytes())).into(),
+        })
     })
 }
 
@@ -144,7 +189,7 @@ fn gateways_v4<'a>(
 fn gateways_v6<'a>(
     table: &'a str,
     interfaces: &'a BTreeMap<String, u32>,
-) -> impl Iterator<Item = Target> + 'a {
+) -> impl Iterator<Item = Gateway> + 'a {
     table.lines().filter_map(|line| {
         let fields: Vec<&str> = line.split_ascii_whitespace().collect();
         let [destination, length, _, _, gateway, .., interface] = fields.as_slice() else {
@@ -159,7 +204,10 @@ fn gateways_v6<'a>(
             0
         };
         let ip = IpAddr::V6(gateway);
-        (default && !gateway.is_unspecified()).then_some(Target { ip, scope })
+        (default && !gateway.is_unspecified()).then(|| Gateway {
+            interface: (*interface).to_owned(),
+            target: Target { ip, scope },
+        })
     })
 }
 
@@ -181,7 +229,9 @@ mod tests {
                      eth1\t00000000\t0103A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
                      eth0\t0002A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
         let wanted = Ipv4Addr::from(0x0102_A8C0_u32.to_ne_bytes());
-        let found: Vec<Target> = gateways_v4(table, &interfaces()).collect();
+        let found: Vec<Target> = gateways_v4(table, &interfaces())
+            .map(|g| g.target)
+            .collect();
         assert_eq!(found, [IpAddr::V4(wanted).into()]);
     }
 
@@ -194,13 +244,50 @@ mod tests {
         let table = line("20010db8000000000000000000000001", "eth0")
             + &line("fe800000000000000000000000000001", "eth0")
             + &line("20010db8000000000000000000000002", "eth9");
-        let found: Vec<Target> = gateways_v6(&table, &interfaces()).collect();
+        let found: Vec<Target> = gateways_v6(&table, &interfaces())
+            .map(|g| g.target)
+            .collect();
         let at = |ip: &str, scope| {
             let ip = ip.parse().expect("ip");
             Target { ip, scope }
         };
         assert_eq!(found, [at("2001:db8::1", 0), at("fe80::1", 4)]);
         assert_eq!(found[1].at(7).to_string(), "[fe80::1%4]:7");
+    }
+
+    #[test]
+    fn a_gateway_counts_until_another_has_taken_its_place() {
+        let at = |interface: &str, ip: &str| Gateway {
+            interface: interface.to_owned(),
+            target: ip.parse::<IpAddr>().expect("ip").into(),
+        };
+        let up = interfaces();
+        let (first, second) = (at("eth0", "192.0.2.1"), at("eth0", "192.0.2.2"));
+        let v6 = at("eth0", "2001:db8::1");
+        // It comes after the agent was started.
+        let known = after_look(&[], vec![first.clone()], &up);
+        assert_eq!(known, std::slice::from_ref(&first));
+        // The cable is out, and the route gone; then the address and the interface too.
+        assert_eq!(after_look(&known, vec![], &up), known);
+        assert_eq!(after_look(&known, vec![], &BTreeMap::new()), known);
+        // Another one is there; one of the other family takes no place.
+        assert_eq!(
+            after_look(&known, vec![second.clone()], &up),
+            std::slice::from_ref(&second)
+        );
+        let both = after_look(&known, vec![v6.clone()], &up);
+        assert_eq!(both, [first.clone(), v6]);
+        // The management network moves to another interface.
+        let moved = at("bond0", "192.0.2.1");
+        let bond = BTreeMap::from([("bond0".to_owned(), 9)]);
+        assert_eq!(after_look(&known, vec![moved.clone()], &bond), [moved]);
+        // Another network has a gateway of its own: that does not stand for this one.
+        let other = at("eth1", "198.51.100.1");
+        let two = BTreeMap::from([("eth0".to_owned(), 4), ("eth1".to_owned(), 5)]);
+        assert_eq!(
+            after_look(&known, vec![other.clone()], &two),
+            [first, other]
+        );
     }
 
     #[test]

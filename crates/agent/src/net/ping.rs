@@ -18,7 +18,7 @@ const TRIES: u32 = 3;
 const COOKIE_BYTES: usize = 16;
 
 /// What is pinged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Target {
     /// Its address.
     pub(crate) ip: IpAddr,

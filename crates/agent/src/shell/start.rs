@@ -1,5 +1,6 @@
 //! Sets the agent up: files, network, datastores, drivers and guard, and then its loop.
 
+use super::surroundings::{self, Surroundings};
 use super::{Shell, Wake, members};
 use crate::config::{AgentFile, ClusterFile, ClusterKey, FileError, Probe};
 use crate::control::server::{self, ControlError};
@@ -244,7 +245,9 @@ impl Starting<'_> {
         let mut agent = Agent::new(identity.clone(), self.cluster.clone(), durable, found, now)?;
         let named = self.cluster_file.isolation_addresses.clone();
         let own = addresses.get(&identity.host).cloned().unwrap_or_default();
-        let isolation = isolation::addresses(&named, &self.cluster.settings, &own);
+        let surroundings = Surroundings::default().look(&own);
+        let isolation =
+            isolation::addresses(&named, &self.cluster.settings, &surroundings.gateways);
         agent.set_isolation_addresses(isolation.iter().map(ToString::to_string).collect());
         let watching = Arc::clone(&link);
         let to_loop = wake.clone();
@@ -256,6 +259,7 @@ impl Starting<'_> {
                 )]));
             }
         })?;
+        surroundings::watch(own.clone(), wake.clone())?;
         let mut shell = Shell {
             agent,
             pending: ends.into(),
@@ -269,6 +273,7 @@ impl Starting<'_> {
             file: self.cluster_file.clone(),
             named_isolation_addresses: named,
             own_addresses: own,
+            surroundings,
             isolation_addresses: isolation,
             probe: file.probe,
             ping_timeout: ping_timeout(self.cluster),

@@ -15,7 +15,7 @@ mod response;
 
 pub(crate) use response::Asked;
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Pending};
 use crate::event::{EventKind, IssueCause};
 use crate::id::VmId;
 use crate::io::{PingOutcome, PingTarget};
@@ -95,9 +95,21 @@ impl Isolation {
 
 impl Agent {
     /// Names the isolation addresses, for messages; [`PingTarget::Isolation`] counts in this list. At
-    /// most eleven: the gateways of the management networks, and up to ten more.
+    /// most eleven: the gateways of the management networks, and up to ten more. What is known of an
+    /// address that was there before is kept; pings that are under way count no more, because they may
+    /// be of another address now.
     pub fn set_isolation_addresses(&mut self, names: Vec<String>) {
         let now = self.now;
+        let of_isolation = |pending: &Pending| {
+            matches!(
+                pending,
+                Pending::Ping {
+                    target: PingTarget::Isolation(_),
+                    ..
+                }
+            )
+        };
+        self.pending.retain(|_, pending| !of_isolation(pending));
         let known = core::mem::take(&mut self.isolation.addresses);
         for old in known.iter().filter(|a| !names.contains(&a.name)) {
             self.withdraw(IssueCause::IsolationAddressSilent, &old.name);
@@ -111,7 +123,7 @@ impl Agent {
                     pinging: false,
                     next: now,
                     answered: same.and_then(|a| a.answered),
-                    last: None,
+                    last: same.and_then(|a| a.last),
                     silent_checks: same.map_or(0, |a| a.silent_checks),
                     name,
                 }
