@@ -12,6 +12,10 @@
 //! ```
 //! Never here: thawing on its own, or giving up a VM because a call failed.
 
+mod stops;
+#[cfg(test)]
+mod tests;
+
 use crate::config::{AgentFile, ClusterFile, FileError};
 use crate::shm::{Shm, ShmError, Weakness};
 use crate::twin::{Backoff, Role, Seat, TwinError};
@@ -30,6 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use stops::Stops;
 
 /// Longest wait: thaws and new deadlines are seen after at most this time.
 const TICK: Duration = Duration::from_millis(15);
@@ -37,8 +42,6 @@ const TICK: Duration = Duration::from_millis(15);
 const AGENT_LOOK: Duration = Duration::from_millis(200);
 /// An agent that lives and gives no sign for this long hangs.
 const AGENT_HANGS: Duration = Duration::from_secs(5);
-/// A process that is not stopped after this is stopped again.
-const STOP_AGAIN: Duration = Duration::from_millis(100);
 /// The guard's own priority under SCHED_FIFO: above ordinary work, below the kernel's threads.
 const PRIORITY: i32 = 10;
 const EVENT_QUEUE: usize = 1024;
@@ -148,7 +151,7 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
         host: file.host.clone(),
         shm,
         guard: Guard::new(frozen_limit),
-        stopped: BTreeMap::new(),
+        stops: Stops::default(),
         going: BTreeMap::new(),
         events,
         wake: UnixDatagram::unbound().ok(),
@@ -251,19 +254,11 @@ fn harden(shm: &Shm) {
     }
 }
 
-/// What was stopped, and whether it has been seen to be.
-#[derive(Debug)]
-struct Stopped {
-    process: Process,
-    verified: bool,
-    tried: Instant,
-}
-
 struct Watch {
     host: HostId,
     shm: Arc<Shm>,
     guard: Guard,
-    stopped: BTreeMap<usize, Stopped>,
+    stops: Stops,
     /// The process and generation of each slot that was let go on.
     going: BTreeMap<usize, (Process, Generation)>,
     events: SyncSender<Event>,
@@ -314,8 +309,16 @@ impl Watch {
         }
     }
 
-    /// What had to be frozen is: the host may live on.
+    /// What had to be frozen is: the host may live on. Where something runs on without a right, it is fed
+    /// no more, and the device resets the host: another host may start the same VM.
     fn feed_watchdog(&mut self, now: Instant) {
+        let running_on = self.stops.running_on(now);
+        if running_on.is_empty() == self.shm.has_weakness(Weakness::RunsOn) {
+            self.note_running_on(&running_on);
+        }
+        if !running_on.is_empty() {
+            return;
+        }
         if let Some(watchdog) = &mut self.watchdog
             && let Err(error) = watchdog.feed(now)
         {
@@ -323,6 +326,26 @@ impl Watch {
             self.shm.add_weakness(Weakness::NoWatchdog);
             self.watchdog = None;
         }
+    }
+
+    fn note_running_on(&self, slots: &[usize]) {
+        if slots.is_empty() {
+            tracing::warn!("what ran on without a right is stopped");
+            self.shm.end_weakness(Weakness::RunsOn);
+            return;
+        }
+        let vms: Vec<String> = slots
+            .iter()
+            .filter_map(|slot| Some(self.shm.vm(*slot)?.to_string()))
+            .collect();
+        let fed = self.watchdog.is_some();
+        tracing::error!(
+            vms = vms.join(", "),
+            watchdog = fed,
+            "runs on although it may not and is told to stop; the watchdog is fed no more"
+        );
+        self.shm.add_weakness(Weakness::RunsOn);
+        self.wake_agent();
     }
 
     fn perform(&mut self, now: Instant, action: GuardAction) {
@@ -357,18 +380,7 @@ impl Watch {
             // It has no process yet; `check_slots` stops the one that comes.
             return;
         };
-        if let Err(error) = freeze::freeze(&process) {
-            tracing::warn!(slot, error = logging::chain(&error), "not frozen");
-        }
-        let verified = freeze::is_stopped(&process);
-        self.stopped.insert(
-            slot,
-            Stopped {
-                process,
-                verified,
-                tried: now,
-            },
-        );
+        self.stops.stop(now, slot, process);
     }
 
     /// What a slot says holds whatever happened since: its process may have been made, or made to go on,
@@ -377,11 +389,11 @@ impl Watch {
         for slot in 0..self.shm.len() {
             match self.shm.load(slot).state() {
                 SlotState::Free => {
-                    self.stopped.remove(&slot);
+                    self.stops.forget(slot);
                     self.going.remove(&slot);
                 }
                 SlotState::Running => {
-                    self.stopped.remove(&slot);
+                    self.stops.forget(slot);
                     self.check_going(slot);
                 }
                 SlotState::Lapsed => {
@@ -414,18 +426,7 @@ impl Watch {
         let Some(process) = self.shm.process(slot) else {
             return;
         };
-        match self.stopped.get_mut(&slot) {
-            Some(stopped) if stopped.process == process => {
-                if stopped.verified || now.since(stopped.tried) < STOP_AGAIN {
-                    return;
-                }
-                stopped.verified = freeze::is_stopped(&process);
-                if !stopped.verified {
-                    self.freeze(now, slot);
-                }
-            }
-            _ => self.freeze(now, slot),
-        }
+        self.stops.keep_stopped(now, slot, process);
     }
 
     fn report(&self, now: Instant, slot: usize, why: &str) {

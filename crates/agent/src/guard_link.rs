@@ -513,6 +513,14 @@ fn weaknesses(shm: &Shm, run_dir: &Path) -> Vec<String> {
                 .into(),
         );
     }
+    if shm.has_weakness(Weakness::RunsOn) {
+        all.push(
+            "a VM whose right to run has ended does not stop although the guard tells it to, and may write to its \
+             disk beside another host: guard.log names it; the watchdog is fed no more and resets this host; \
+             where there is none, reset it by hand"
+                .into(),
+        );
+    }
     let memory = nix::sys::statfs::statfs(run_dir)
         .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
     if !memory {

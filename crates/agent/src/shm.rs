@@ -120,6 +120,8 @@ pub(crate) enum Weakness {
     OomKillable = 4,
     /// The watchdog that was named cannot be fed.
     NoWatchdog = 8,
+    /// A process executes although its right has ended and it was told to stop.
+    RunsOn = 16,
 }
 
 /// The mapped table.
@@ -360,6 +362,11 @@ impl Shm {
     pub(crate) fn add_weakness(&self, weakness: Weakness) {
         self.head(Head::Weak)
             .fetch_or(weakness as u64, Ordering::AcqRel);
+    }
+
+    pub(crate) fn end_weakness(&self, weakness: Weakness) {
+        self.head(Head::Weak)
+            .fetch_and(!(weakness as u64), Ordering::AcqRel);
     }
 
     pub(crate) fn has_weakness(&self, weakness: Weakness) -> bool {

@@ -92,16 +92,26 @@ pub fn kill(process: &Process) -> Result<(), FreezeError> {
 /// True for one that is gone; false for one that cannot be looked at.
 #[must_use]
 pub fn is_stopped(process: &Process) -> bool {
+    each_is(process, |state| matches!(state, b'T' | b't'))
+}
+
+/// Like [`is_stopped`], where threads in uninterruptible I/O count too: they
+/// execute nothing, and once they were told to stop they do so when it ends.
+#[must_use]
+pub fn is_held(process: &Process) -> bool {
+    each_is(process, |state| matches!(state, b'T' | b't' | b'D'))
+}
+
+fn each_is(process: &Process, wanted: impl Fn(u8) -> bool) -> bool {
     let Ok(threads) = process::threads(process.pid, process.start_time) else {
         return false;
     };
-    let stopped = |state| matches!(state, b'T' | b't');
     match threads {
         None => true,
         Some(threads) => {
             threads
                 .iter()
-                .all(|thread| thread.is_dead() || stopped(thread.state))
+                .all(|thread| thread.is_dead() || wanted(thread.state))
                 || cgroup::own(process).is_some_and(cgroup::is_frozen)
         }
     }

@@ -68,7 +68,7 @@ fn prepared_guest_executes_nothing_until_resume(kind: Kind) {
 fn freezes(kind: Kind, cgroup: CgroupPlacement) {
     let mut kit = Kit::new(kind);
     let process = kit.start(cgroup);
-    assert!(!freeze::is_stopped(&process));
+    assert!(!freeze::is_stopped(&process) && !freeze::is_held(&process));
     kit.freeze(&process);
     kit.assert_still();
     assert!(!kit.driver.is_gone("vm"));
@@ -330,7 +330,7 @@ fn guest_outlives_a_killed_agent_and_stays_frozen(kind: Kind) {
     agent.kill().expect("kill the agent");
     agent.wait().expect("the agent");
     kit.assert_still();
-    assert!(freeze::is_stopped(&process));
+    assert!(freeze::is_stopped(&process) && freeze::is_held(&process));
     let found = kit.restart_agent();
     assert_eq!(found.len(), 1);
     assert_eq!(found[0].process, process);
