@@ -28,6 +28,7 @@ use mainstay_core::event::{Event, EventKind, IssueCause};
 use mainstay_core::health::Issue;
 use mainstay_core::id::{HostId, OpId};
 use mainstay_core::io::{GuardRequest, HypervisorRequest, Input, Output, PingOutcome, PingTarget};
+use mainstay_core::time::Instant;
 use mainstay_core::wire::Stamp;
 use start::spawn;
 use std::collections::{BTreeMap, VecDeque};
@@ -77,8 +78,8 @@ struct Shell {
     datastores: Datastores,
     vms: Vms,
     persister: Persister,
-    /// Who waits for the outcome of a change.
-    proposals: BTreeMap<u64, SyncSender<Result<u64, String>>>,
+    /// Who waits for the outcome of a change, and until when at the longest.
+    proposals: BTreeMap<u64, (SyncSender<Result<u64, String>>, Instant)>,
     events: EventLog,
     link: Arc<GuardLink>,
     rejects: Rejects,
@@ -239,7 +240,7 @@ impl Shell {
                 self.persist(op, Kept::Config(config));
             }
             Output::Proposed(ticket, outcome) => {
-                if let Some(to) = self.proposals.remove(&ticket) {
+                if let Some((to, _)) = self.proposals.remove(&ticket) {
                     drop(to.try_send(outcome));
                 }
             }

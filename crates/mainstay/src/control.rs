@@ -110,6 +110,11 @@ impl From<ClientError> for Failure {
                     .at(path.display())
                     .remedy("name the control socket of an agent with --socket");
             }
+            ClientError::OutcomeUnknown(path) => (
+                "the agent gave no answer to the end: whether the change was made is not known",
+                path,
+                "look at the configuration's version (`mainstay status`), and ask again",
+            ),
             other => return Self::new(other),
         };
         Self::new(what).at(place.display()).remedy(remedy)

@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// How long an agent may take to answer.
+/// How long an agent may take to answer what it knows by itself.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why an agent could not be asked.
@@ -48,6 +48,9 @@ pub enum ClientError {
         /// Why.
         source: serde_json::Error,
     },
+    /// The agent took a change and did not answer to the end.
+    #[error("the agent at {} gave no answer to the end: whether the change was made is not known; look at the configuration's version, and ask again", .0.display())]
+    OutcomeUnknown(PathBuf),
     /// The agent refused.
     #[error("{0}")]
     Refused(String),
@@ -155,7 +158,19 @@ impl Client {
     /// # Errors
     /// [`ClientError`]; a refusal says why, or that the outcome is not known.
     pub fn change(&self, changes: Vec<Change>) -> Result<u64, ClientError> {
-        self.call(&Request::Change { changes })
+        // The agent waits that long for the primary and its disk, and needs some time of its own.
+        let limit = self.config()?.settings.order_timeout;
+        let patience = limit.saturating_add(2 * ANSWER_TIMEOUT);
+        let stream = self.send(&Request::Change { changes })?;
+        stream
+            .set_read_timeout(Some(patience))
+            .map_err(|e| self.fault(e))?;
+        let unknown = || ClientError::OutcomeUnknown(self.path.clone());
+        match self.answer(&mut BufReader::new(stream)) {
+            Ok(answer) => answer.ok_or_else(unknown),
+            Err(refused @ ClientError::Refused(_)) => Err(refused),
+            Err(_) => Err(unknown()),
+        }
     }
 
     /// The last events, oldest first; with `follow` the iterator goes on until the agent ends.

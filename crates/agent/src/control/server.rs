@@ -13,13 +13,16 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 const CONNECTIONS: usize = 32;
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOP_TIMEOUT: Duration = Duration::from_secs(5);
+/// What the core says when its own limit has passed is waited for so much longer.
+const OUTCOME_MARGIN: Duration = Duration::from_secs(2);
+const BUSY: &str = "the agent is busy; try again, and see its log if this stays";
 /// How often a follower looks whether its client is still there.
 const FOLLOW_LOOK: Duration = Duration::from_secs(1);
 
@@ -55,8 +58,32 @@ pub(crate) enum Ask {
     PrepareRestart(SyncSender<Result<Readiness, String>>),
     Config(SyncSender<ClusterConfig>),
     InForce(SyncSender<InForce>),
-    Change(Vec<Change>, SyncSender<Result<u64, String>>),
+    Change(Proposal),
     Ping(SyncSender<Pong>),
+}
+
+/// Changes that a client asks for.
+#[derive(Debug)]
+pub(crate) struct Proposal {
+    pub(crate) changes: Vec<Change>,
+    pub(crate) outcome: SyncSender<Result<u64, String>>,
+    /// Told how long the outcome may take.
+    taken: SyncSender<Duration>,
+    /// By the loop, or by the one who waits and gives it up: one of them is first.
+    claimed: Arc<AtomicBool>,
+}
+
+impl Proposal {
+    /// Takes it, with the longest time that its outcome may need; false when whoever asked was told that
+    /// nothing is changed, and so it must be.
+    pub(crate) fn take(&self, limit: Duration) -> bool {
+        let first = !self.claimed.swap(true, Ordering::AcqRel);
+        if first {
+            // There is room for it.
+            let _ = self.taken.try_send(limit);
+        }
+        first
+    }
 }
 
 /// Hands a question to the loop; false when it cannot take one now.
@@ -148,13 +175,13 @@ impl Connection {
             Request::Ping => self.ask(Ask::Ping),
             Request::ExplainVm { id } => self.ask_checked(|to| Ask::ExplainVm(id, to)),
             Request::ExplainHost { id } => self.ask_checked(|to| Ask::ExplainHost(id, to)),
-            Request::PowerOn { vm } => self.ask_checked(|to| Ask::PowerOn(vm, to)),
-            Request::PowerOff { vm } => self.ask_checked(|to| Ask::PowerOff(vm, to)),
-            Request::Leave => self.ask_checked(Ask::Leave),
-            Request::PrepareRestart => self.ask_checked(Ask::PrepareRestart),
+            Request::PowerOn { vm } => self.order(|to| Ask::PowerOn(vm, to)),
+            Request::PowerOff { vm } => self.order(|to| Ask::PowerOff(vm, to)),
+            Request::Leave => self.order(Ask::Leave),
+            Request::PrepareRestart => self.order(Ask::PrepareRestart),
             Request::Config => self.ask(Ask::Config),
             Request::InForce => self.ask(Ask::InForce),
-            Request::Change { changes } => self.ask_checked(|to| Ask::Change(changes, to)),
+            Request::Change { changes } => self.change(changes),
             Request::Events { follow, last } => self.events(follow, last),
         }
     }
@@ -202,17 +229,22 @@ impl Connection {
         }
     }
 
-    fn loop_answer<T>(&self, ask: impl FnOnce(SyncSender<T>) -> Ask) -> Result<T, String> {
+    fn loop_answer<T>(
+        &self,
+        late: &str,
+        ask: impl FnOnce(SyncSender<T>) -> Ask,
+    ) -> Result<T, String> {
         let (to, answer) = sync_channel(1);
-        let busy = || "the agent is busy; try again, and see its log if this stays".to_owned();
         if !(self.ask)(ask(to)) {
-            return Err(busy());
+            return Err(BUSY.to_owned());
         }
-        answer.recv_timeout(LOOP_TIMEOUT).map_err(|_| busy())
+        answer
+            .recv_timeout(LOOP_TIMEOUT)
+            .map_err(|_| late.to_owned())
     }
 
     fn ask<T: Serialize>(&mut self, ask: impl FnOnce(SyncSender<T>) -> Ask) -> io::Result<()> {
-        match self.loop_answer(ask) {
+        match self.loop_answer(BUSY, ask) {
             Ok(value) => self.answer(&Answer::Ok(value)),
             Err(why) => self.refuse(&why),
         }
@@ -222,9 +254,53 @@ impl Connection {
         &mut self,
         ask: impl FnOnce(SyncSender<Result<T, String>>) -> Ask,
     ) -> io::Result<()> {
-        match self.loop_answer(ask) {
-            Ok(Ok(value)) => self.answer(&Answer::Ok(value)),
-            Ok(Err(why)) | Err(why) => self.refuse(&why),
+        let answer = self.loop_answer(BUSY, ask);
+        self.answer_checked(answer.and_then(|checked| checked))
+    }
+
+    /// Like [`Self::ask_checked`] for what does something: a loop that is late may still do it.
+    fn order<T: Serialize>(
+        &mut self,
+        ask: impl FnOnce(SyncSender<Result<T, String>>) -> Ask,
+    ) -> io::Result<()> {
+        const LATE: &str = "the agent is busy: whether it will still do this is not known; look at `mainstay status`, \
+                            and ask again";
+        let answer = self.loop_answer(LATE, ask);
+        self.answer_checked(answer.and_then(|checked| checked))
+    }
+
+    /// A change waits for the primary and its disk, for as long as the core waits for them.
+    fn change(&mut self, changes: Vec<Change>) -> io::Result<()> {
+        const NOT_TAKEN: &str =
+            "the agent is busy, and nothing was changed; ask again, and see its log if this stays";
+        const LATE: &str = "the primary, or the disk that it writes to, does not answer: whether the change was made \
+                            is not known; look at the configuration's version (`mainstay status`), and ask again";
+        let (taken, is_taken) = sync_channel(1);
+        let claimed = Arc::new(AtomicBool::new(false));
+        let (outcome, becomes) = sync_channel(1);
+        let proposal = Proposal {
+            changes,
+            outcome,
+            taken,
+            claimed: Arc::clone(&claimed),
+        };
+        if !(self.ask)(Ask::Change(proposal)) {
+            return self.refuse(NOT_TAKEN);
+        }
+        let limit = match is_taken.recv_timeout(LOOP_TIMEOUT) {
+            Ok(limit) => limit,
+            Err(_) if !claimed.swap(true, Ordering::AcqRel) => return self.refuse(NOT_TAKEN),
+            // It was taken in this moment.
+            Err(_) => is_taken.recv_timeout(LOOP_TIMEOUT).unwrap_or_default(),
+        };
+        let outcome = becomes.recv_timeout(limit.saturating_add(OUTCOME_MARGIN));
+        self.answer_checked(outcome.unwrap_or_else(|_| Err(LATE.to_owned())))
+    }
+
+    fn answer_checked<T: Serialize>(&mut self, answer: Result<T, String>) -> io::Result<()> {
+        match answer {
+            Ok(value) => self.answer(&Answer::Ok(value)),
+            Err(why) => self.refuse(&why),
         }
     }
 
@@ -265,3 +341,6 @@ impl Connection {
         self.stream.write_all(&line)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,7 +2,7 @@
 
 use super::Shell;
 use crate::clock;
-use crate::control::server::Ask;
+use crate::control::server::{Ask, Proposal};
 use crate::control::{Pong, Readiness};
 use crate::net;
 use crate::weak::Source;
@@ -47,17 +47,27 @@ impl Shell {
             Ask::Leave(to) => drop(to.try_send(self.command(Command::Leave))),
             Ask::Config(to) => drop(to.try_send(self.agent.config().clone())),
             Ask::InForce(to) => drop(to.try_send(self.in_force())),
-            Ask::Change(changes, to) => match self.propose(changes) {
-                Ok(ticket) => {
-                    self.proposals.insert(ticket, to);
-                    self.drain();
-                }
-                Err(error) => {
-                    drop(to.try_send(Err(error)));
-                    self.drain();
-                }
-            },
+            Ask::Change(proposal) => self.change(proposal),
         }
+    }
+
+    fn change(&mut self, proposal: Proposal) {
+        let limit = self.agent.config().settings.order_timeout;
+        if !proposal.take(limit) {
+            tracing::warn!("a change came too late: whoever asked was told that nothing is done");
+            return;
+        }
+        // Nobody waits longer than that.
+        self.proposals.retain(|_, (_, until)| clock::now() < *until);
+        let outcome = proposal.outcome;
+        match self.propose(proposal.changes) {
+            Ok(ticket) => {
+                let until = clock::now() + limit + limit;
+                self.proposals.insert(ticket, (outcome, until));
+            }
+            Err(error) => drop(outcome.try_send(Err(error))),
+        }
+        self.drain();
     }
 
     fn prepare_restart(&mut self) -> Result<Readiness, String> {
