@@ -12,34 +12,33 @@
 //! What was under way on a connection that broke may be lost, and what is sent again may come twice: the
 //! core numbers messages, repeats them and drops repetitions. Here they only keep their order.
 
-use super::{Addresses, OnNetwork, Rejects, bind, from_here};
+mod accept;
+mod dial;
+
+use super::{Addresses, OnNetwork, Rejects};
 use crate::config::AgentFile;
+use accept::{Accepting, listen};
+use dial::{Dialler, ways};
 use mainstay_core::id::HostId;
-use mainstay_core::wire::{Envelope, RECORD_MAX_BYTES};
+use mainstay_core::wire::Envelope;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{
-    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
-};
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use socket2::{SockRef, TcpKeepalive};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::atomic::AtomicUsize;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 /// Messages that wait for one peer.
 const QUEUE_LENGTH: usize = 256;
 /// A handshake gets at least so long: it needs the processor of both hosts.
 const LEAST_HANDSHAKE: Duration = Duration::from_secs(1);
-const FIRST_BACKOFF: Duration = Duration::from_millis(50);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
-/// Connections that are accepted at once, for each host of the cluster.
-const CONNECTIONS_PER_HOST: usize = 4;
 
 /// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -326,275 +325,6 @@ impl Streams {
         if sender.queue.try_send((Instant::now(), bytes)).is_err() {
             self.rejects.count("stream_queue_full");
         }
-    }
-}
-
-#[derive(Clone)]
-struct Accepting<F> {
-    cluster: u64,
-    members: Members,
-    server: Arc<ServerConfig>,
-    patience: Patience,
-    rejects: Rejects,
-    open: Arc<AtomicUsize>,
-    on_streamed: F,
-}
-
-impl<F: Fn(Streamed) + Clone + Send + 'static> Accepting<F> {
-    fn run(&self, listener: &TcpListener) {
-        for stream in listener.incoming() {
-            let Ok(stream) = stream else {
-                // Out of descriptors: wait for one to close instead of spinning.
-                crate::clock::pause(FIRST_BACKOFF);
-                continue;
-            };
-            if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit() {
-                self.open.fetch_sub(1, Ordering::Relaxed);
-                self.rejects.count("stream_too_many");
-                continue;
-            }
-            let mine = self.clone();
-            let started = std::thread::Builder::new()
-                .name("from peer".into())
-                .spawn(move || {
-                    if let Err(kind) = mine.receive(stream) {
-                        mine.rejects.count(kind);
-                    }
-                    mine.open.fetch_sub(1, Ordering::Relaxed);
-                });
-            if started.is_err() {
-                self.open.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-    }
-
-    fn members(&self) -> RwLockReadGuard<'_, BTreeSet<HostId>> {
-        self.members.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// This host counts too.
-    fn limit(&self) -> usize {
-        (self.members().len() + 1) * CONNECTIONS_PER_HOST
-    }
-
-    /// Receives until the connection ends; an error is something to count.
-    fn receive(&self, stream: TcpStream) -> Result<(), &'static str> {
-        const BROKEN: &str = "stream_handshake_failed";
-        tune(&stream, self.patience).map_err(|_| BROKEN)?;
-        let connection = ServerConnection::new(Arc::clone(&self.server)).map_err(|_| BROKEN)?;
-        let mut tls = StreamOwned::new(connection, stream);
-        let hello = read_frame(&mut tls, 256).map_err(|_| BROKEN)?;
-        let peer = std::str::from_utf8(&hello)
-            .ok()
-            .and_then(|t| HostId::new(t).ok())
-            .ok_or(BROKEN)?;
-        let cert = tls
-            .conn
-            .peer_certificates()
-            .and_then(|c| c.first())
-            .ok_or(BROKEN)?;
-        if !is_valid_for(cert, &peer) {
-            return Err("stream_wrong_certificate");
-        }
-        if !self.members().contains(&peer) {
-            return Err("stream_unknown_host");
-        }
-        tls.sock.set_read_timeout(None).map_err(|_| BROKEN)?;
-        loop {
-            let bytes = match read_frame(&mut tls, RECORD_MAX_BYTES) {
-                Ok(bytes) => bytes,
-                Err(e) if e.kind() == io::ErrorKind::InvalidData => return Err("stream_damaged"),
-                // It went away; it dials again.
-                Err(_) => return Ok(()),
-            };
-            match Envelope::decode(self.cluster, &bytes) {
-                // It left the cluster meanwhile.
-                Ok(_) if !self.members().contains(&peer) => return Err("stream_unknown_host"),
-                Ok((stamp, envelope)) if stamp.writer == peer => {
-                    (self.on_streamed)(Streamed::Message(stamp.writer, envelope));
-                }
-                Ok(_) => return Err("stream_wrong_writer"),
-                Err(_) => return Err("stream_damaged"),
-            }
-        }
-    }
-}
-
-fn listen(address: SocketAddr, own: &[OnNetwork]) -> io::Result<TcpListener> {
-    let socket = bind(address, Type::STREAM, own)?;
-    socket.listen(128)?;
-    Ok(socket.into())
-}
-
-/// One way to a peer: from an own address, so that it goes over that network, to one of the peer's.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Way {
-    from: Option<IpAddr>,
-    address: SocketAddr,
-}
-
-fn ways(own: &[OnNetwork], to: &[OnNetwork]) -> Vec<Way> {
-    let way = |to: &OnNetwork| Way {
-        from: from_here(own.iter(), to).map(|(_, a)| a.ip()),
-        address: to.1,
-    };
-    to.iter().map(way).collect()
-}
-
-/// Keeps one connection to a peer for what is sent there.
-struct Dialler {
-    me: HostId,
-    peer: HostId,
-    ways: Vec<Way>,
-    /// The way that is tried first: that of the last connection, or the one after it when it broke.
-    first: usize,
-    client: Arc<ClientConfig>,
-    patience: Patience,
-    connection: Option<StreamOwned<ClientConnection, TcpStream>>,
-    was_connected: bool,
-    backoff: Duration,
-}
-
-impl Dialler {
-    fn new(
-        me: &HostId,
-        peer: &HostId,
-        ways: Vec<Way>,
-        client: &Arc<ClientConfig>,
-        patience: Patience,
-    ) -> Self {
-        Self {
-            me: me.clone(),
-            peer: peer.clone(),
-            ways,
-            first: 0,
-            client: Arc::clone(client),
-            patience,
-            connection: None,
-            was_connected: false,
-            backoff: FIRST_BACKOFF,
-        }
-    }
-
-    fn run(mut self, queue: &Receiver<Queued>, on_renewed: impl Fn()) {
-        loop {
-            match queue.recv_timeout(self.patience.limit / 2) {
-                Ok((queued, bytes)) => self.deliver_in_time(queued, &bytes, &on_renewed),
-                Err(RecvTimeoutError::Timeout) => self.replace_broken(&on_renewed),
-                Err(RecvTimeoutError::Disconnected) => return,
-            }
-        }
-    }
-
-    fn deliver_in_time(&mut self, queued: Instant, bytes: &[u8], on_renewed: &impl Fn()) {
-        while queued.elapsed() < self.patience.delivery {
-            match self.deliver(bytes, on_renewed) {
-                Ok(()) => {
-                    self.backoff = FIRST_BACKOFF;
-                    return;
-                }
-                Err(error) => {
-                    tracing::debug!(peer = %self.peer, %error, "stream");
-                    // A bounded pause between two dials.
-                    crate::clock::pause(self.backoff);
-                    self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
-                }
-            }
-        }
-    }
-
-    /// The next connection begins with the next way.
-    fn give_up(&mut self) {
-        if self.connection.take().is_some() {
-            self.first = (self.first + 1) % self.ways.len().max(1);
-        }
-    }
-
-    /// A connection that broke while nothing was sent is replaced before something is to be sent.
-    fn replace_broken(&mut self, on_renewed: &impl Fn()) {
-        if self.connection.as_ref().is_some_and(|c| is_ended(&c.sock)) {
-            self.give_up();
-            // Where no way leads there now, the next message tries again.
-            drop(self.connect(on_renewed));
-        }
-    }
-
-    fn connect(&mut self, on_renewed: &impl Fn()) -> io::Result<()> {
-        self.connection = Some(self.dial()?);
-        if std::mem::replace(&mut self.was_connected, true) {
-            on_renewed();
-        }
-        Ok(())
-    }
-
-    fn deliver(&mut self, bytes: &[u8], on_renewed: &impl Fn()) -> io::Result<()> {
-        if self.connection.as_ref().is_some_and(|c| is_ended(&c.sock)) {
-            self.give_up();
-        }
-        if self.connection.is_none() {
-            self.connect(on_renewed)?;
-        }
-        let Some(connection) = &mut self.connection else {
-            return Err(io::Error::other("there is no connection"));
-        };
-        let written = write_frame(connection, bytes);
-        if written.is_err() {
-            self.give_up();
-        }
-        written
-    }
-
-    /// Tries all ways, each once.
-    fn dial(&mut self) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
-        let mut last = io::Error::other("the host has no address");
-        let count = self.ways.len();
-        for index in (self.first..count).chain(0..self.first) {
-            let Some(way) = self.ways.get(index) else {
-                continue;
-            };
-            match self.dial_one(*way) {
-                Ok(connection) => {
-                    tracing::info!(peer = %self.peer, address = %way.address, "stream connected");
-                    self.first = index;
-                    return Ok(connection);
-                }
-                Err(e) => last = e,
-            }
-        }
-        Err(last)
-    }
-
-    fn dial_one(&self, way: Way) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
-        let domain = Domain::for_address(way.address);
-        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
-        if let Some(from) = way.from {
-            socket.bind(&SocketAddr::new(from, 0).into())?;
-        }
-        socket.connect_timeout(&way.address.into(), self.patience.limit)?;
-        let stream = TcpStream::from(socket);
-        tune(&stream, self.patience)?;
-        let name = ServerName::try_from(self.peer.as_str().to_owned()).map_err(io::Error::other)?;
-        let connection =
-            ClientConnection::new(Arc::clone(&self.client), name).map_err(io::Error::other)?;
-        let mut tls = StreamOwned::new(connection, stream);
-        while tls.conn.is_handshaking() {
-            tls.conn.complete_io(&mut tls.sock)?;
-        }
-        write_frame(&mut tls, self.me.as_str().as_bytes())?;
-        Ok(tls)
-    }
-}
-
-/// The receiver never writes, so anything readable is an end, orderly or not.
-fn is_ended(stream: &TcpStream) -> bool {
-    let mut byte = [0];
-    let peeked = stream
-        .set_nonblocking(true)
-        .and_then(|()| stream.peek(&mut byte));
-    let blocking = stream.set_nonblocking(false);
-    match peeked {
-        Err(e) if e.kind() == io::ErrorKind::WouldBlock => blocking.is_err(),
-        _ => true,
     }
 }
 

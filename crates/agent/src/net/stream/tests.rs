@@ -1,9 +1,12 @@
+use super::dial::Way;
 use super::*;
 use crate::config::{DriverKind, Probe};
 use crate::pki::{Ca, make_ca};
 use mainstay_core::id::{BootId, InstanceId};
-use mainstay_core::wire::{Message, SessionId, Stamp};
-use std::sync::mpsc::channel;
+use mainstay_core::wire::{Message, RECORD_MAX_BYTES, SessionId, Stamp};
+use rustls::{ServerConnection, StreamOwned};
+use std::net::TcpListener;
+use std::sync::mpsc::{Receiver, channel};
 
 const CLUSTER: u64 = 5;
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,0 +1,188 @@
+//! The sending end of streams: one connection to a peer, and another way when it breaks.
+
+use super::{Patience, Queued, tune, write_frame};
+use crate::net::{OnNetwork, from_here};
+use mainstay_core::id::HostId;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(1);
+
+/// One way to a peer: from an own address, so that it goes over that network, to one of the peer's.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Way {
+    pub(super) from: Option<IpAddr>,
+    pub(super) address: SocketAddr,
+}
+
+pub(super) fn ways(own: &[OnNetwork], to: &[OnNetwork]) -> Vec<Way> {
+    let way = |to: &OnNetwork| Way {
+        from: from_here(own.iter(), to).map(|(_, a)| a.ip()),
+        address: to.1,
+    };
+    to.iter().map(way).collect()
+}
+
+/// Keeps one connection to a peer for what is sent there.
+pub(super) struct Dialler {
+    me: HostId,
+    peer: HostId,
+    ways: Vec<Way>,
+    /// The way that is tried first: that of the last connection, or the one after it when it broke.
+    first: usize,
+    client: Arc<ClientConfig>,
+    patience: Patience,
+    connection: Option<StreamOwned<ClientConnection, TcpStream>>,
+    was_connected: bool,
+    backoff: Duration,
+}
+
+impl Dialler {
+    pub(super) fn new(
+        me: &HostId,
+        peer: &HostId,
+        ways: Vec<Way>,
+        client: &Arc<ClientConfig>,
+        patience: Patience,
+    ) -> Self {
+        Self {
+            me: me.clone(),
+            peer: peer.clone(),
+            ways,
+            first: 0,
+            client: Arc::clone(client),
+            patience,
+            connection: None,
+            was_connected: false,
+            backoff: FIRST_BACKOFF,
+        }
+    }
+
+    pub(super) fn run(mut self, queue: &Receiver<Queued>, on_renewed: impl Fn()) {
+        loop {
+            match queue.recv_timeout(self.patience.limit / 2) {
+                Ok((queued, bytes)) => self.deliver_in_time(queued, &bytes, &on_renewed),
+                Err(RecvTimeoutError::Timeout) => self.replace_broken(&on_renewed),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn deliver_in_time(&mut self, queued: Instant, bytes: &[u8], on_renewed: &impl Fn()) {
+        while queued.elapsed() < self.patience.delivery {
+            match self.deliver(bytes, on_renewed) {
+                Ok(()) => {
+                    self.backoff = FIRST_BACKOFF;
+                    return;
+                }
+                Err(error) => {
+                    tracing::debug!(peer = %self.peer, %error, "stream");
+                    // A bounded pause between two dials.
+                    crate::clock::pause(self.backoff);
+                    self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+                }
+            }
+        }
+    }
+
+    /// The next connection begins with the next way.
+    fn give_up(&mut self) {
+        if self.connection.take().is_some() {
+            self.first = (self.first + 1) % self.ways.len().max(1);
+        }
+    }
+
+    /// A connection that broke while nothing was sent is replaced before something is to be sent.
+    fn replace_broken(&mut self, on_renewed: &impl Fn()) {
+        if self.connection.as_ref().is_some_and(|c| is_ended(&c.sock)) {
+            self.give_up();
+            // Where no way leads there now, the next message tries again.
+            drop(self.connect(on_renewed));
+        }
+    }
+
+    fn connect(&mut self, on_renewed: &impl Fn()) -> io::Result<()> {
+        self.connection = Some(self.dial()?);
+        if std::mem::replace(&mut self.was_connected, true) {
+            on_renewed();
+        }
+        Ok(())
+    }
+
+    pub(super) fn deliver(&mut self, bytes: &[u8], on_renewed: &impl Fn()) -> io::Result<()> {
+        if self.connection.as_ref().is_some_and(|c| is_ended(&c.sock)) {
+            self.give_up();
+        }
+        if self.connection.is_none() {
+            self.connect(on_renewed)?;
+        }
+        let Some(connection) = &mut self.connection else {
+            return Err(io::Error::other("there is no connection"));
+        };
+        let written = write_frame(connection, bytes);
+        if written.is_err() {
+            self.give_up();
+        }
+        written
+    }
+
+    /// Tries all ways, each once.
+    fn dial(&mut self) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+        let mut last = io::Error::other("the host has no address");
+        let count = self.ways.len();
+        for index in (self.first..count).chain(0..self.first) {
+            let Some(way) = self.ways.get(index) else {
+                continue;
+            };
+            match self.dial_one(*way) {
+                Ok(connection) => {
+                    tracing::info!(peer = %self.peer, address = %way.address, "stream connected");
+                    self.first = index;
+                    return Ok(connection);
+                }
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    }
+
+    fn dial_one(&self, way: Way) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+        let domain = Domain::for_address(way.address);
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::TCP))?;
+        if let Some(from) = way.from {
+            socket.bind(&SocketAddr::new(from, 0).into())?;
+        }
+        socket.connect_timeout(&way.address.into(), self.patience.limit)?;
+        let stream = TcpStream::from(socket);
+        tune(&stream, self.patience)?;
+        let name = ServerName::try_from(self.peer.as_str().to_owned()).map_err(io::Error::other)?;
+        let connection =
+            ClientConnection::new(Arc::clone(&self.client), name).map_err(io::Error::other)?;
+        let mut tls = StreamOwned::new(connection, stream);
+        while tls.conn.is_handshaking() {
+            tls.conn.complete_io(&mut tls.sock)?;
+        }
+        write_frame(&mut tls, self.me.as_str().as_bytes())?;
+        Ok(tls)
+    }
+}
+
+/// The receiver never writes, so anything readable is an end, orderly or not.
+fn is_ended(stream: &TcpStream) -> bool {
+    let mut byte = [0];
+    let peeked = stream
+        .set_nonblocking(true)
+        .and_then(|()| stream.peek(&mut byte));
+    let blocking = stream.set_nonblocking(false);
+    match peeked {
+        Err(e) if e.kind() == io::ErrorKind::WouldBlock => blocking.is_err(),
+        _ => true,
+    }
+}
