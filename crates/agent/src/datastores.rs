@@ -153,6 +153,11 @@ impl Datastores {
         Ok(())
     }
 
+    /// From now on an operation without an answer hangs after that time.
+    pub(crate) fn set_hung_after(&mut self, limit: Duration) {
+        self.hung_after = limit;
+    }
+
     /// Notes an answer.
     pub(crate) fn completed(&mut self, input: &Input) {
         if let Input::Storage(op, _) = input {

@@ -7,6 +7,7 @@ mod answers;
 mod members;
 mod start;
 mod surroundings;
+mod timers;
 
 pub use start::{AgentError, run_agent};
 
@@ -236,6 +237,7 @@ impl Shell {
             Output::Persist(op, durable) => self.persist(op, Kept::State(durable)),
             Output::PersistConfig(op, config) => {
                 self.renew_isolation_addresses();
+                self.renew_timers();
                 self.renew_members();
                 self.persist(op, Kept::Config(config));
             }

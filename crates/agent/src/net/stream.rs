@@ -19,6 +19,7 @@ use super::{Addresses, OnNetwork, Rejects};
 use crate::config::AgentFile;
 use accept::{Accepting, listen};
 use dial::{Dialler, ways};
+use mainstay_core::config::Timing;
 use mainstay_core::id::HostId;
 use mainstay_core::wire::Envelope;
 use rustls::pki_types::pem::PemObject as _;
@@ -155,7 +156,7 @@ fn is_valid_for(cert: &CertificateDer<'_>, host: &HostId) -> bool {
 }
 
 /// How long streams wait, by the timers of the cluster.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Patience {
     /// For an acknowledgement of the other end's kernel, and for a connection.
     pub(crate) limit: Duration,
@@ -164,8 +165,34 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
+    /// What the timers of the cluster make of it.
+    pub(crate) fn of(timing: &Timing) -> Self {
+        Self {
+            limit: timing.stream_limit(),
+            delivery: timing.dead,
+        }
+    }
+
     fn handshake(self) -> Duration {
         self.limit.max(LEAST_HANDSHAKE)
+    }
+}
+
+/// The patience that counts now, for all threads: the timers may change while they run.
+#[derive(Clone, Debug)]
+struct Limits(Arc<RwLock<Patience>>);
+
+impl Limits {
+    fn new(patience: Patience) -> Self {
+        Self(Arc::new(RwLock::new(patience)))
+    }
+
+    fn now(&self) -> Patience {
+        *self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, patience: Patience) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = patience;
     }
 }
 
@@ -232,6 +259,7 @@ pub(crate) struct Streams {
     members: Members,
     senders: BTreeMap<HostId, Sender>,
     dial: Dial,
+    limits: Limits,
     rejects: Rejects,
 }
 
@@ -250,6 +278,7 @@ impl Streams {
     {
         let open = Arc::new(AtomicUsize::new(0));
         let members = Members::default();
+        let limits = Limits::new(patience);
         let own = addresses.get(me).cloned().unwrap_or_default();
         for (_, address) in &own {
             let fault = |e| (*address, e);
@@ -258,7 +287,7 @@ impl Streams {
                 cluster,
                 members: Arc::clone(&members),
                 server: Arc::clone(&tls.server),
-                patience,
+                limits: limits.clone(),
                 rejects: rejects.clone(),
                 open: Arc::clone(&open),
                 on_streamed: on_streamed.clone(),
@@ -270,9 +299,10 @@ impl Streams {
         }
         let first = own.first().map(|(_, address)| *address);
         let (from, client) = (me.clone(), Arc::clone(&tls.client));
+        let known_limits = limits.clone();
         let dial: Dial = Box::new(move |host, addresses| {
             let (sender, receiver) = sync_channel(QUEUE_LENGTH);
-            let dialler = Dialler::new(&from, host, ways(&own, addresses), &client, patience);
+            let dialler = Dialler::new(&from, host, ways(&own, addresses), &client, &limits);
             let (to, on_streamed) = (host.clone(), on_streamed.clone());
             let on_renewed = move || on_streamed(Streamed::Renewed(to.clone()));
             std::thread::Builder::new()
@@ -285,6 +315,7 @@ impl Streams {
             members,
             senders: BTreeMap::new(),
             dial,
+            limits: known_limits,
             rejects,
         };
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
@@ -315,6 +346,11 @@ impl Streams {
             }
         }
         Ok(())
+    }
+
+    /// From now on they wait so long, also on connections that are open.
+    pub(crate) fn set_patience(&self, patience: Patience) {
+        self.limits.set(patience);
     }
 
     /// Queues a framed message; never waits.

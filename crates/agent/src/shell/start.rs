@@ -1,7 +1,7 @@
 //! Sets the agent up: files, network, datastores, drivers and guard, and then its loop.
 
 use super::surroundings::{self, Surroundings};
-use super::{Shell, Wake, members};
+use super::{Shell, Wake, members, timers};
 use crate::config::{AgentFile, ClusterFile, ClusterKey, FileError, Probe};
 use crate::control::server::{self, ControlError};
 use crate::datastores::Datastores;
@@ -276,7 +276,7 @@ impl Starting<'_> {
             surroundings,
             isolation_addresses: isolation,
             probe: file.probe,
-            ping_timeout: ping_timeout(self.cluster),
+            ping_timeout: timers::ping_timeout(&self.cluster.settings.timing),
             pings: Arc::default(),
             addresses,
             udp,
@@ -357,11 +357,7 @@ impl Starting<'_> {
             };
             drop(to_loop.send(Wake::Input(input)));
         };
-        let timing = &self.cluster.settings.timing;
-        let patience = Patience {
-            limit: timing.stream_limit(),
-            delivery: timing.dead,
-        };
+        let patience = Patience::of(&self.cluster.settings.timing);
         let streams = Streams::start(
             me,
             cluster,
@@ -417,12 +413,6 @@ fn handle_signals(wake: &SyncSender<Wake>) -> Result<(), AgentError> {
             drop(to_loop.send(Wake::Stop(signal)));
         }
     })
-}
-
-/// Between heartbeat and verdict there is time for a few probes; a slow network gets at least 300 ms.
-fn ping_timeout(cluster: &ClusterConfig) -> Duration {
-    (cluster.settings.timing.network_heartbeat * 2)
-        .clamp(Duration::from_millis(300), Duration::from_secs(2))
 }
 
 /// Looks, on a thread of its own, for what is weaker here than it should be.

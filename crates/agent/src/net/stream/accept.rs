@@ -1,6 +1,6 @@
 //! The receiving end of streams: takes connections, and messages from peers that prove who they are.
 
-use super::{Members, Patience, Streamed, is_valid_for, read_frame, tune};
+use super::{Limits, Members, Streamed, is_valid_for, read_frame, tune};
 use crate::net::{OnNetwork, Rejects, bind};
 use mainstay_core::id::HostId;
 use mainstay_core::wire::{Envelope, RECORD_MAX_BYTES};
@@ -23,7 +23,7 @@ pub(super) struct Accepting<F> {
     pub(super) cluster: u64,
     pub(super) members: Members,
     pub(super) server: Arc<ServerConfig>,
-    pub(super) patience: Patience,
+    pub(super) limits: Limits,
     pub(super) rejects: Rejects,
     pub(super) open: Arc<AtomicUsize>,
     pub(super) on_streamed: F,
@@ -69,7 +69,7 @@ impl<F: Fn(Streamed) + Clone + Send + 'static> Accepting<F> {
     /// Receives until the connection ends; an error is something to count.
     fn receive(&self, stream: TcpStream) -> Result<(), &'static str> {
         const BROKEN: &str = "stream_handshake_failed";
-        tune(&stream, self.patience).map_err(|_| BROKEN)?;
+        tune(&stream, self.limits.now()).map_err(|_| BROKEN)?;
         let connection = ServerConnection::new(Arc::clone(&self.server)).map_err(|_| BROKEN)?;
         let mut tls = StreamOwned::new(connection, stream);
         let hello = read_frame(&mut tls, 256).map_err(|_| BROKEN)?;

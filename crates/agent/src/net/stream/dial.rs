@@ -1,6 +1,6 @@
 //! The sending end of streams: one connection to a peer, and another way when it breaks.
 
-use super::{Patience, Queued, tune, write_frame};
+use super::{Limits, Patience, Queued, tune, write_frame};
 use crate::net::{OnNetwork, from_here};
 use mainstay_core::id::HostId;
 use rustls::pki_types::ServerName;
@@ -38,6 +38,8 @@ pub(super) struct Dialler {
     /// The way that is tried first: that of the last connection, or the one after it when it broke.
     first: usize,
     client: Arc<ClientConfig>,
+    limits: Limits,
+    /// What the open connection was made with.
     patience: Patience,
     connection: Option<StreamOwned<ClientConnection, TcpStream>>,
     was_connected: bool,
@@ -50,7 +52,7 @@ impl Dialler {
         peer: &HostId,
         ways: Vec<Way>,
         client: &Arc<ClientConfig>,
-        patience: Patience,
+        limits: &Limits,
     ) -> Self {
         Self {
             me: me.clone(),
@@ -58,7 +60,8 @@ impl Dialler {
             ways,
             first: 0,
             client: Arc::clone(client),
-            patience,
+            limits: limits.clone(),
+            patience: limits.now(),
             connection: None,
             was_connected: false,
             backoff: FIRST_BACKOFF,
@@ -67,6 +70,7 @@ impl Dialler {
 
     pub(super) fn run(mut self, queue: &Receiver<Queued>, on_renewed: impl Fn()) {
         loop {
+            self.renew_patience();
             match queue.recv_timeout(self.patience.limit / 2) {
                 Ok((queued, bytes)) => self.deliver_in_time(queued, &bytes, &on_renewed),
                 Err(RecvTimeoutError::Timeout) => self.replace_broken(&on_renewed),
@@ -75,7 +79,24 @@ impl Dialler {
         }
     }
 
+    /// The timers of the cluster may have changed: the open connection follows them.
+    pub(super) fn renew_patience(&mut self) {
+        let now = self.limits.now();
+        if now == self.patience {
+            return;
+        }
+        self.patience = now;
+        if self
+            .connection
+            .as_ref()
+            .is_some_and(|c| tune(&c.sock, now).is_err())
+        {
+            self.give_up();
+        }
+    }
+
     fn deliver_in_time(&mut self, queued: Instant, bytes: &[u8], on_renewed: &impl Fn()) {
+        self.renew_patience();
         while queued.elapsed() < self.patience.delivery {
             match self.deliver(bytes, on_renewed) {
                 Ok(()) => {
@@ -171,6 +192,14 @@ impl Dialler {
         }
         write_frame(&mut tls, self.me.as_str().as_bytes())?;
         Ok(tls)
+    }
+
+    /// How long the kernel waits for acknowledgements on the open connection.
+    #[cfg(test)]
+    pub(super) fn waits_for(&self) -> Option<Duration> {
+        let connection = self.connection.as_ref()?;
+        let socket = socket2::SockRef::from(&connection.sock);
+        socket.tcp_user_timeout().expect("asked")
     }
 }
 

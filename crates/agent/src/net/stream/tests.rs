@@ -187,7 +187,7 @@ fn a_receiver_that_comes_back_is_dialled_again() {
         from: None,
         address,
     }];
-    let mut dialler = Dialler::new(&host(1), &host(2), ways, &tls1.client, LONG);
+    let mut dialler = Dialler::new(&host(1), &host(2), ways, &tls1.client, &Limits::new(LONG));
     let renewed = std::cell::Cell::new(0);
     let on_renewed = || renewed.set(renewed.get() + 1);
     let listener = TcpListener::bind(address).expect("listen");
@@ -384,4 +384,39 @@ fn streams_follow_hosts_that_join_leave_and_move() {
     drop(near);
     let came = received.try_iter().find(|got| !is(3, got.clone()));
     assert_eq!(came, None, "nothing came the old way");
+}
+
+#[test]
+fn an_open_connection_follows_timers_that_change() {
+    let ca = make_ca().expect("ca");
+    let dir = tempfile::tempdir().expect("directory");
+    let address = free_address();
+    let tls1 = tls(dir.path(), &ca, &host(1));
+    let tls2 = tls(dir.path(), &ca, &host(2));
+    let ways = vec![Way {
+        from: None,
+        address,
+    }];
+    let limits = Limits::new(LONG);
+    let mut dialler = Dialler::new(&host(1), &host(2), ways, &tls1.client, &limits);
+    let listener = TcpListener::bind(address).expect("listen");
+    let receiver = std::thread::spawn(move || {
+        let (stream, _) = listener.accept().expect("accept");
+        let server = ServerConnection::new(tls2.server).expect("tls");
+        let mut tls = StreamOwned::new(server, stream);
+        read_frame(&mut tls, 100).expect("hello");
+        read_frame(&mut tls, 100).expect("frame");
+        tls
+    });
+    dialler.deliver(b"first", &|| {}).expect("delivered");
+    let open = receiver.join().expect("receiver");
+    assert_eq!(dialler.waits_for(), Some(LONG.limit));
+    let short = Patience {
+        limit: Duration::from_millis(400),
+        delivery: Duration::from_millis(2400),
+    };
+    limits.set(short);
+    dialler.renew_patience();
+    assert_eq!(dialler.waits_for(), Some(short.limit));
+    drop(open);
 }
