@@ -4,6 +4,7 @@
 //! Never here: a decision about hosts, VMs or locks.
 
 mod answers;
+mod issues;
 mod members;
 mod start;
 mod surroundings;
@@ -25,8 +26,6 @@ use crate::persist::{Kept, Persister};
 use crate::vms::Vms;
 use crate::weak::Source;
 use mainstay_core::Agent;
-use mainstay_core::event::{Event, EventKind, IssueCause};
-use mainstay_core::health::Issue;
 use mainstay_core::id::{HostId, OpId};
 use mainstay_core::io::{GuardRequest, HypervisorRequest, Input, Output, PingOutcome, PingTarget};
 use mainstay_core::time::Instant;
@@ -143,56 +142,6 @@ impl Shell {
             Wake::SameId(host, address) => self.on_same_id(&host, address),
             Wake::Stop(_) => {}
         }
-    }
-
-    fn on_same_id(&mut self, host: &HostId, address: SocketAddr) {
-        let issue = format!(
-            "another agent uses the host id \"{host}\" at {address}; stop it, or give it an id of its own \
-             in its agent.toml"
-        );
-        let mut all = self
-            .issues
-            .get(&Source::SameId)
-            .cloned()
-            .unwrap_or_default();
-        if !all.contains(&issue) {
-            let kind = EventKind::ConfigIssue {
-                issue: issue.clone(),
-                cause: IssueCause::SameHostId,
-                host: self.stamp.writer.clone(),
-            };
-            let why = "its datagrams are authentic, but of another agent instance".to_owned();
-            self.events.push(Event {
-                at: clock::now(),
-                kind,
-                why,
-            });
-            all.push(issue);
-            self.set_issues(Source::SameId, all);
-        }
-    }
-
-    fn set_issues(&mut self, source: Source, issues: Vec<String>) {
-        for issue in &issues {
-            if !self
-                .issues
-                .get(&source)
-                .is_some_and(|old| old.contains(issue))
-            {
-                tracing::warn!(?source, issue, "weakness");
-            }
-        }
-        self.issues.insert(source, issues);
-        let host = &self.stamp.writer;
-        let all = self.issues.iter().flat_map(|(source, issues)| {
-            issues.iter().map(|text| Issue {
-                cause: source.cause(),
-                host: Some(host.clone()),
-                text: text.clone(),
-            })
-        });
-        self.agent.set_shell_issues(all.collect());
-        self.drain();
     }
 
     fn handle(&mut self, input: Input) {

@@ -4,8 +4,6 @@ use super::Shell;
 use crate::clock;
 use crate::control::server::{Ask, Proposal};
 use crate::control::{Pong, Readiness};
-use crate::net;
-use crate::weak::Source;
 use mainstay_core::Command;
 use mainstay_core::config::nearest;
 use mainstay_core::id::{HostId, VmId};
@@ -13,9 +11,7 @@ use mainstay_core::status::Status;
 use mainstay_core::time::millis;
 
 impl Shell {
-    fn status(&mut self) -> Result<Status, String> {
-        // A network may have come, or gone, since the last look.
-        self.set_issues(Source::Addresses, net::missing(&self.own_addresses));
+    fn status(&self) -> Result<Status, String> {
         let status = self.agent.status(clock::now());
         let mut status = status.ok_or("the agent has no status yet; try again")?;
         status.ignored.extend(self.rejects.all());

@@ -1,0 +1,57 @@
+//! What is weaker here than it should be: told to the core, and an event when it comes.
+
+use super::Shell;
+use crate::clock;
+use crate::weak::Source;
+use mainstay_core::event::{Event, EventKind};
+use mainstay_core::health::Issue;
+use mainstay_core::id::HostId;
+use std::net::SocketAddr;
+
+impl Shell {
+    /// Another agent uses a host's id.
+    pub(super) fn on_same_id(&mut self, host: &HostId, address: SocketAddr) {
+        let issue = format!(
+            "another agent uses the host id \"{host}\" at {address}; stop it, or give it an id of its own \
+             in its agent.toml"
+        );
+        let mut all = self
+            .issues
+            .get(&Source::SameId)
+            .cloned()
+            .unwrap_or_default();
+        if !all.contains(&issue) {
+            all.push(issue);
+            self.set_issues(Source::SameId, all);
+        }
+    }
+
+    /// These are the weaknesses of that source now.
+    pub(super) fn set_issues(&mut self, source: Source, issues: Vec<String>) {
+        let before = self.issues.insert(source, issues.clone());
+        let before = before.unwrap_or_default();
+        let (host, cause) = (self.stamp.writer.clone(), source.cause());
+        for issue in issues.into_iter().filter(|i| !before.contains(i)) {
+            tracing::warn!(?source, issue, "weakness");
+            let kind = EventKind::ConfigIssue {
+                issue: issue.clone(),
+                cause,
+                host: host.clone(),
+            };
+            self.events.push(Event {
+                at: clock::now(),
+                kind,
+                why: issue,
+            });
+        }
+        let all = self.issues.iter().flat_map(|(source, issues)| {
+            issues.iter().map(|text| Issue {
+                cause: source.cause(),
+                host: Some(host.clone()),
+                text: text.clone(),
+            })
+        });
+        self.agent.set_shell_issues(all.collect());
+        self.drain();
+    }
+}
