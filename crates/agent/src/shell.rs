@@ -4,6 +4,7 @@
 //! Never here: a decision about hosts, VMs or locks.
 
 mod answers;
+mod inbox;
 mod issues;
 mod members;
 mod start;

@@ -1,5 +1,6 @@
 //! Sets the agent up: files, network, datastores, drivers and guard, and then its loop.
 
+use super::inbox::Inbox;
 use super::surroundings::{self, Surroundings};
 use super::{Shell, Wake, members, timers};
 use crate::config::{AgentFile, ClusterFile, ClusterKey, FileError, Probe};
@@ -9,7 +10,7 @@ use crate::events::EventLog;
 use crate::guard_link::{GuardLink, Seen, Starter};
 use crate::net::ping::icmp_available;
 use crate::net::stream::{Patience, Streamed, Streams, Tls, TlsError};
-use crate::net::udp::{Link, Received, Udp};
+use crate::net::udp::{Link, Udp};
 use crate::net::{Addresses, Rejects, isolation};
 use crate::persist::{self, Persister};
 use crate::twin::{Role, Seat, TwinError};
@@ -17,9 +18,9 @@ use crate::vms::{Report, Vms, VmsConfig};
 use crate::weak::Source;
 use crate::{clock, drivers, guard, logging, twin};
 use mainstay_core::config::{ClusterConfig, ConfigError, Places};
-use mainstay_core::id::{BootId, HostId, InstanceId};
+use mainstay_core::id::{BootId, InstanceId};
 use mainstay_core::io::Input;
-use mainstay_core::wire::{Message, Stamp, understood_by_writer};
+use mainstay_core::wire::Stamp;
 use mainstay_core::{Agent, Identity};
 use mainstay_hypervisor::CgroupPlacement;
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -27,8 +28,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Events that wait for the loop.
@@ -315,32 +316,8 @@ impl Starting<'_> {
         let link = Link::new(&self.key, cluster, me.clone(), identity.instance, hosts)
             .map_err(system("get random numbers"))?;
         let own = addresses.get(me).cloned().unwrap_or_default();
-        let (to_loop, refused) = (wake.clone(), rejects.clone());
-        let versions = Arc::new(Mutex::new(BTreeMap::<HostId, u16>::new()));
-        let on_received = move |received| {
-            let wake = match received {
-                Received::SameId { host, address } => Wake::SameId(host, address),
-                Received::Message { from, payload } => match Message::decode(cluster, &payload) {
-                    Ok((stamp, message)) if stamp.writer == from => {
-                        // Datagrams come all the time: streams need not be looked at.
-                        if let Some(version) = understood_by_writer(&payload)
-                            && let Ok(mut versions) = versions.lock()
-                            && versions.insert(from.clone(), version) != Some(version)
-                        {
-                            let host = from.clone();
-                            let shown = Input::Understands { host, version };
-                            drop(to_loop.try_send(Wake::Input(shown)));
-                        }
-                        Wake::Input(Input::Message { from, message })
-                    }
-                    Ok(_) => return refused.count("datagram_wrong_writer"),
-                    Err(_) => return refused.count("datagram_damaged"),
-                },
-            };
-            if to_loop.try_send(wake).is_err() {
-                refused.count("datagram_queue_full");
-            }
-        };
+        let inbox = Arc::new(Inbox::new(cluster, wake.clone(), rejects.clone()));
+        let on_received = move |received| inbox.take(received);
         let udp = Udp::start(&own, addresses.clone(), link, rejects.clone(), on_received).map_err(
             |(address, source)| AgentError::Address {
                 address,
