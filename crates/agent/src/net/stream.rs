@@ -17,7 +17,7 @@ mod dial;
 
 use super::{Addresses, OnNetwork, Rejects};
 use crate::config::AgentFile;
-use accept::{Accepting, listen};
+use accept::{Accepting, Unproven, listen};
 use dial::{Dialler, ways};
 use mainstay_core::config::Timing;
 use mainstay_core::id::HostId;
@@ -277,6 +277,7 @@ impl Streams {
         F: Fn(Streamed) + Clone + Send + 'static,
     {
         let open = Arc::new(AtomicUsize::new(0));
+        let unproven = Unproven::default();
         let members = Members::default();
         let limits = Limits::new(patience);
         let own = addresses.get(me).cloned().unwrap_or_default();
@@ -290,6 +291,7 @@ impl Streams {
                 limits: limits.clone(),
                 rejects: rejects.clone(),
                 open: Arc::clone(&open),
+                unproven: unproven.clone(),
                 on_streamed: on_streamed.clone(),
             };
             std::thread::Builder::new()

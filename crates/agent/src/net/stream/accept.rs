@@ -6,14 +6,15 @@ use mainstay_core::id::HostId;
 use mainstay_core::wire::{Envelope, RECORD_MAX_BYTES};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use socket2::Type;
-use std::collections::BTreeSet;
-use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLockReadGuard};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
-/// Connections that are accepted at once, for each host of the cluster.
+/// Connections of peers that are kept at once, for each host of the cluster; and of one address, of those
+/// that have not proven yet who they are.
 const CONNECTIONS_PER_HOST: usize = 4;
 /// Before connections are taken again when there is no descriptor for another.
 const FULL_PAUSE: Duration = Duration::from_millis(50);
@@ -26,7 +27,101 @@ pub(super) struct Accepting<F> {
     pub(super) limits: Limits,
     pub(super) rejects: Rejects,
     pub(super) open: Arc<AtomicUsize>,
+    pub(super) unproven: Unproven,
     pub(super) on_streamed: F,
+}
+
+/// Connections whose other end has not proven yet who it is, by its address: they take no place away
+/// from peers that have, and one address takes none from another.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Unproven(Arc<Mutex<BTreeMap<IpAddr, usize>>>);
+
+impl Unproven {
+    /// A place for a connection, while the guard lives; none when that address has all of its own, or
+    /// there are too many in all.
+    fn enter(&self, from: IpAddr, most: usize) -> Option<Place> {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = all.get(&from).copied().unwrap_or_default();
+        if mine >= CONNECTIONS_PER_HOST || all.values().sum::<usize>() >= most {
+            return None;
+        }
+        all.insert(from, mine + 1);
+        Some(Place {
+            of: self.clone(),
+            from,
+        })
+    }
+}
+
+/// A place among the unproven.
+#[derive(Debug)]
+struct Place {
+    of: Unproven,
+    from: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut all = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.from) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                all.remove(&self.from);
+            }
+        }
+    }
+}
+
+/// A place among the connections of peers.
+#[derive(Debug)]
+struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A connection that must have proven by some moment who is at its other end, however slowly it goes on.
+#[derive(Debug)]
+pub(super) struct Timed {
+    pub(super) stream: TcpStream,
+    pub(super) until: Option<Instant>,
+}
+
+impl Timed {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        let Some(until) = self.until else {
+            return Ok(None);
+        };
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(Some(left))
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if let Some(left) = self.left()? {
+            self.stream.set_read_timeout(Some(left))?;
+        }
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
+        if let Some(left) = self.left()? {
+            self.stream.set_write_timeout(Some(left))?;
+        }
+        self.stream.write(buffer)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
 }
 
 impl<F: Fn(Streamed) + Clone + Send + 'static> Accepting<F> {
@@ -37,23 +132,23 @@ impl<F: Fn(Streamed) + Clone + Send + 'static> Accepting<F> {
                 crate::clock::pause(FULL_PAUSE);
                 continue;
             };
-            if self.open.fetch_add(1, Ordering::Relaxed) >= self.limit() {
-                self.open.fetch_sub(1, Ordering::Relaxed);
+            let from = stream.peer_addr().map(|a| a.ip());
+            let place = from
+                .ok()
+                .and_then(|ip| self.unproven.enter(ip, self.limit()));
+            let Some(place) = place else {
                 self.rejects.count("stream_too_many");
                 continue;
-            }
+            };
             let mine = self.clone();
-            let started = std::thread::Builder::new()
+            // Where no thread can be made, the connection is closed.
+            let _ = std::thread::Builder::new()
                 .name("from peer".into())
                 .spawn(move || {
-                    if let Err(kind) = mine.receive(stream) {
+                    if let Err(kind) = mine.receive(stream, place) {
                         mine.rejects.count(kind);
                     }
-                    mine.open.fetch_sub(1, Ordering::Relaxed);
                 });
-            if started.is_err() {
-                self.open.fetch_sub(1, Ordering::Relaxed);
-            }
         }
     }
 
@@ -67,9 +162,14 @@ impl<F: Fn(Streamed) + Clone + Send + 'static> Accepting<F> {
     }
 
     /// Receives until the connection ends; an error is something to count.
-    fn receive(&self, stream: TcpStream) -> Result<(), &'static str> {
+    fn receive(&self, stream: TcpStream, place: Place) -> Result<(), &'static str> {
         const BROKEN: &str = "stream_handshake_failed";
-        tune(&stream, self.limits.now()).map_err(|_| BROKEN)?;
+        let patience = self.limits.now();
+        tune(&stream, patience).map_err(|_| BROKEN)?;
+        let stream = Timed {
+            stream,
+            until: Some(Instant::now() + patience.handshake()),
+        };
         let connection = ServerConnection::new(Arc::clone(&self.server)).map_err(|_| BROKEN)?;
         let mut tls = StreamOwned::new(connection, stream);
         let hello = read_frame(&mut tls, 256).map_err(|_| BROKEN)?;
@@ -88,7 +188,15 @@ impl<F: Fn(Streamed) + Clone + Send + 'static> Accepting<F> {
         if !self.members().contains(&peer) {
             return Err("stream_unknown_host");
         }
-        tls.sock.set_read_timeout(None).map_err(|_| BROKEN)?;
+        if self.open.fetch_add(1, Ordering::AcqRel) >= self.limit() {
+            self.open.fetch_sub(1, Ordering::AcqRel);
+            return Err("stream_too_many");
+        }
+        let _open = Open(Arc::clone(&self.open));
+        drop(place);
+        tls.sock.until = None;
+        let socket = &tls.sock.stream;
+        socket.set_read_timeout(None).map_err(|_| BROKEN)?;
         loop {
             let bytes = match read_frame(&mut tls, RECORD_MAX_BYTES) {
                 Ok(bytes) => bytes,

@@ -67,6 +67,12 @@ fn framed(writer: u32, n: u32) -> Vec<u8> {
     envelope(n).encode(CLUSTER, &stamp)
 }
 
+/// A pause without anything that could end it.
+fn pause() {
+    let (_sender, nothing) = channel::<()>();
+    let _ = nothing.recv_timeout(Duration::from_millis(20));
+}
+
 const LONG: Patience = Patience {
     limit: PATIENCE,
     delivery: PATIENCE,
@@ -419,4 +425,65 @@ fn an_open_connection_follows_timers_that_change() {
     dialler.renew_patience();
     assert_eq!(dialler.waits_for(), Some(short.limit));
     drop(open);
+}
+
+#[test]
+fn connections_that_prove_nothing_take_no_place_from_peers() {
+    let ca = make_ca().expect("ca");
+    // Host 1 dials from an address of its own.
+    let own = TcpListener::bind("127.0.0.2:0").and_then(|l| l.local_addr());
+    let second = free_address();
+    let addresses: Addresses = [
+        (host(1), vec![on("mgmt0", own.expect("address"))]),
+        (host(2), vec![on("mgmt0", second)]),
+    ]
+    .into();
+    let pair = pair_at((&addresses, &addresses), &ca, &ca);
+    let strangers: Vec<TcpStream> = (0..40)
+        .map(|_| TcpStream::connect(second).expect("connected"))
+        .collect();
+    wait_for(&pair.rejects, "stream_too_many");
+    pair.sender.send(&host(2), framed(1, 1));
+    let got = pair.received.recv_timeout(PATIENCE / 2).expect("message");
+    assert_eq!(got, Streamed::Message(host(1), envelope(1)));
+    drop(strangers);
+}
+
+#[test]
+fn a_connection_that_drips_is_closed_at_its_deadline() {
+    let ca = make_ca().expect("ca");
+    let dir = tempfile::tempdir().expect("directory");
+    let address = free_address();
+    let known: Addresses = [(host(2), vec![on("mgmt0", address)])].into();
+    let short = Patience {
+        limit: Duration::from_millis(400),
+        delivery: PATIENCE,
+    };
+    let tls = tls(dir.path(), &ca, &host(2));
+    let rejects = Rejects::default();
+    Streams::start(
+        &host(2),
+        CLUSTER,
+        &known,
+        (&tls, short),
+        rejects.clone(),
+        |_| {},
+    )
+    .expect("host 2");
+    let mut dripping = TcpStream::connect(address).expect("connected");
+    // The head of a TLS record of 16,000 bytes.
+    dripping
+        .write_all(&[22, 3, 1, 0x3e, 0x80])
+        .expect("written");
+    let begun = Instant::now();
+    while !rejects
+        .all()
+        .iter()
+        .any(|(k, _)| k == "stream_handshake_failed")
+    {
+        assert!(begun.elapsed() < PATIENCE, "it drips for ever");
+        // It may be closed in between.
+        let _ = dripping.write_all(&[1]);
+        pause();
+    }
 }
