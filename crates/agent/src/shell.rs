@@ -54,6 +54,7 @@ enum Wake {
     SameId(HostId, SocketAddr),
     Issues(Source, Vec<String>),
     Surroundings(Surroundings),
+    Trouble(HostId, Option<String>),
     Stop(i32),
 }
 
@@ -85,6 +86,8 @@ struct Shell {
     link: Arc<GuardLink>,
     rejects: Rejects,
     issues: BTreeMap<Source, Vec<String>>,
+    /// What keeps messages from other hosts.
+    stream_troubles: BTreeMap<HostId, String>,
     wake: SyncSender<Wake>,
 }
 
@@ -140,6 +143,7 @@ impl Shell {
             Wake::Opened(opened) => self.datastores.opened(opened),
             Wake::Issues(source, issues) => self.set_issues(source, issues),
             Wake::Surroundings(seen) => self.on_surroundings(seen),
+            Wake::Trouble(to, what) => self.on_trouble(to, what),
             Wake::SameId(host, address) => self.on_same_id(&host, address),
             Wake::Stop(_) => {}
         }

@@ -21,6 +21,8 @@ pub(crate) enum Source {
     SameId,
     /// What is kept on local disk.
     State,
+    /// Streams that cannot be made.
+    Streams,
     /// The watchdog.
     Watchdog,
 }
@@ -36,6 +38,7 @@ impl Source {
             Self::Network => IssueCause::CannotProbe,
             Self::SameId => IssueCause::SameHostId,
             Self::State => IssueCause::StateNotKept,
+            Self::Streams => IssueCause::StreamBroken,
             Self::Watchdog => IssueCause::NoWatchdog,
         }
     }

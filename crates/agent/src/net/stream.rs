@@ -14,6 +14,7 @@
 
 mod accept;
 mod dial;
+mod trouble;
 
 use super::{Addresses, OnNetwork, Rejects};
 use crate::config::AgentFile;
@@ -235,6 +236,8 @@ pub(crate) enum Streamed {
     Message(HostId, Envelope),
     /// The stream to that host was connected anew.
     Renewed(HostId),
+    /// What keeps messages from that host, with the remedy; nothing: they arrive, or there are none.
+    Trouble(HostId, Option<String>),
 }
 
 /// Who is in the cluster, for the threads that take connections.
@@ -305,11 +308,10 @@ impl Streams {
         let dial: Dial = Box::new(move |host, addresses| {
             let (sender, receiver) = sync_channel(QUEUE_LENGTH);
             let dialler = Dialler::new(&from, host, ways(&own, addresses), &client, &limits);
-            let (to, on_streamed) = (host.clone(), on_streamed.clone());
-            let on_renewed = move || on_streamed(Streamed::Renewed(to.clone()));
+            let on_streamed = on_streamed.clone();
             std::thread::Builder::new()
                 .name(format!("to {host}"))
-                .spawn(move || dialler.run(&receiver, on_renewed))?;
+                .spawn(move || dialler.run(&receiver, on_streamed))?;
             Ok(sender)
         });
         let mut streams = Self {

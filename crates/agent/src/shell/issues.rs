@@ -26,6 +26,18 @@ impl Shell {
         }
     }
 
+    /// The stream to a host cannot be made, or is there again.
+    pub(super) fn on_trouble(&mut self, to: HostId, what: Option<String>) {
+        let before = match what {
+            Some(text) => self.stream_troubles.insert(to, text),
+            None => self.stream_troubles.remove(&to),
+        };
+        let all: Vec<String> = self.stream_troubles.values().cloned().collect();
+        if before.is_some() || !all.is_empty() {
+            self.set_issues(Source::Streams, all);
+        }
+    }
+
     /// These are the weaknesses of that source now.
     pub(super) fn set_issues(&mut self, source: Source, issues: Vec<String>) {
         let before = self.issues.insert(source, issues.clone());

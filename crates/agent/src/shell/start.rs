@@ -290,6 +290,7 @@ impl Starting<'_> {
             link,
             rejects,
             issues: BTreeMap::new(),
+            stream_troubles: BTreeMap::new(),
             wake,
         };
         let kept = self.kept_issues.iter().cloned();
@@ -328,11 +329,12 @@ impl Starting<'_> {
         let to_loop = wake.clone();
         // A full queue holds the connection up, as TCP is meant to.
         let on_streamed = move |streamed| {
-            let input = match streamed {
-                Streamed::Message(from, envelope) => Input::Stream { from, envelope },
-                Streamed::Renewed(to) => Input::StreamRenewed { to },
+            let wake = match streamed {
+                Streamed::Message(from, envelope) => Wake::Input(Input::Stream { from, envelope }),
+                Streamed::Renewed(to) => Wake::Input(Input::StreamRenewed { to }),
+                Streamed::Trouble(to, what) => Wake::Trouble(to, what),
             };
-            drop(to_loop.send(Wake::Input(input)));
+            drop(to_loop.send(wake));
         };
         let patience = Patience::of(&self.cluster.settings.timing);
         let streams = Streams::start(

@@ -142,4 +142,6 @@ pub enum IssueCause {
     StopRefused,
     /// Nobody owns a datastore that VMs are on.
     DatastoreNotOwned,
+    /// Messages do not reach another host, though it is there.
+    StreamBroken,
 }

@@ -116,6 +116,11 @@ const EXCEPTIONS: &[Exception] = &[
     ),
     never(
         Group::Issue,
+        "stream_broken",
+        "the agent's process makes the streams.",
+    ),
+    never(
+        Group::Issue,
         "no_watchdog",
         "the agent's process has the watchdog.",
     ),

@@ -1,6 +1,7 @@
 //! The sending end of streams: one connection to a peer, and another way when it breaks.
 
-use super::{Limits, Patience, Queued, tune, write_frame};
+use super::trouble::{self, Trouble};
+use super::{Limits, Patience, Queued, Streamed, tune, write_frame};
 use crate::net::{OnNetwork, from_here};
 use mainstay_core::id::HostId;
 use rustls::pki_types::ServerName;
@@ -42,6 +43,12 @@ pub(super) struct Dialler {
     /// What the open connection was made with.
     patience: Patience,
     connection: Option<StreamOwned<ClientConnection, TcpStream>>,
+    /// When the open connection was made. The other end looks at this host's certificate after that: only
+    /// one that stays is taken.
+    made: Instant,
+    trouble: Trouble,
+    /// When the message was queued that is being sent.
+    queued: Option<Instant>,
     was_connected: bool,
     backoff: Duration,
 }
@@ -63,19 +70,32 @@ impl Dialler {
             limits: limits.clone(),
             patience: limits.now(),
             connection: None,
+            made: Instant::now(),
+            trouble: Trouble::default(),
+            queued: None,
             was_connected: false,
             backoff: FIRST_BACKOFF,
         }
     }
 
-    pub(super) fn run(mut self, queue: &Receiver<Queued>, on_renewed: impl Fn()) {
+    pub(super) fn run(mut self, queue: &Receiver<Queued>, on_streamed: impl Fn(Streamed)) {
+        let peer = self.peer.clone();
+        let on_renewed = || on_streamed(Streamed::Renewed(peer.clone()));
         loop {
             self.renew_patience();
             match queue.recv_timeout(self.patience.limit / 2) {
                 Ok((queued, bytes)) => self.deliver_in_time(queued, &bytes, &on_renewed),
-                Err(RecvTimeoutError::Timeout) => self.replace_broken(&on_renewed),
-                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => self.look_idle(&on_renewed),
+                Err(RecvTimeoutError::Disconnected) => break,
             }
+            if let Some(news) = self.trouble.news() {
+                on_streamed(Streamed::Trouble(peer.clone(), news));
+            }
+        }
+        // It is no peer any more, or elsewhere now.
+        self.trouble.over();
+        if let Some(news) = self.trouble.news() {
+            on_streamed(Streamed::Trouble(peer.clone(), news));
         }
     }
 
@@ -97,20 +117,61 @@ impl Dialler {
 
     fn deliver_in_time(&mut self, queued: Instant, bytes: &[u8], on_renewed: &impl Fn()) {
         self.renew_patience();
+        self.queued = Some(queued);
         while queued.elapsed() < self.patience.delivery {
             match self.deliver(bytes, on_renewed) {
-                Ok(()) => {
-                    self.backoff = FIRST_BACKOFF;
-                    return;
-                }
+                Ok(()) => return self.note_taken(),
                 Err(error) => {
-                    tracing::debug!(peer = %self.peer, %error, "stream");
-                    // A bounded pause between two dials.
-                    crate::clock::pause(self.backoff);
-                    self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+                    self.failed(&error);
+                    self.back_off();
                 }
             }
         }
+    }
+
+    /// A bounded pause between two dials.
+    fn back_off(&mut self) {
+        crate::clock::pause(self.backoff);
+        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        tracing::debug!(peer = %self.peer, %error, "stream");
+        let address = self.ways.get(self.first).map(|w| w.address);
+        let text = trouble::describe(&self.peer, address, error);
+        let now = Instant::now();
+        self.trouble
+            .failed(now, self.queued, self.patience.delivery, text);
+    }
+
+    /// A connection that has stayed for as long as a handshake may take is one that the peer takes.
+    fn note_taken(&mut self) {
+        if self.connection.is_some() && !self.is_young() {
+            if self.trouble.is_there() {
+                tracing::info!(peer = %self.peer, "stream taken");
+            }
+            self.trouble.over();
+            self.backoff = FIRST_BACKOFF;
+        }
+    }
+
+    fn is_young(&self) -> bool {
+        self.made.elapsed() < self.patience.handshake()
+    }
+
+    /// Lets a connection go that the other end has closed. True when that came so soon that it refuses
+    /// this host.
+    fn drop_ended(&mut self) -> bool {
+        let Some(connection) = self.connection.as_mut().filter(|c| is_ended(&c.sock)) else {
+            return false;
+        };
+        let why = why_ended(connection);
+        let refused = self.is_young();
+        if refused {
+            self.failed(&why);
+        }
+        self.give_up();
+        refused
     }
 
     /// The next connection begins with the next way.
@@ -120,17 +181,25 @@ impl Dialler {
         }
     }
 
-    /// A connection that broke while nothing was sent is replaced before something is to be sent.
-    fn replace_broken(&mut self, on_renewed: &impl Fn()) {
-        if self.connection.as_ref().is_some_and(|c| is_ended(&c.sock)) {
-            self.give_up();
-            // Where no way leads there now, the next message tries again.
-            drop(self.connect(on_renewed));
+    /// A connection that broke while nothing was sent is replaced before something is to be sent. One that
+    /// the other end refused is not: the next message tries again.
+    fn look_idle(&mut self, on_renewed: &impl Fn()) {
+        self.queued = None;
+        let broken = self.connection.as_ref().is_some_and(|c| is_ended(&c.sock));
+        if broken
+            && !self.drop_ended()
+            && let Err(error) = self.connect(on_renewed)
+        {
+            self.failed(&error);
         }
+        self.note_taken();
+        self.trouble
+            .forget_old(Instant::now(), self.patience.delivery);
     }
 
     fn connect(&mut self, on_renewed: &impl Fn()) -> io::Result<()> {
         self.connection = Some(self.dial()?);
+        self.made = Instant::now();
         if std::mem::replace(&mut self.was_connected, true) {
             on_renewed();
         }
@@ -138,8 +207,8 @@ impl Dialler {
     }
 
     pub(super) fn deliver(&mut self, bytes: &[u8], on_renewed: &impl Fn()) -> io::Result<()> {
-        if self.connection.as_ref().is_some_and(|c| is_ended(&c.sock)) {
-            self.give_up();
+        if self.drop_ended() {
+            self.back_off();
         }
         if self.connection.is_none() {
             self.connect(on_renewed)?;
@@ -164,7 +233,10 @@ impl Dialler {
             };
             match self.dial_one(*way) {
                 Ok(connection) => {
-                    tracing::info!(peer = %self.peer, address = %way.address, "stream connected");
+                    // One that is refused again and again does not fill the log.
+                    if !self.trouble.is_there() {
+                        tracing::info!(peer = %self.peer, address = %way.address, "stream connected");
+                    }
                     self.first = index;
                     return Ok(connection);
                 }
@@ -200,6 +272,19 @@ impl Dialler {
         let connection = self.connection.as_ref()?;
         let socket = socket2::SockRef::from(&connection.sock);
         socket.tcp_user_timeout().expect("asked")
+    }
+}
+
+/// What the other end said when it closed the connection.
+fn why_ended(connection: &mut StreamOwned<ClientConnection, TcpStream>) -> io::Error {
+    let read = connection.conn.read_tls(&mut connection.sock);
+    match (read, connection.conn.process_new_packets()) {
+        (_, Err(said)) => io::Error::new(io::ErrorKind::InvalidData, said),
+        (Err(error), _) => error,
+        (Ok(_), Ok(_)) => io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "it closes connections as soon as they are made",
+        ),
     }
 }
 

@@ -73,6 +73,11 @@ fn pause() {
     let _ = nothing.recv_timeout(Duration::from_millis(20));
 }
 
+const SHORT: Patience = Patience {
+    limit: Duration::from_millis(100),
+    delivery: Duration::from_millis(300),
+};
+
 const LONG: Patience = Patience {
     limit: PATIENCE,
     delivery: PATIENCE,
@@ -486,4 +491,64 @@ fn a_connection_that_drips_is_closed_at_its_deadline() {
         let _ = dripping.write_all(&[1]);
         pause();
     }
+}
+
+/// Waits until the sender's side says what is wrong; gives that.
+fn trouble_of(pair: &Pair) -> String {
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < PATIENCE, "nothing is said");
+        pair.sender.send(&host(2), framed(1, 0));
+        let next = pair.renewed.recv_timeout(Duration::from_millis(50));
+        if let Ok(Streamed::Trouble(of, Some(text))) = next {
+            assert_eq!(of, host(2));
+            return text;
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_is_refused_is_said_with_the_remedy_and_so_is_its_end() {
+    let ca = make_ca().expect("ca");
+    // Host 2 is there, and does not know host 1.
+    let (one, two) = (free_address(), free_address());
+    let at = |n, address| (host(n), vec![on("mgmt0", address)]);
+    let known: Addresses = [at(1, one), at(2, two)].into();
+    let stranger: Addresses = [at(2, two)].into();
+    let pair = pair_at((&known, &stranger), &ca, &ca);
+    pair.sender.set_patience(SHORT);
+    let text = trouble_of(&pair);
+    assert!(text.contains(&two.to_string()), "{text}");
+    assert!(text.contains("may not know this host"), "{text}");
+    // Nothing is sent there any more.
+    let begun = Instant::now();
+    while pair.renewed.recv_timeout(PATIENCE) != Ok(Streamed::Trouble(host(2), None)) {
+        assert!(begun.elapsed() < PATIENCE, "its end is not said");
+    }
+}
+
+#[test]
+fn a_certificate_that_is_refused_is_said_so() {
+    let ca = make_ca().expect("ca");
+    let other = make_ca().expect("other ca");
+    let pair = pair(&ca, &other);
+    pair.sender.set_patience(SHORT);
+    let text = trouble_of(&pair);
+    assert!(text.contains("cert_file"), "{text}");
+}
+
+#[test]
+fn a_host_where_nobody_listens_is_said_so() {
+    let ca = make_ca().expect("ca");
+    let mut addresses: Addresses = [
+        (host(1), vec![on("mgmt0", free_address())]),
+        (host(2), vec![on("mgmt0", free_address())]),
+    ]
+    .into();
+    let two = addresses.clone();
+    addresses.insert(host(2), vec![on("mgmt0", free_address())]);
+    let pair = pair_at((&addresses, &two), &ca, &ca);
+    pair.sender.set_patience(SHORT);
+    let text = trouble_of(&pair);
+    assert!(text.contains("nobody listens there"), "{text}");
 }
