@@ -1,6 +1,7 @@
 //! The agent's state and the cluster's configuration on local disk, written atomically. A damaged file is
 //! put aside and reported; the agent goes on without it.
 
+use crate::config::ClusterId;
 use mainstay_core::config::ClusterConfig;
 use mainstay_core::id::OpId;
 use mainstay_core::io::Durable;
@@ -38,22 +39,28 @@ pub(crate) fn load(dir: &Path) -> (Durable, Option<String>) {
     if let Some(durable) = decode(&bytes) {
         return (durable, None);
     }
-    let aside = dir.join("state.damaged");
-    let kept = std::fs::rename(&path, &aside);
     let issue = format!(
         "{} was damaged{}: the agent remembers no lock generations of before, so that a datastore that \
          goes backwards is seen only from here on; find out what damaged the disk",
         path.display(),
-        kept.map_or_else(
-            |_| String::new(),
-            |()| format!(" and is kept as {}", aside.display())
-        ),
+        put_aside(&path, "damaged"),
     );
     (Durable::default(), Some(issue))
 }
 
-/// Reads the configuration that was kept, if one was; also what is wrong with it.
-pub(crate) fn load_config(dir: &Path) -> (Option<ClusterConfig>, Option<String>) {
+/// Keeps a file that is of no use under another name, so that nothing is written over it; says where.
+fn put_aside(path: &Path, why: &str) -> String {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{why}"));
+    let aside = PathBuf::from(name);
+    match std::fs::rename(path, &aside) {
+        Ok(()) => format!(" and is kept as {}", aside.display()),
+        Err(error) => format!(" and could not be put aside ({error})"),
+    }
+}
+
+/// Reads the configuration of that cluster that was kept, if one was; also what is wrong with it.
+pub(crate) fn load_config(dir: &Path, cluster: u64) -> (Option<ClusterConfig>, Option<String>) {
     let path = dir.join("config");
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
@@ -66,15 +73,24 @@ pub(crate) fn load_config(dir: &Path) -> (Option<ClusterConfig>, Option<String>)
             return (None, Some(issue));
         }
     };
-    let config = decode_config(&bytes);
-    if config.is_some() {
-        return (config, None);
-    }
-    let issue = format!(
-        "{} was damaged: the agent begins with cluster.toml and takes newer settings from other hosts; find out what damaged the disk",
-        path.display()
-    );
-    (None, Some(issue))
+    let what = match decode_config(&bytes) {
+        Some(config) if config.cluster_id == cluster => return (Some(config), None),
+        Some(config) => {
+            let found = ClusterId(config.cluster_id);
+            let aside = put_aside(&path, "other-cluster");
+            format!(
+                "{} is of another cluster ({found}){aside}: the agent begins with cluster.toml; give each cluster a \
+                 state_dir of its own, or remove what the other one has left",
+                path.display()
+            )
+        }
+        None => format!(
+            "{} was damaged{}: the agent begins with cluster.toml and takes newer settings from other hosts; find out what damaged the disk",
+            path.display(),
+            put_aside(&path, "damaged")
+        ),
+    };
+    (None, Some(what))
 }
 
 /// The body behind magic and checksum, when both fit.
@@ -211,7 +227,7 @@ mod tests {
     #[test]
     fn the_configuration_comes_back_and_a_damaged_one_is_reported() {
         let dir = tempfile::tempdir().expect("directory");
-        assert_eq!(load_config(dir.path()), (None, None));
+        assert_eq!(load_config(dir.path(), 7), (None, None));
         let host = mainstay_core::config::HostSpec {
             id: HostId::new("host-1").expect("id"),
             cpu_mhz: 1,
@@ -224,7 +240,7 @@ mod tests {
         let config =
             ClusterConfig::new(7, settings, vec![host], vec![], vec![], vec![]).expect("sound");
         save_config(dir.path(), &config).expect("saved");
-        assert_eq!(load_config(dir.path()), (Some(config.clone()), None));
+        assert_eq!(load_config(dir.path(), 7), (Some(config.clone()), None));
         let kept = std::fs::read(dir.path().join("config")).expect("read");
         assert!(
             kept.starts_with(&CONFIG_MAGIC),
@@ -236,11 +252,37 @@ mod tests {
         let places = [("mgmt0".to_owned(), address)].into();
         added.places.hosts.insert(host, places);
         save_config(dir.path(), &added).expect("saved");
-        assert_eq!(load_config(dir.path()), (Some(added), None));
+        assert_eq!(load_config(dir.path(), 7), (Some(added), None));
         std::fs::write(dir.path().join("config"), b"nonsense").expect("write");
-        let (none, issue) = load_config(dir.path());
+        let (none, issue) = load_config(dir.path(), 7);
         assert_eq!(none, None);
-        assert!(issue.expect("issue").contains("damaged"));
+        assert!(issue.expect("issue").contains("config.damaged"));
+        let aside = std::fs::read(dir.path().join("config.damaged")).expect("kept");
+        assert_eq!(aside, b"nonsense");
+        assert_eq!(load_config(dir.path(), 7), (None, None));
+    }
+
+    #[test]
+    fn the_configuration_of_another_cluster_is_put_aside_and_reported() {
+        let dir = tempfile::tempdir().expect("directory");
+        let host = mainstay_core::config::HostSpec {
+            id: HostId::new("host-1").expect("id"),
+            cpu_mhz: 1,
+            memory_mb: 1,
+            datastores: std::collections::BTreeSet::new(),
+            maintenance: false,
+            networks: Default::default(),
+        };
+        let settings = mainstay_core::config::Settings::default();
+        let config =
+            ClusterConfig::new(7, settings, vec![host], vec![], vec![], vec![]).expect("sound");
+        save_config(dir.path(), &config).expect("saved");
+        let (none, issue) = load_config(dir.path(), 8);
+        assert_eq!(none, None);
+        let issue = issue.expect("issue");
+        assert!(issue.contains("config.other-cluster"), "{issue}");
+        assert!(dir.path().join("config.other-cluster").exists());
+        assert_eq!(load_config(dir.path(), 8), (None, None));
     }
 
     #[test]

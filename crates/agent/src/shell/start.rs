@@ -133,9 +133,9 @@ pub fn run_agent(config: &Path) -> Result<(), AgentError> {
 /// The configuration to begin with: the one that was kept when it is newer than the admin's file, which
 /// then counts no more; and what is to be said about it.
 fn newest(written: ClusterConfig, file: &AgentFile) -> (ClusterConfig, Vec<String>) {
-    let (kept, issue) = persist::load_config(&file.state_dir);
+    let (kept, issue) = persist::load_config(&file.state_dir, written.cluster_id);
     let mut issues: Vec<String> = issue.into_iter().collect();
-    let Some(kept) = kept.filter(|k| k.cluster_id == written.cluster_id && k.version > 0) else {
+    let Some(kept) = kept.filter(|k| k.version > 0) else {
         return (written, issues);
     };
     let mut same = kept.clone();
