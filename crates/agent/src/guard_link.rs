@@ -325,28 +325,11 @@ impl GuardLink {
     }
 
     fn tail_events(&self, shm: &Shm, report: &impl Fn(Seen)) {
-        use std::io::{Read as _, Seek as _};
-        let read = shm.events_read();
-        let Ok(mut file) = std::fs::File::open(events_path(&self.starter.run_dir)) else {
-            return;
-        };
-        let length = file.metadata().map_or(0, |m| m.len());
-        // A table that is newer than the file begins at its end.
-        if length <= read || file.seek(io::SeekFrom::Start(read)).is_err() {
-            return;
+        let (events, whole) = events_from(&events_path(&self.starter.run_dir), shm.events_read());
+        events.into_iter().for_each(|e| report(Seen::Event(e)));
+        if whole > 0 {
+            shm.set_events_read(shm.events_read() + whole);
         }
-        let mut text = String::new();
-        if file.take(length - read).read_to_string(&mut text).is_err() {
-            return;
-        }
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        for line in text.get(..whole).unwrap_or_default().lines() {
-            match serde_json::from_str(line) {
-                Ok(event) => report(Seen::Event(event)),
-                Err(error) => tracing::warn!(%error, "a damaged line of the guard"),
-            }
-        }
-        shm.set_events_read(read + whole as u64);
     }
 
     fn look_at_guard(
@@ -417,6 +400,40 @@ impl GuardLink {
         }
         *self.shm.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
     }
+}
+
+/// The events in whole lines from that byte on, and how many bytes those are. A damaged line costs itself.
+fn events_from(path: &Path, read: u64) -> (Vec<Event>, u64) {
+    use std::io::{Read as _, Seek as _};
+    let none = (Vec::new(), 0);
+    let Ok(mut file) = std::fs::File::open(path) else {
+        return none;
+    };
+    let length = file.metadata().map_or(0, |m| m.len());
+    // A table that is newer than the file begins at its end.
+    if length <= read || file.seek(io::SeekFrom::Start(read)).is_err() {
+        return none;
+    }
+    let mut bytes = Vec::new();
+    if file.take(length - read).read_to_end(&mut bytes).is_err() {
+        return none;
+    }
+    let whole = bytes
+        .iter()
+        .rposition(|b| *b == b'\n')
+        .map_or(0, |end| end + 1);
+    let lines = bytes
+        .get(..whole)
+        .unwrap_or_default()
+        .split(|b| *b == b'\n');
+    let mut events = Vec::new();
+    for line in lines.filter(|l| !l.is_empty()) {
+        match serde_json::from_slice(line) {
+            Ok(event) => events.push(event),
+            Err(error) => tracing::warn!(%error, "a damaged line of the guard"),
+        }
+    }
+    (events, whole as u64)
 }
 
 fn is_guard_gone(run_dir: &Path) -> bool {
@@ -530,4 +547,34 @@ fn weaknesses(shm: &Shm, run_dir: &Path) -> Vec<String> {
         ));
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_core::event::EventKind;
+    use mainstay_core::id::HostId;
+
+    #[test]
+    fn a_damaged_line_of_the_guard_costs_no_other_one() {
+        let event = |vm: &str| Event {
+            at: Instant::from_nanos(1),
+            kind: EventKind::VmFrozen {
+                vm: VmId::new(vm).expect("id"),
+                host: HostId::new("host-1").expect("id"),
+                reason: "lapsed".to_owned(),
+            },
+            why: String::new(),
+        };
+        let line = |vm| serde_json::to_vec(&event(vm)).expect("encoded");
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("events");
+        let whole = [line("vm-1"), vec![0xff, 0xfe], line("vm-2")].join(&b'\n');
+        let torn = [whole.as_slice(), b"\n{\"at\""].concat();
+        std::fs::write(&path, &torn).expect("written");
+        let (events, read) = events_from(&path, 0);
+        assert_eq!(events, [event("vm-1"), event("vm-2")]);
+        assert_eq!(read, whole.len() as u64 + 1, "the torn line waits");
+        assert_eq!(events_from(&path, read), (vec![], 0));
+    }
 }
