@@ -25,7 +25,7 @@ use crate::net::udp::Udp;
 use crate::net::{Addresses, OnNetwork, Rejects, isolation};
 use crate::persist::{Kept, Persister};
 use crate::vms::Vms;
-use crate::weak::Source;
+use crate::weak::{SameIds, Source};
 use mainstay_core::Agent;
 use mainstay_core::id::{HostId, OpId};
 use mainstay_core::io::{GuardRequest, HypervisorRequest, Input, Output, PingOutcome, PingTarget};
@@ -86,6 +86,7 @@ struct Shell {
     link: Arc<GuardLink>,
     rejects: Rejects,
     issues: BTreeMap<Source, Vec<String>>,
+    same_ids: SameIds,
     /// What keeps messages from other hosts.
     stream_troubles: BTreeMap<HostId, String>,
     wake: SyncSender<Wake>,
@@ -120,6 +121,7 @@ impl Shell {
             if let Some(issues) = self.datastores.changed_issues() {
                 self.set_issues(Source::Datastores, issues);
             }
+            self.look_at_same_ids();
         }
     }
 

@@ -11,18 +11,16 @@ use std::net::SocketAddr;
 impl Shell {
     /// Another agent uses a host's id.
     pub(super) fn on_same_id(&mut self, host: &HostId, address: SocketAddr) {
-        let issue = format!(
-            "another agent uses the host id \"{host}\" at {address}; stop it, or give it an id of its own \
-             in its agent.toml"
-        );
-        let mut all = self
-            .issues
-            .get(&Source::SameId)
-            .cloned()
-            .unwrap_or_default();
-        if !all.contains(&issue) {
-            all.push(issue);
-            self.set_issues(Source::SameId, all);
+        self.same_ids.heard(clock::now(), host, address);
+        self.look_at_same_ids();
+    }
+
+    /// Those that are silent for long are said no more.
+    pub(super) fn look_at_same_ids(&mut self) {
+        let issues = self.same_ids.issues(clock::now());
+        let before = self.issues.get(&Source::SameId);
+        if before.is_some_and(|b| *b != issues) || (before.is_none() && !issues.is_empty()) {
+            self.set_issues(Source::SameId, issues);
         }
     }
 

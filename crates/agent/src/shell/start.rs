@@ -15,7 +15,7 @@ use crate::net::{Addresses, Rejects, isolation};
 use crate::persist::{self, Persister};
 use crate::twin::{Role, Seat, TwinError};
 use crate::vms::{Report, Vms, VmsConfig};
-use crate::weak::Source;
+use crate::weak::{SameIds, Source};
 use crate::{clock, drivers, guard, logging, twin};
 use mainstay_core::config::{ClusterConfig, ConfigError, Places};
 use mainstay_core::id::{BootId, InstanceId};
@@ -290,6 +290,7 @@ impl Starting<'_> {
             link,
             rejects,
             issues: BTreeMap::new(),
+            same_ids: SameIds::default(),
             stream_troubles: BTreeMap::new(),
             wake,
         };
