@@ -4,6 +4,7 @@
 //! Never here: a decision about hosts, VMs or locks.
 
 mod answers;
+mod error;
 mod inbox;
 mod issues;
 mod members;
@@ -11,7 +12,8 @@ mod start;
 mod surroundings;
 mod timers;
 
-pub use start::{AgentError, run_agent};
+pub use error::AgentError;
+pub use start::run_agent;
 
 use crate::clock;
 use crate::config::{ClusterFile, Probe};
@@ -26,12 +28,12 @@ use crate::net::{Addresses, OnNetwork, Rejects, isolation};
 use crate::persist::{Kept, Persister};
 use crate::vms::Vms;
 use crate::weak::{SameIds, Source};
+use error::spawn;
 use mainstay_core::Agent;
 use mainstay_core::id::{HostId, OpId};
 use mainstay_core::io::{GuardRequest, HypervisorRequest, Input, Output, PingOutcome, PingTarget};
 use mainstay_core::time::Instant;
 use mainstay_core::wire::Stamp;
-use start::spawn;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -1,23 +1,24 @@
 //! Sets the agent up: files, network, datastores, drivers and guard, and then its loop.
 
+use super::error::{AgentError, spawn, system};
 use super::inbox::Inbox;
 use super::surroundings::{self, Surroundings};
 use super::{Shell, Wake, members, timers};
-use crate::config::{AgentFile, ClusterFile, ClusterKey, FileError, Probe};
-use crate::control::server::{self, ControlError};
+use crate::config::{AgentFile, ClusterFile, ClusterKey, Probe};
+use crate::control::server;
 use crate::datastores::Datastores;
 use crate::events::EventLog;
 use crate::guard_link::{GuardLink, Seen, Starter};
 use crate::net::ping::icmp_available;
-use crate::net::stream::{Patience, Streamed, Streams, Tls, TlsError};
+use crate::net::stream::{Patience, Streamed, Streams, Tls};
 use crate::net::udp::{Link, Udp};
 use crate::net::{Addresses, Rejects, isolation};
 use crate::persist::{self, Persister};
-use crate::twin::{Role, Seat, TwinError};
+use crate::twin::{Role, Seat};
 use crate::vms::{Report, Vms, VmsConfig};
 use crate::weak::{SameIds, Source};
 use crate::{clock, drivers, guard, logging, twin};
-use mainstay_core::config::{ClusterConfig, ConfigError, Places};
+use mainstay_core::config::{ClusterConfig, Places};
 use mainstay_core::id::{BootId, InstanceId};
 use mainstay_core::io::Input;
 use mainstay_core::wire::Stamp;
@@ -26,7 +27,6 @@ use mainstay_hypervisor::CgroupPlacement;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -36,62 +36,6 @@ use std::time::Duration;
 const QUEUE_LENGTH: usize = 8192;
 /// How long a start waits for datastores that answer.
 const DATASTORE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// Why the agent did not start, or ended.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum AgentError {
-    /// The configuration.
-    #[error(transparent)]
-    Config(#[from] FileError),
-    /// The cluster's configuration as the core sees it.
-    #[error(transparent)]
-    Cluster(#[from] ConfigError),
-    /// Another agent runs, or a file cannot be used.
-    #[error(transparent)]
-    Twin(#[from] TwinError),
-    /// The TLS files.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The control socket.
-    #[error(transparent)]
-    Control(#[from] ControlError),
-    /// An address of this host cannot be used.
-    #[error(
-        "cannot listen at {address} ({what}); is it this host's address, and does another agent use it?"
-    )]
-    Address {
-        /// The address.
-        address: SocketAddr,
-        /// UDP or TCP.
-        what: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-    /// There is no guard.
-    #[error(
-        "there is no guard, and without one no VM may run; see guard.stderr and guard.log in the log directory"
-    )]
-    Guard(#[source] io::Error),
-    /// The boot id file holds no id.
-    #[error("{path} does not hold a boot id; it must hold at least 16 hexadecimal digits")]
-    Boot {
-        /// The file.
-        path: String,
-    },
-    /// Something of the system is missing.
-    #[error("cannot {action}")]
-    System {
-        /// What was tried.
-        action: &'static str,
-        /// Why not.
-        source: io::Error,
-    },
-}
-
-fn system(action: &'static str) -> impl Fn(io::Error) -> AgentError {
-    move |source| AgentError::System { action, source }
-}
 
 /// Runs the agent until it is told to stop.
 ///
@@ -440,12 +384,4 @@ fn probe_weaknesses(
         let all = used.iter().flat_map(|d| d.weaknesses()).collect();
         drop(to_loop.send(Wake::Issues(Source::Hypervisor, all)));
     })
-}
-
-pub(super) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), AgentError> {
-    std::thread::Builder::new()
-        .name(name.into())
-        .spawn(run)
-        .map(drop)
-        .map_err(system("start a thread"))
 }

@@ -1,8 +1,8 @@
 //! What changes around the agent without a word to it: the gateways of its management networks, and its
 //! own addresses. A thread looks again and again, and tells the loop what is different.
 
-use super::start::spawn;
-use super::{AgentError, Shell, Wake};
+use super::error::{AgentError, spawn};
+use super::{Shell, Wake};
 use crate::clock;
 use crate::net::isolation::{self, Gateway};
 use crate::net::{self, OnNetwork};
