@@ -1,10 +1,15 @@
 //! Reading a lock: its newest generation, found by listing and then by opening the next one by path
 //! until there is none, so that a stale directory listing cannot hide a newer generation.
+//!
+//! Two generations may be made and the next one removed between reading one and looking for the next. Who
+//! then takes the old one for the newest loses the swap that follows. But "free, and switched off" is followed
+//! by no swap, only by forgetting the VM: so that one is read once more. Removal goes upwards, and what is
+//! still there after its successor was not had none.
 
 use super::{LockName, Step};
 use crate::id::Generation;
 use crate::io::{StorageOutcome, StorageRequest, StorageValue};
-use crate::wire::LockRecord;
+use crate::wire::{Desired, LockRecord};
 use alloc::vec::Vec;
 
 #[derive(Clone, Debug)]
@@ -14,6 +19,8 @@ enum Stage {
     Reading(Generation),
     /// Looking whether there is one behind the newest that was read.
     Probing(LockRecord),
+    /// Looking whether that one is still there.
+    Confirming(LockRecord),
 }
 
 /// A reading of one lock.
@@ -50,6 +57,7 @@ impl HeadRead {
             Stage::Listing => self.name.list(),
             Stage::Reading(generation) => StorageRequest::Read(self.name.key(*generation)),
             Stage::Probing(record) => StorageRequest::Read(self.name.key(record.generation.next())),
+            Stage::Confirming(record) => StorageRequest::Read(self.name.key(record.generation)),
         }
     }
 
@@ -75,7 +83,20 @@ impl HeadRead {
                 let generation = *generation;
                 self.on_record(generation, bytes)
             }
-            (Stage::Probing(record), StorageValue::NotFound) => Step::Head(Some(record.clone())),
+            (Stage::Probing(record), StorageValue::NotFound) => {
+                let record = record.clone();
+                if record.holder.is_none() && record.desired == Desired::Off {
+                    return self.to(Stage::Confirming(record));
+                }
+                Step::Head(Some(record))
+            }
+            (Stage::Confirming(record), StorageValue::Bytes(bytes)) => {
+                match LockRecord::decode(self.cluster, bytes) {
+                    Ok((_, now)) if now == *record => Step::Head(Some(now)),
+                    _ => self.to(Stage::Listing),
+                }
+            }
+            (Stage::Confirming(_), StorageValue::NotFound) => self.to(Stage::Listing),
             (Stage::Probing(record), StorageValue::Bytes(bytes)) => {
                 let generation = record.generation.next();
                 self.on_record(generation, bytes)
@@ -107,5 +128,79 @@ impl HeadRead {
     fn to(&mut self, stage: Stage) -> Step {
         self.stage = stage;
         Step::Do(self.retry())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::{BootId, HostId, InstanceId, Nonce, VmId};
+    use crate::time::Duration;
+    use crate::wire::Stamp;
+
+    const CLUSTER: u64 = 1;
+
+    /// A free lock under that generation.
+    fn free(generation: u64, desired: Desired) -> (LockRecord, StorageOutcome) {
+        let record = LockRecord {
+            generation: Generation(generation),
+            nonce: Nonce(generation),
+            holder: None,
+            desired,
+            freeze: Duration::from_secs(3),
+            r#break: Duration::from_secs(5),
+            given_back: None,
+        };
+        let stamp = Stamp {
+            writer: HostId::new("host-1").expect("a name"),
+            boot: BootId(1),
+            instance: InstanceId(1),
+            seq: generation,
+        };
+        let bytes = record.encode(CLUSTER, &stamp);
+        (record, StorageOutcome::Ok(StorageValue::Bytes(bytes)))
+    }
+
+    fn reading(hint: u64) -> HeadRead {
+        let name = LockName::Vm(VmId::new("vm-1").expect("a name"));
+        HeadRead::begin(name, CLUSTER, Some(Generation(hint))).0
+    }
+
+    const NOT_FOUND: StorageOutcome = StorageOutcome::Ok(StorageValue::NotFound);
+
+    #[test]
+    fn an_end_that_was_overtaken_and_removed_is_not_taken_for_the_newest() {
+        let mut head = reading(5);
+        head.on_outcome(&free(5, Desired::Off).1);
+        assert!(
+            matches!(head.on_outcome(&NOT_FOUND), Step::Do(_)),
+            "read once more"
+        );
+        assert!(
+            matches!(
+                head.on_outcome(&NOT_FOUND),
+                Step::Do(StorageRequest::ListVmLock(_))
+            ),
+            "looked for again"
+        );
+    }
+
+    #[test]
+    fn an_end_that_is_still_there_is_the_newest() {
+        let mut head = reading(5);
+        let (record, outcome) = free(5, Desired::Off);
+        head.on_outcome(&outcome);
+        head.on_outcome(&NOT_FOUND);
+        let Step::Head(Some(found)) = head.on_outcome(&outcome) else {
+            panic!("no head");
+        };
+        assert_eq!(found, record);
+    }
+
+    #[test]
+    fn a_lock_that_should_run_is_read_once() {
+        let mut head = reading(5);
+        head.on_outcome(&free(5, Desired::On).1);
+        assert!(matches!(head.on_outcome(&NOT_FOUND), Step::Head(Some(_))));
     }
 }
