@@ -52,6 +52,15 @@ impl Invariant for Intent {
                 let known = self.known.entry(*vm).or_default();
                 known.off_on_disk = !on || (known.stopped && known.off_on_disk);
             }
+            // The first instruction of an old generation on a host that has just been paused: what its guard is
+            // about to freeze, as S1 and S2 know it.
+            Fact::Runs {
+                first: true,
+                excused: true,
+                generation,
+                newest,
+                ..
+            } if generation < newest => {}
             Fact::Runs {
                 vm,
                 host,
@@ -129,6 +138,29 @@ mod tests {
             feed(&mut Intent::default(), &[stopped(), off, wish, on, runs()]),
             None
         );
+    }
+
+    #[test]
+    fn an_old_generation_on_a_host_that_was_paused_is_no_restart() {
+        let off = Fact::Desired {
+            vm: 0,
+            on: false,
+            cause: true,
+        };
+        let woken = |was_paused: bool, newest: u64| Fact::Runs {
+            vm: 0,
+            host: 1,
+            instance: 1,
+            generation: Generation(3),
+            newest: Generation(newest),
+            excused: was_paused,
+            first: true,
+        };
+        for (was_paused, newest, fine) in [(true, 5, true), (true, 3, false), (false, 5, false)] {
+            let facts = [stopped(), off.clone(), woken(was_paused, newest)];
+            let judged = feed(&mut Intent::default(), &facts);
+            assert_eq!(judged.is_none(), fine, "{was_paused} {newest}");
+        }
     }
 
     #[test]
