@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::path::Path;
 use std::process::Child;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
@@ -37,6 +37,8 @@ pub(crate) struct Guest<W> {
     child: Option<Child>,
     killed: bool,
     exit: Option<Exit>,
+    /// Told when `exit` is decided.
+    ended: Arc<Condvar>,
     watch: W,
 }
 
@@ -49,6 +51,9 @@ impl<W: Watch> Guest<W> {
         let gone = all_threads_gone(self.record.process.pid, self.record.process.start_time);
         self.watch.look(&self.record, self.pidfd.as_deref(), gone);
         if !gone {
+            if self.pidfd.is_none() {
+                self.pidfd = open(&self.record);
+            }
             return false;
         }
         let status = self
@@ -78,11 +83,19 @@ impl<W: Watch> Guest<W> {
             cgroup::remove(dir);
         }
         self.exit = Some(Exit { cause });
+        self.ended.notify_all();
         true
     }
 }
 
 type Shared<W> = Arc<Mutex<Guest<W>>>;
+
+/// A handle of the process; none when it is gone, or when this process may have no more descriptors.
+fn open(record: &Record) -> Option<Arc<PidFd>> {
+    let process = &record.process;
+    let pidfd = PidFd::open(process.pid, process.start_time).ok().flatten();
+    pidfd.map(Arc::new)
+}
 
 /// All guests of one driver, by VM id.
 #[derive(Debug)]
@@ -160,10 +173,7 @@ impl<W: Watch> Table<W> {
     }
 
     fn insert(&self, record: Record, child: Option<Child>, watch: W) {
-        let pidfd = PidFd::open(record.process.pid, record.process.start_time)
-            .ok()
-            .flatten()
-            .map(Arc::new);
+        let pidfd = open(&record);
         let vm = record.vm.clone();
         let guest = Guest {
             record,
@@ -171,6 +181,7 @@ impl<W: Watch> Table<W> {
             child,
             killed: false,
             exit: None,
+            ended: Arc::default(),
             watch,
         };
         lock(&self.guests).insert(vm, Arc::new(Mutex::new(guest)));
@@ -244,20 +255,22 @@ impl<W: Watch> Table<W> {
         let start = Instant::now();
         let guest = self.guest(vm)?;
         loop {
-            let pidfd = {
-                let mut guest = lock(&guest);
-                if guest.look() {
-                    return guest.exit.clone();
-                }
-                guest.pidfd.clone()
-            };
+            let mut guest = lock(&guest);
+            if guest.look() {
+                return guest.exit.clone();
+            }
             let left = timeout
                 .checked_sub(start.elapsed())
-                .filter(|left| !left.is_zero())?;
-            match pidfd {
-                Some(pidfd) => pidfd.wait(left.min(LOOK)),
-                // Adopted with its leader reaped or no descriptor to be had.
-                None => std::thread::sleep(left.min(LOOK)),
+                .filter(|left| !left.is_zero())?
+                .min(LOOK);
+            if let Some(pidfd) = guest.pidfd.clone() {
+                drop(guest);
+                pidfd.wait(left);
+            } else {
+                // There was no descriptor to be had: its end is decided by whoever looks next.
+                let ended = guest.ended.clone();
+                let lives = |guest: &mut Guest<W>| guest.exit.is_none();
+                drop(ended.wait_timeout_while(guest, left, lives));
             }
         }
     }

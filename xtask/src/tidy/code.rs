@@ -23,16 +23,10 @@ const SLEEP: &str = concat!("thread::", "sleep");
 /// deadline instead: it is faster when all is well and says what it waited for when not.
 ///
 /// A path that ends in `/` stands for all below it.
-const MAY_SLEEP: &[(&str, &str)] = &[
-    (
-        "crates/hypervisor/src/table.rs",
-        "waits for the threads of a process without a pidfd, which nothing announces, up to a deadline",
-    ),
-    (
-        "crates/hypervisor/tests/contract/kit.rs",
-        "looks at a condition of another process again and again, up to a deadline",
-    ),
-];
+const MAY_SLEEP: &[(&str, &str)] = &[(
+    "crates/hypervisor/tests/contract/kit.rs",
+    "waits for conditions of other processes, up to a deadline: no descriptor announces that one is stopped",
+)];
 
 pub(super) fn too_long_files(sources: &[Source]) -> Vec<Finding> {
     rust(sources)
