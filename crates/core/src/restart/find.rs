@@ -140,21 +140,8 @@ impl Agent {
             }
             Some(_) => {}
             None => {
-                let restart = Restart {
-                    datastore: datastore.clone(),
-                    attempt: 0,
-                    step: Step::Look(now),
-                    held: Held::Unread,
-                    why: String::from("no connected host reports it"),
-                    said: String::new(),
-                    home_back: None,
-                    requested: None,
-                    order: 0,
-                    since: now,
-                    put_off_since: None,
-                    failures: BTreeMap::new(),
-                };
-                self.restarts.insert(vm.clone(), restart);
+                self.restarts
+                    .insert(vm.clone(), Restart::missed(datastore.clone(), now));
             }
         }
     }

@@ -85,6 +85,24 @@ enum Held {
 }
 
 impl Restart {
+    /// Of a VM that no connected host reports since `now`.
+    fn missed(datastore: DatastoreId, now: Instant) -> Self {
+        Self {
+            datastore,
+            attempt: 0,
+            step: Step::Look(now),
+            held: Held::Unread,
+            why: String::from("no connected host reports it"),
+            said: String::new(),
+            requested: None,
+            order: 0,
+            since: now,
+            home_back: None,
+            put_off_since: None,
+            failures: BTreeMap::new(),
+        }
+    }
+
     /// Its lock names that host, or did when it was last read.
     pub(crate) fn is_held_by(&self, host: &HostId) -> bool {
         !matches!(self.step, Step::Runs { .. })

@@ -370,7 +370,6 @@ mod tests {
     use crate::testing::{datastore, primary, vm};
     use crate::time::Duration;
     use crate::wire::Desired;
-    use alloc::collections::BTreeMap;
     use alloc::vec;
 
     /// A primary that has asked its own host to start the VM: the step of the restart when that has taken
@@ -378,21 +377,14 @@ mod tests {
     fn asked(mut agent: Agent, next: impl FnOnce(&mut Agent)) -> Step {
         let (host, now) = (agent.me.host.clone(), agent.now);
         let restart = Restart {
-            datastore: datastore(),
             attempt: 1,
             step: Step::Ordered {
                 host: host.clone(),
                 since: now,
             },
             held: Held::Free,
-            why: String::new(),
-            said: String::new(),
-            requested: None,
             order: 7,
-            since: now,
-            home_back: None,
-            put_off_since: None,
-            failures: BTreeMap::new(),
+            ..Restart::missed(datastore(), now)
         };
         agent.restarts.insert(vm(), restart);
         let order = StartOrder {
