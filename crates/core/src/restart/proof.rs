@@ -2,7 +2,7 @@
 
 use super::{Held, Step, Wait};
 use crate::agent::{Agent, planted};
-use crate::config::{FenceClass, HostShutdown, RestartPriority, VmSpec};
+use crate::config::{FenceClass, HostShutdown, RestartPriority, Rule, RuleKind, VmSpec};
 use crate::event::{HostState, StopReason, WaitCause};
 use crate::id::{DatastoreId, HostId, VmId};
 use crate::io::Channel;
@@ -155,6 +155,9 @@ impl Agent {
             guest_agent: true,
         });
         if let Some(why) = self.waits_for_others(vm, &spec) {
+            return Err(why);
+        }
+        if let Some(why) = self.waits_for_company(vm) {
             return Err(why);
         }
         if !self.config.settings.host_monitoring {
@@ -314,6 +317,62 @@ impl Agent {
         ))
     }
 
+    /// A mandatory rule keeps it together with a VM that no host reports, and whose lock names a host that
+    /// is not dead: it runs there for all that is known, and a new primary has not its report yet.
+    fn waits_for_company(&self, vm: &VmId) -> Option<Wait> {
+        if planted!(self, RulesAreWishes) {
+            return None;
+        }
+        let together = |r: &&Rule| r.mandatory && r.kind == RuleKind::Affinity;
+        let rules = self.config.rules.iter().filter(together);
+        let mut others = rules.filter(|r| r.vms.contains(vm)).flat_map(|r| &r.vms);
+        others.find_map(|other| {
+            let restart = self.restarts.get(other).filter(|_| other != vm)?;
+            let looks = match restart.step {
+                Step::Look(_) | Step::Looking { said: false, .. } | Step::Waiting { .. } => true,
+                // It has a host, gets none, or cannot be looked at.
+                Step::Ordered { .. }
+                | Step::Runs { .. }
+                | Step::Abandoned
+                | Step::Looking { said: true, .. } => false,
+            };
+            if !looks || self.locate(other).is_some() {
+                return None;
+            }
+            let holder = match &restart.held {
+                Held::Free => return None,
+                Held::Unread => {
+                    return Some(Wait::Passing(format!(
+                        "a rule keeps it together with {other}, whose lock is being read"
+                    )));
+                }
+                Held::By(host) => host,
+            };
+            let Some(peer) = self.peers.get(holder) else {
+                return (*holder == self.me.host).then(|| {
+                    Wait::Passing(format!(
+                        "a rule keeps it together with {other}, whose lock names this host"
+                    ))
+                });
+            };
+            let name = Self::state_name(peer.state);
+            let why = format!(
+                "a rule keeps it together with {other}, whose lock names {holder}, which is {name}"
+            );
+            match peer.state {
+                HostState::Dead | HostState::AgentUnreachable => None,
+                HostState::Maintenance if self.silent_for_dead(peer) => None,
+                HostState::Live | HostState::Maintenance => Some(Wait::Passing(why)),
+                HostState::Unreachable if self.now < self.judged_by(peer) => {
+                    Some(Wait::Passing(why))
+                }
+                HostState::Unreachable | HostState::Partitioned | HostState::Isolated => {
+                    Some(Wait::Worth(WaitCause::NoRoom, why))
+                }
+            }
+        })
+    }
+
     /// Nobody restarts it, so that nobody need wait for it.
     pub(super) fn is_never_restarted(&self, vm: &VmId) -> bool {
         let spec = self.config.vms.get(vm);
@@ -331,5 +390,45 @@ impl Agent {
     fn silent_for_dead(&self, peer: &crate::liveness::Peer) -> bool {
         let t = self.timing();
         self.now >= peer.silent_from(t.network_heartbeat) + t.dead && !peer.answers_pings()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Restart;
+    use super::*;
+    use crate::testing::{datastore, primary, vm};
+
+    /// Does vm-1 wait, when a mandatory rule keeps it together with a VM that is missed too, and whose lock
+    /// is held so?
+    fn waits(held: Held, state: HostState) -> bool {
+        let mut agent = primary(Vec::new());
+        let (now, other) = (agent.now, VmId::new("vm-2").expect("id"));
+        agent.config.rules.push(Rule {
+            kind: RuleKind::Affinity,
+            mandatory: true,
+            vms: [vm(), other.clone()].into(),
+            hosts: Default::default(),
+        });
+        let host = HostId::new("host-2").expect("id");
+        agent.peers.get_mut(&host).expect("a peer").state = state;
+        agent.restarts.insert(
+            other,
+            Restart {
+                held,
+                ..Restart::missed(datastore(), now)
+            },
+        );
+        agent.waits_for_company(&vm()).is_some()
+    }
+
+    #[test]
+    fn a_vm_that_a_rule_keeps_with_another_waits_until_it_is_known_where_that_one_runs() {
+        let by = || Held::By(HostId::new("host-2").expect("id"));
+        assert!(waits(by(), HostState::Live), "its report is on its way");
+        assert!(waits(by(), HostState::Partitioned), "it runs there");
+        assert!(waits(Held::Unread, HostState::Live), "nobody knows yet");
+        assert!(!waits(by(), HostState::Dead), "it goes where this one goes");
+        assert!(!waits(Held::Free, HostState::Live), "nothing of it runs");
     }
 }
