@@ -142,11 +142,13 @@ impl Agent {
     }
 
     /// Heartbeats are written where they were chosen to be, where a VM's lock may be held, and by who may
-    /// become an owner.
+    /// become an owner. Where the last one was refused they are written until one is not, for that alone
+    /// shows that the datastore can be used again.
     pub(crate) fn writes_heartbeat(&self, datastore: &DatastoreId) -> bool {
         !self.role.is_secondary()
             || self.reporting.has_vms_on(datastore)
             || self.beacons.contains(datastore)
+            || self.stores.get(datastore).is_some_and(|s| s.refuses)
     }
 
     pub(crate) fn run_stores(&mut self) {
