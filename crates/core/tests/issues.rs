@@ -5,11 +5,11 @@ use mainstay_core::config::{ClusterConfig, DatastoreSpec, HostSpec, Profile, Set
 use mainstay_core::event::{EventKind, IssueCause};
 use mainstay_core::id::{BootId, DatastoreId, Generation, HostId, InstanceId, OpId, VmId};
 use mainstay_core::io::{
-    Durable, GuardOutcome, Input, IoFault, Output, PingOutcome, StorageOutcome, StorageRequest,
-    StorageValue,
+    Durable, ExitCause, GuardOutcome, HypervisorOutcome, HypervisorRequest, Input, IoFault, Output,
+    PingOutcome, StorageOutcome, StorageRequest, StorageValue,
 };
 use mainstay_core::time::{Duration, Instant};
-use mainstay_core::wire::{LockRecord, RecordKey};
+use mainstay_core::wire::{Desired, LockRecord, RecordKey};
 use mainstay_core::{Agent, Command, Identity, provision};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -59,6 +59,13 @@ fn config() -> ClusterConfig {
     .expect("config")
 }
 
+/// How a hypervisor fails to make a process.
+#[derive(Clone, Copy, Debug)]
+enum StartFailure {
+    Refused,
+    ProcessEnds,
+}
+
 /// One agent whose storage, pings and local disk do what the test says.
 struct Host {
     agent: Agent,
@@ -67,6 +74,7 @@ struct Host {
     pings: PingOutcome,
     /// Can locks be listed?
     locks: bool,
+    start: StartFailure,
     /// Whether links wait, and what waits.
     holds_links: bool,
     held: Vec<(OpId, StorageRequest)>,
@@ -91,11 +99,20 @@ impl Host {
             heartbeats: StorageOutcome::Ok(StorageValue::Done),
             pings: PingOutcome::Answered,
             locks: false,
+            start: StartFailure::Refused,
             holds_links: false,
             held: Vec::new(),
             records: [provision::vm_record(1, &config().settings, &vm(), &host(1))].into(),
             said: Vec::new(),
         }
+    }
+
+    /// What the lock of the VM, which is free, says of it.
+    fn last_said(&mut self, desired: Desired) {
+        let key = RecordKey::VmLock(vm(), Generation(0));
+        let (stamp, record) = LockRecord::decode(1, &self.records[&key]).expect("sound");
+        let bytes = LockRecord { desired, ..record }.encode(1, &stamp);
+        self.records.insert(key, bytes);
     }
 
     fn perform(&mut self, request: StorageRequest) -> StorageOutcome {
@@ -131,6 +148,17 @@ impl Host {
             Output::Storage(op, _, request) => Some(Input::Storage(op, self.perform(request))),
             Output::Ping(op, _) => Some(Input::Pinged(op, self.pings)),
             Output::Guard(op, _) => Some(Input::Guard(op, GuardOutcome::Done)),
+            Output::Hypervisor(op, HypervisorRequest::Prepare { spec, .. }) => {
+                Some(match self.start {
+                    StartFailure::Refused => {
+                        Input::Hypervisor(op, HypervisorOutcome::Failed("no such machine".into()))
+                    }
+                    StartFailure::ProcessEnds => Input::VmExited {
+                        vm: spec.id,
+                        cause: ExitCause::Crash,
+                    },
+                })
+            }
             Output::Persist(op, _) => Some(Input::Persisted(op, true)),
             _ => None,
         }
@@ -286,4 +314,27 @@ fn a_start_that_is_given_up_keeps_no_lock() {
     host.run_for(60 * SECOND);
     assert_eq!(host.times(IssueCause::StartRefused), 1);
     assert_eq!(holder(&host, 2), Some(false), "given back");
+}
+
+#[test]
+fn a_start_that_its_user_asked_for_and_that_fails_leaves_the_intent_as_it_was() {
+    for (before, failure) in [
+        (Desired::Off, StartFailure::Refused),
+        (Desired::On, StartFailure::Refused),
+        (Desired::Off, StartFailure::ProcessEnds),
+    ] {
+        let mut host = Host::new();
+        (host.locks, host.start) = (true, failure);
+        host.last_said(before);
+        host.run_for(10 * SECOND);
+        let asked = host.agent.command(host.now, Command::PowerOn(vm()));
+        asked.expect("accepted");
+        host.run_for(60 * SECOND);
+        assert_eq!(host.times(IssueCause::StartRefused), 1, "{failure:?}");
+        let generation = |n| RecordKey::VmLock(vm(), Generation(n));
+        let record = &host.records[&generation(2)];
+        let record = LockRecord::decode(1, record).expect("sound").1;
+        assert_eq!(record.holder, None, "given back");
+        assert_eq!(record.desired, before, "{failure:?}: nothing of it ran");
+    }
 }

@@ -238,6 +238,9 @@ impl Agent {
                 self.report_dirty = true;
             }
             Phase::Reading if record.holder.is_none() || mine => {
+                if vm.order.is_none() {
+                    vm.unstarted = record.desired;
+                }
                 vm.phase = Phase::Waiting {
                     from: (record.generation, record.nonce),
                     since: self.now,

@@ -102,6 +102,9 @@ pub(crate) struct LocalVm {
     pub(crate) phase: Phase,
     /// The order that it was started for.
     order: Option<(HostId, StartOrder)>,
+    /// What its lock says if nothing of it runs: what it said before, when its user starts it. Only what a
+    /// primary starts again, or has run, should run elsewhere.
+    unstarted: Desired,
     /// Stop as soon as that is possible, with this intent.
     stop: Option<(StopReason, Desired)>,
     /// Its user wants it on again after the stop that is under way.
@@ -123,6 +126,7 @@ impl LocalVm {
             spec,
             phase,
             order: None,
+            unstarted: Desired::On,
             stop: None,
             again: false,
             exited: None,

@@ -43,7 +43,10 @@ impl Agent {
                 | Phase::Acquiring { .. }
                 | Phase::Registering { .. }
                 | Phase::Preparing { .. }
-                | Phase::Resuming { .. } => vm.order = Some((from.clone(), order)),
+                | Phase::Resuming { .. } => {
+                    vm.order = Some((from.clone(), order));
+                    vm.unstarted = Desired::On;
+                }
             }
             return;
         }
@@ -236,6 +239,15 @@ impl Agent {
         }
     }
 
+    /// A start that its user asked for has failed: nobody tries it again but its user. Before it is
+    /// answered to whoever ordered it.
+    pub(super) fn say_start_failed(&mut self, id: &VmId, why: &str) {
+        if self.vms.get(id).is_some_and(|v| v.order.is_none()) {
+            let text = format!("{id} could not be started: {why}; power it on again");
+            self.refuse(IssueCause::StartRefused, text);
+        }
+    }
+
     pub(super) fn register(&mut self, id: &VmId, record: LockRecord, token: Token) {
         let Some(vm) = self.vms.get_mut(id) else {
             return;
@@ -385,6 +397,7 @@ impl Agent {
                     self.hypervisor(id, HypervisorRequest::Prepare { spec, generation });
                 }
                 GuardOutcome::Lapsed | GuardOutcome::Refused(_) | GuardOutcome::NoGuard => {
+                    let unstarted = vm.unstarted;
                     let why = if outcome == GuardOutcome::NoGuard {
                         let why = String::from("this host's guard does not run");
                         if self.vms.get(id).is_some_and(|v| v.order.is_none()) {
@@ -400,7 +413,7 @@ impl Agent {
                         id,
                         StopReason::StartAborted,
                         (record.generation, record.nonce),
-                        Desired::On,
+                        unstarted,
                     );
                 }
             },
@@ -449,6 +462,7 @@ impl Agent {
             return;
         };
         let datastore = vm.spec.datastore.clone();
+        let unstarted = vm.unstarted;
         match (vm.phase.clone(), outcome) {
             (
                 Phase::Preparing {
@@ -474,7 +488,7 @@ impl Agent {
                     self.kill(
                         id,
                         StopReason::StartAborted,
-                        Some((record.generation, record.nonce, Desired::On)),
+                        Some((record.generation, record.nonce, unstarted)),
                     );
                 }
             }
@@ -484,19 +498,20 @@ impl Agent {
                     HypervisorOutcome::Failed(why) => StartOutcome::Failed(why),
                     HypervisorOutcome::Done => return,
                 };
-                if self.vms.get(id).is_some_and(|v| v.order.is_none()) {
-                    self.refuse(
-                        IssueCause::StartRefused,
-                        format!("{id} could not be started: {answer:?}"),
-                    );
-                }
+                self.say_start_failed(
+                    id,
+                    match &answer {
+                        StartOutcome::Failed(why) => why,
+                        _ => "the storage still holds the image lock of another host",
+                    },
+                );
                 self.answer_order(id, answer);
                 self.guard_forget(GuardRequest::Remove { vm: id.clone() });
                 self.release(
                     id,
                     StopReason::StartAborted,
                     (record.generation, record.nonce),
-                    Desired::On,
+                    unstarted,
                 );
             }
             (Phase::Resuming { record, lapsed }, HypervisorOutcome::Done) if resume => {
@@ -526,6 +541,7 @@ impl Agent {
                         String::from("it could not be resumed")
                     }
                 };
+                self.say_start_failed(id, &why);
                 self.answer_order(id, StartOutcome::Failed(why));
                 self.kill(
                     id,

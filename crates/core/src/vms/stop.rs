@@ -59,17 +59,21 @@ impl Agent {
                     None => self.gone(id, reason),
                 }
             }
-            Phase::Preparing { record, .. }
-            | Phase::Resuming { record, .. }
-            | Phase::Running { record } => {
-                if vm.order.is_some() {
-                    self.answer_order(
-                        id,
-                        StartOutcome::Failed(String::from(
-                            "its process ended while it was started",
-                        )),
-                    );
+            Phase::Preparing { record, .. } | Phase::Resuming { record, .. } => {
+                let never_ran = matches!(vm.phase, Phase::Preparing { .. });
+                let stays_off = never_ran && vm.stop.is_none() && vm.unstarted == Desired::Off;
+                let from = (record.generation, record.nonce);
+                let why = "its process ended while it was started";
+                self.say_start_failed(id, why);
+                self.answer_order(id, StartOutcome::Failed(String::from(why)));
+                if stays_off {
+                    self.guard_forget(GuardRequest::Remove { vm: id.clone() });
+                    self.release(id, StopReason::StartAborted, from, Desired::Off);
+                } else {
+                    self.on_gone(id, cause, Some(from));
                 }
+            }
+            Phase::Running { record } => {
                 self.on_gone(id, cause, Some((record.generation, record.nonce)));
             }
             Phase::Unfreezing { record, .. } => {
@@ -251,7 +255,9 @@ impl Agent {
     pub(crate) fn say_released(&mut self, id: &VmId, record: &LockRecord) {
         let (vm, host, generation) = (id.clone(), self.me.host.clone(), record.generation);
         let should = match record.desired {
-            Desired::On => "it should run, and is restarted where there is room",
+            Desired::On => {
+                "it should run, and where it is protected it is restarted where there is room"
+            }
             Desired::Off => "it should be off, and is restarted by nobody",
         };
         let why = format!("nothing of the VM is left on this host; {should}");

@@ -363,7 +363,12 @@ impl World<'_> {
                 }
             }
             (EventKind::VmUnprotected { .. }, Some(vm)) => {
-                self.vms[vm].protected = false;
+                let v = &mut self.vms[vm];
+                v.protected = false;
+                if v.wanted == Wanted::AsOnDisk && !v.on {
+                    // Its guest was asked to stop and the lock says off: what comes next is a new start.
+                    v.promised = false;
+                }
                 let datastore = self.vms[vm].disk;
                 self.judge.observe(
                     now,
