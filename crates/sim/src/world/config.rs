@@ -3,7 +3,7 @@
 use super::{Happening, World};
 use crate::clock::SECOND;
 use crate::invariants::Fact;
-use mainstay_core::config::{Change, Settings};
+use mainstay_core::config::{Change, ClusterConfig, Settings};
 use mainstay_core::provision::vm_record;
 use std::sync::Arc;
 
@@ -22,12 +22,16 @@ pub(super) struct Wish {
 }
 
 impl World<'_> {
-    /// The settings that a host goes by: its agent's, those that it keeps while it has no agent, and the
-    /// file's before it has kept any.
-    pub(super) fn settings_of(&self, host: usize) -> &Settings {
+    /// The configuration that a host goes by: its agent's, the one that it keeps while it has no agent, and
+    /// the file's before it has kept any.
+    pub(super) fn config_of(&self, host: usize) -> &ClusterConfig {
         let h = &self.hosts[host];
         let kept = h.config.as_deref().unwrap_or(&self.scenario.config);
-        &h.agent.as_ref().map_or(kept, |a| a.config()).settings
+        h.agent.as_ref().map_or(kept, |a| a.config())
+    }
+
+    pub(super) fn settings_of(&self, host: usize) -> &Settings {
+        &self.config_of(host).settings
     }
 
     pub(super) fn wish_change(
@@ -52,6 +56,13 @@ impl World<'_> {
         let Some(at) = at.filter(|h| self.hosts[*h].agent_listens()) else {
             return self.propose_again(wish);
         };
+        for change in &wish.changes {
+            if let Change::RemoveVm(id) = change
+                && let Some(vm) = self.vm_index.get(id)
+            {
+                self.vms[*vm].deletion_asked = true;
+            }
+        }
         let now = self.hosts[at].clock.local(self.now);
         let asked = match &mut self.hosts[at].agent {
             Some(agent) => agent.propose(now, wish.changes.clone()).ok(),

@@ -26,6 +26,8 @@ pub(super) struct Vm {
     pub(super) start_time: Nanos,
     pub(super) shutdown_time: Option<Nanos>,
     pub(super) start_fails: u64,
+    /// Somebody asked for its deletion, which need not have come about.
+    pub(super) deletion_asked: bool,
     /// Its user switched it off and has not switched it on since.
     pub(super) off_wished: bool,
     /// Hosts whose agents took a power-on of which nothing has come yet.

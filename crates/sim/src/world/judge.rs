@@ -274,7 +274,7 @@ impl World<'_> {
         };
         let broken = |rule: &&Rule| {
             let others = rule.vms.iter().filter_map(|id| self.vm_index.get(id));
-            let mut others = others.filter(|other| **other != vm);
+            let mut others = others.filter(|other| **other != vm && !self.has_left_rules(**other));
             others.any(|other| {
                 let mut living = self.instances.living(*other);
                 living.any(|(_, i)| counts(i) && apart(rule, i))
@@ -286,7 +286,18 @@ impl World<'_> {
     fn mandatory(&self, vm: usize) -> impl Iterator<Item = &Rule> {
         let id = &self.vms[vm].id;
         let rules = self.scenario.config.rules.iter();
-        rules.filter(move |r| r.mandatory && r.vms.contains(id))
+        let left = self.has_left_rules(vm);
+        rules.filter(move |r| r.mandatory && !left && r.vms.contains(id))
+    }
+
+    /// Its deletion was asked for, and some host goes by a configuration whose rules name it no more. Where
+    /// a host that has yet to hear of that starts it once more, it runs without them.
+    fn has_left_rules(&self, vm: usize) -> bool {
+        let id = &self.vms[vm].id;
+        let names = |rules: &[Rule]| rules.iter().filter(|r| r.vms.contains(id)).count();
+        let all = names(&self.scenario.config.rules);
+        self.vms[vm].deletion_asked
+            && (0..self.hosts.len()).any(|h| names(&self.config_of(h).rules) < all)
     }
 
     /// The rule that a primary breaks by an order, with VMs of which it has had the time to hear.

@@ -147,6 +147,7 @@ impl World<'_> {
                 shutdown_time: setup.shutdown_time,
                 start_fails: 0,
                 off_wished: false,
+                deletion_asked: false,
                 on_asked: BTreeSet::new(),
                 off_asked: BTreeSet::new(),
                 on: false,
