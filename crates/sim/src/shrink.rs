@@ -1,7 +1,7 @@
 //! Makes a failing scenario smaller.
 
 use crate::clock::MS;
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, parse, to_toml};
 use crate::world::{Options, run};
 
 /// Removes events, halves first and then one by one, as long as the same property still fails.
@@ -23,12 +23,14 @@ pub fn shrink(
     };
     let kept = scenario.events.len() - last;
     let mut runs = 0;
+    // Played as it would be written and read, so that the file does what was seen: a VM whose making is
+    // left out is not in the file at all, and one event needs another.
     let mut fails = |candidate: &Scenario| {
         runs += 1;
-        run(candidate, options)
-            .violations
-            .iter()
-            .any(|v| v.property == property)
+        let written = parse("shrunk.toml", &to_toml(candidate)).ok()?;
+        let violations = run(&written, options).violations;
+        let same = violations.iter().any(|v| v.property == property);
+        same.then_some(written)
     };
     let mut size = last.div_ceil(2).max(1);
     let mut tries = 0;
@@ -40,8 +42,8 @@ pub fn shrink(
             let end = (at + size).min(candidate.events.len() - kept);
             candidate.events.drain(at..end);
             tries += 1;
-            if fails(&candidate) {
-                best = candidate;
+            if let Some(written) = fails(&candidate) {
+                best = written;
                 smaller = true;
             } else {
                 at += size;
