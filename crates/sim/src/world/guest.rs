@@ -44,7 +44,7 @@ pub(super) struct Vm {
     pub(super) home: Option<usize>,
     /// What its user and its guest want, as the world saw it.
     pub(super) wanted: Wanted,
-    /// Since its last start its user or its guest has switched it off.
+    /// It has never run, or its user or its guest has switched it off since it last did.
     pub(super) off_cause: bool,
     /// Hosts at which its user has switched it off since it last started there.
     pub(super) off_by: BTreeSet<usize>,

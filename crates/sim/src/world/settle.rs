@@ -157,7 +157,7 @@ impl World<'_> {
                 ordered_against: None,
                 home: setup.host,
                 wanted: Wanted::Off,
-                off_cause: false,
+                off_cause: true,
                 off_by: BTreeSet::new(),
                 protected: false,
                 promised: false,
