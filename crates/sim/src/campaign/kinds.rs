@@ -385,7 +385,7 @@ impl<'a> Drawing<'a> {
             ("frozen_limit", "10s"),
             ("frozen_limit", "off"),
             ("order_timeout", "8s"),
-            ("clock_check_interval", "30s"),
+            ("clock_check_interval", "120s"),
         ];
         let drawn = small(self.rng.below(SETTINGS.len() as u64));
         let Some((key, value)) = SETTINGS.get(drawn) else {
