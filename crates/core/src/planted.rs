@@ -27,6 +27,8 @@ pub enum Bug {
     OwnerResumes,
     /// A swap that succeeded is won, whether or not its predecessor is still there (H11).
     NoPredecessorCheck,
+    /// A generation that came back by a link that landed late is taken for the newest (S2).
+    NoHeadCheck,
     /// A swap of unknown outcome is taken as won.
     UnknownIsWon,
     /// A VM that its user switched off is restarted (S3).
@@ -97,6 +99,7 @@ impl Bug {
         Self::UnregisteredRunsOn,
         Self::OwnerResumes,
         Self::NoPredecessorCheck,
+        Self::NoHeadCheck,
         Self::UnknownIsWon,
         Self::IntentIgnored,
         Self::ProtectedTooEarly,
@@ -158,6 +161,7 @@ impl Bug {
             Self::NoPredecessorCheck => {
                 "a link is won only if its predecessor is still there (H11)"
             }
+            Self::NoHeadCheck => "a link is won only if nothing is above it (H11)",
             Self::UnknownIsWon => "a swap of unknown outcome is neither won nor lost",
             Self::IntentIgnored => "what its user switched off is not restarted",
             Self::ProtectedTooEarly => "a VM is called protected when the list is on disk",

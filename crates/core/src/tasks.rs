@@ -159,9 +159,15 @@ impl Agent {
     /// Begins reading a lock.
     pub(crate) fn read_lock(&mut self, datastore: &DatastoreId, name: LockName, work_for: TaskFor) {
         let known = self.known_generation(datastore, &name);
-        let hint = (known > Generation(0)).then_some(known);
-        let (head, request) = HeadRead::begin(name.clone(), self.config.cluster_id, hint);
+        let (head, request) = self.head_read(&name, known);
         self.begin_task(datastore, name, work_for, Machine::Head(head), request);
+    }
+
+    fn head_read(&self, name: &LockName, known: Generation) -> (HeadRead, StorageRequest) {
+        let hint = (known > Generation(0)).then_some(known);
+        let (mut head, request) = HeadRead::begin(name.clone(), self.config.cluster_id, hint);
+        head.skip_predecessor = planted!(self, NoHeadCheck);
+        (head, request)
     }
 
     /// Begins a swap of a lock from that generation to `holder`.
@@ -206,6 +212,7 @@ impl Agent {
         // A lock that is given back, and one that names this host already, is not let go half-way.
         swap.stubborn = swap.new_record().holder.is_none();
         swap.skip_check = planted!(self, NoPredecessorCheck);
+        swap.skip_list = planted!(self, NoHeadCheck);
         swap.trust_unknown = planted!(self, UnknownIsWon);
         let request = swap.retry();
         self.begin_task(datastore, name, work_for, Machine::Swap(swap), request);
@@ -239,8 +246,7 @@ impl Agent {
         let number = self.number();
         let name = LockName::Vm(vm.clone());
         let known = self.known_generation(datastore, &name);
-        let hint = (known > Generation(0)).then_some(known);
-        let (head, request) = HeadRead::begin(name.clone(), self.config.cluster_id, hint);
+        let (head, request) = self.head_read(&name, known);
         let task = Task {
             datastore: datastore.clone(),
             name,
@@ -399,7 +405,7 @@ impl Agent {
     }
 
     pub(crate) fn on_swapped(&mut self, task: Task, outcome: &SwapOutcome) {
-        let Machine::Swap(swap) = task.machine else {
+        let Machine::Swap(mut swap) = task.machine else {
             return;
         };
         let record = swap.new_record().clone();
@@ -410,15 +416,15 @@ impl Agent {
                 record.generation,
                 record.generation,
             );
-            let keep = Generation(record.generation.0.saturating_sub(1));
-            let (cleanup, request) = Cleanup::begin(task.name.clone(), keep);
-            self.begin_task(
-                &task.datastore,
-                task.name,
-                TaskFor::Tidy,
-                Machine::Cleanup(cleanup),
-                request,
-            );
+            if let Some((cleanup, request)) = Cleanup::begin(task.name.clone(), swap.take_old()) {
+                self.begin_task(
+                    &task.datastore,
+                    task.name,
+                    TaskFor::Tidy,
+                    Machine::Cleanup(cleanup),
+                    request,
+                );
+            }
         }
         match task.work_for {
             TaskFor::Vm(vm) => self.on_vm_swapped(&vm, record, outcome),

@@ -26,6 +26,7 @@ pub fn breaks(bug: Bug) -> &'static [&'static str] {
         | Bug::UnregisteredRunsOn
         | Bug::OwnerResumes
         | Bug::NoPredecessorCheck
+        | Bug::NoHeadCheck
         | Bug::UnknownIsWon
         | Bug::AnswerAfterLapse
         | Bug::VouchFromAnswer

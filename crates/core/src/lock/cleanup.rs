@@ -11,41 +11,29 @@ use alloc::vec::Vec;
 #[derive(Clone, Debug)]
 pub(crate) struct Cleanup {
     name: LockName,
-    /// Generations below this one may go.
-    below: Generation,
-    left: Option<VecDeque<Generation>>,
+    left: VecDeque<Generation>,
 }
 
 impl Cleanup {
-    /// Begins the clean-up after a swap from `predecessor` was won.
-    pub(crate) fn begin(name: LockName, predecessor: Generation) -> (Self, StorageRequest) {
-        let request = name.list();
-        (
-            Self {
-                name,
-                below: predecessor,
-                left: None,
-            },
-            request,
-        )
+    /// Begins the removal of these generations, all below the predecessor of one that was won; none: there
+    /// is nothing to remove.
+    pub(crate) fn begin(
+        name: LockName,
+        mut old: Vec<Generation>,
+    ) -> Option<(Self, StorageRequest)> {
+        old.sort();
+        let mut left = VecDeque::from(old);
+        let first = StorageRequest::Remove(name.key(left.pop_front()?));
+        Some((Self { name, left }, first))
     }
 
     /// Takes an outcome.
     pub(crate) fn on_outcome(&mut self, outcome: &StorageOutcome) -> Step {
-        match (outcome, &mut self.left) {
-            (StorageOutcome::Ok(StorageValue::Keys(keys)), left @ None) => {
-                let mut old: Vec<Generation> = keys
-                    .iter()
-                    .filter_map(|k| self.name.generation_of(k))
-                    .filter(|g| *g < self.below)
-                    .collect();
-                old.sort();
-                *left = Some(old.into());
-            }
-            (StorageOutcome::Ok(StorageValue::Done | StorageValue::NotFound), Some(_)) => {}
-            _ => return Step::Cleaned,
-        }
-        match self.left.as_mut().and_then(VecDeque::pop_front) {
+        let gone = matches!(
+            outcome,
+            StorageOutcome::Ok(StorageValue::Done | StorageValue::NotFound)
+        );
+        match self.left.pop_front().filter(|_| gone) {
             Some(generation) => Step::Do(StorageRequest::Remove(self.name.key(generation))),
             None => Step::Cleaned,
         }
@@ -60,20 +48,15 @@ mod tests {
 
     #[test]
     fn the_oldest_goes_first_and_a_doubt_ends_it() {
-        let (mut cleanup, _) = Cleanup::begin(LockName::Owner, Generation(5));
-        let keys = [6, 3, 5, 4]
-            .map(|g| RecordKey::OwnerLock(Generation(g)))
-            .to_vec();
+        let old = [4, 3].map(Generation).to_vec();
+        let remove = |g| StorageRequest::Remove(RecordKey::OwnerLock(Generation(g)));
+        let (mut cleanup, first) = Cleanup::begin(LockName::Owner, old).expect("two to remove");
+        assert_eq!(first, remove(3));
         let done = StorageOutcome::Ok(StorageValue::Done);
-        let remove = |g| Step::Do(StorageRequest::Remove(RecordKey::OwnerLock(Generation(g))));
-        assert_eq!(
-            cleanup.on_outcome(&StorageOutcome::Ok(StorageValue::Keys(keys))),
-            remove(3)
-        );
-        assert_eq!(cleanup.clone().on_outcome(&done), remove(4));
-        assert_eq!(
-            cleanup.on_outcome(&StorageOutcome::Unknown(IoFault::TimedOut)),
-            Step::Cleaned
-        );
+        let doubt = StorageOutcome::Unknown(IoFault::TimedOut);
+        assert_eq!(cleanup.clone().on_outcome(&doubt), Step::Cleaned);
+        assert_eq!(cleanup.on_outcome(&done), Step::Do(remove(4)));
+        assert_eq!(cleanup.on_outcome(&done), Step::Cleaned);
+        assert!(Cleanup::begin(LockName::Owner, Vec::new()).is_none());
     }
 }

@@ -5,6 +5,10 @@
 //! then takes the old one for the newest loses the swap that follows. But "free, and switched off" is followed
 //! by no swap, only by forgetting the VM: so that one is read once more. Removal goes upwards, and what is
 //! still there after its successor was not had none.
+//!
+//! Where the reading began at a generation that this host remembers, that one may have been removed and be
+//! back, by a link that landed late (`swap`). The newest always has its predecessor beside it, and without
+//! one it is looked for by listing.
 
 use super::{LockName, Step};
 use crate::id::Generation;
@@ -21,6 +25,8 @@ enum Stage {
     Probing(LockRecord),
     /// Looking whether that one is still there.
     Confirming(LockRecord),
+    /// Looking whether the predecessor of a remembered one is there.
+    Supporting(LockRecord),
 }
 
 /// A reading of one lock.
@@ -29,6 +35,10 @@ pub(crate) struct HeadRead {
     name: LockName,
     cluster: u64,
     stage: Stage,
+    /// It began at a generation that was remembered, and nothing has been listed.
+    unlisted: bool,
+    /// A predecessor is not looked for (planted bug).
+    pub(crate) skip_predecessor: bool,
     /// The newest generation that was found and cannot be understood.
     damaged: Option<Generation>,
 }
@@ -45,6 +55,8 @@ impl HeadRead {
             name,
             cluster,
             stage,
+            unlisted: hint.is_some(),
+            skip_predecessor: false,
             damaged: None,
         };
         let request = read.retry();
@@ -58,6 +70,10 @@ impl HeadRead {
             Stage::Reading(generation) => StorageRequest::Read(self.name.key(*generation)),
             Stage::Probing(record) => StorageRequest::Read(self.name.key(record.generation.next())),
             Stage::Confirming(record) => StorageRequest::Read(self.name.key(record.generation)),
+            Stage::Supporting(record) => {
+                let predecessor = record.generation.0.saturating_sub(1);
+                StorageRequest::Read(self.name.key(Generation(predecessor)))
+            }
         }
     }
 
@@ -68,6 +84,7 @@ impl HeadRead {
         };
         match (&self.stage, value) {
             (Stage::Listing, StorageValue::Keys(keys)) => {
+                self.unlisted = false;
                 let generations: Vec<Generation> = keys
                     .iter()
                     .filter_map(|k| self.name.generation_of(k))
@@ -85,10 +102,14 @@ impl HeadRead {
             }
             (Stage::Probing(record), StorageValue::NotFound) => {
                 let record = record.clone();
-                if record.holder.is_none() && record.desired == Desired::Off {
-                    return self.to(Stage::Confirming(record));
+                if self.unlisted && !self.skip_predecessor {
+                    return self.to(Stage::Supporting(record));
                 }
-                Step::Head(Some(record))
+                self.found(record)
+            }
+            (Stage::Supporting(record), StorageValue::Bytes(_)) => {
+                let record = record.clone();
+                self.found(record)
             }
             (Stage::Confirming(record), StorageValue::Bytes(bytes)) => {
                 match LockRecord::decode(self.cluster, bytes) {
@@ -96,7 +117,9 @@ impl HeadRead {
                     _ => self.to(Stage::Listing),
                 }
             }
-            (Stage::Confirming(_), StorageValue::NotFound) => self.to(Stage::Listing),
+            (Stage::Confirming(_) | Stage::Supporting(_), StorageValue::NotFound) => {
+                self.to(Stage::Listing)
+            }
             (Stage::Probing(record), StorageValue::Bytes(bytes)) => {
                 let generation = record.generation.next();
                 self.on_record(generation, bytes)
@@ -123,6 +146,14 @@ impl HeadRead {
                 Step::Wait
             }
         }
+    }
+
+    /// Nothing is behind that one.
+    fn found(&mut self, record: LockRecord) -> Step {
+        if record.holder.is_none() && record.desired == Desired::Off {
+            return self.to(Stage::Confirming(record));
+        }
+        Step::Head(Some(record))
     }
 
     fn to(&mut self, stage: Stage) -> Step {
@@ -169,11 +200,31 @@ mod tests {
     const NOT_FOUND: StorageOutcome = StorageOutcome::Ok(StorageValue::NotFound);
 
     #[test]
+    fn a_generation_that_came_back_is_not_taken_for_the_newest() {
+        let mut head = reading(5);
+        head.on_outcome(&free(5, Desired::On).1);
+        let supported = head.on_outcome(&NOT_FOUND);
+        let four = StorageRequest::Read(reading(4).name.key(Generation(4)));
+        assert_eq!(supported, Step::Do(four), "has it a predecessor?");
+        assert!(
+            matches!(
+                head.on_outcome(&NOT_FOUND),
+                Step::Do(StorageRequest::ListVmLock(_))
+            ),
+            "looked for by listing"
+        );
+    }
+
+    #[test]
     fn an_end_that_was_overtaken_and_removed_is_not_taken_for_the_newest() {
         let mut head = reading(5);
         head.on_outcome(&free(5, Desired::Off).1);
+        head.on_outcome(&NOT_FOUND);
         assert!(
-            matches!(head.on_outcome(&NOT_FOUND), Step::Do(_)),
+            matches!(
+                head.on_outcome(&free(4, Desired::On).1),
+                Step::Do(StorageRequest::Read(_))
+            ),
             "read once more"
         );
         assert!(
@@ -191,6 +242,7 @@ mod tests {
         let (record, outcome) = free(5, Desired::Off);
         head.on_outcome(&outcome);
         head.on_outcome(&NOT_FOUND);
+        head.on_outcome(&free(4, Desired::On).1);
         let Step::Head(Some(found)) = head.on_outcome(&outcome) else {
             panic!("no head");
         };
@@ -201,6 +253,8 @@ mod tests {
     fn a_lock_that_should_run_is_read_once() {
         let mut head = reading(5);
         head.on_outcome(&free(5, Desired::On).1);
-        assert!(matches!(head.on_outcome(&NOT_FOUND), Step::Head(Some(_))));
+        head.on_outcome(&NOT_FOUND);
+        let predecessor = free(4, Desired::On).1;
+        assert!(matches!(head.on_outcome(&predecessor), Step::Head(Some(_))));
     }
 }

@@ -1,18 +1,21 @@
 //! Swapping a lock from one generation to the next.
 //!
 //! ```text
-//! link g+1 ──ok──▶ verify: is g still there? ──yes──▶ won
-//!    │ exists          │ no (H11: our link is a stray below the head)
-//!    ▼                 ▼
-//! read g+1 ─ other ─▶ lost        unknown ─▶ read g+1 by path until decided; absent ─▶ link again
+//! link g+1 ──ok──▶ verify: is g still there? ──yes──▶ list: is one above g+1? ──no──▶ won
+//!    │ exists          │ no (H11: our link is          │ yes (g was a stray)
+//!    ▼                 ▼ a stray below the head)       ▼
+//! read g+1 ─ other ─▶ lost ◀───────────────────────────┘
+//!                                 unknown ─▶ read g+1 by path until decided; absent ─▶ link again
 //! ```
 //! The same bytes with the same nonce are linked again after an unknown outcome, so that whichever
-//! link lands is ours and at most one does.
+//! link lands is ours. But the one that was given up may land when the other has been counted, and its
+//! generation removed again: then the generation is back, far below the head, and whoever swaps from it
+//! finds its predecessor in place. So the head is listed as well.
 
 use super::{LockName, Step};
 use crate::id::{Generation, Nonce};
 use crate::io::{IoFault, StorageOutcome, StorageRequest, StorageValue};
-use crate::wire::{LockRecord, Stamp};
+use crate::wire::{LockRecord, RecordKey, Stamp};
 use alloc::vec::Vec;
 
 /// How a swap ended.
@@ -31,6 +34,8 @@ enum Stage {
     Linking,
     Reading,
     Verifying,
+    /// Looking whether the lock has gone further already.
+    Listing,
     /// Lost with a stray of ours: remove it.
     RemovingStray,
 }
@@ -51,6 +56,10 @@ pub(crate) struct Swap {
     pub(crate) stubborn: bool,
     /// The predecessor is not looked at (planted bug).
     pub(crate) skip_check: bool,
+    /// What is above does not count (planted bug).
+    pub(crate) skip_list: bool,
+    /// What is below the predecessor, when the swap was won.
+    old: Vec<Generation>,
     /// An unknown outcome is taken as won (planted bug).
     pub(crate) trust_unknown: bool,
 }
@@ -80,6 +89,8 @@ impl Swap {
             unsure: false,
             stubborn: false,
             skip_check: false,
+            skip_list: false,
+            old: Vec::new(),
             trust_unknown: false,
         }
     }
@@ -87,6 +98,11 @@ impl Swap {
     /// The record that the swap makes.
     pub(crate) fn new_record(&self) -> &LockRecord {
         &self.new
+    }
+
+    /// The generations that may be removed once the swap is won.
+    pub(crate) fn take_old(&mut self) -> Vec<Generation> {
+        core::mem::take(&mut self.old)
     }
 
     /// The operation that is to be issued (again).
@@ -97,6 +113,7 @@ impl Swap {
             }
             Stage::Reading => StorageRequest::Read(self.name.key(self.new.generation)),
             Stage::Verifying => StorageRequest::Read(self.name.key(self.from)),
+            Stage::Listing => self.name.list(),
             Stage::RemovingStray => StorageRequest::Remove(self.name.key(self.new.generation)),
         }
     }
@@ -139,13 +156,15 @@ impl Swap {
                     Ok((_, record))
                         if record.nonce == self.from_nonce && record.generation == self.from =>
                     {
-                        Step::Swapped(SwapOutcome::Won)
+                        self.to(Stage::Listing)
                     }
                     Ok(_) => self.to(Stage::RemovingStray),
                     Err(_) => Step::Wait,
                 }
             }
             (Stage::Verifying, StorageOutcome::Ok(_)) => self.to(Stage::RemovingStray),
+            (Stage::Listing, StorageOutcome::Ok(StorageValue::Keys(keys))) => self.listed(keys),
+            (Stage::Listing, _) => Step::Wait,
             (Stage::RemovingStray, _) => Step::Swapped(SwapOutcome::Lost),
             (
                 Stage::Reading | Stage::Verifying,
@@ -154,11 +173,26 @@ impl Swap {
         }
     }
 
-    fn landed(&mut self) -> Step {
-        if self.skip_check {
-            return Step::Swapped(SwapOutcome::Won);
+    /// The lock is ours unless it has gone further: by a swap from ours, which cannot be taken back, or long
+    /// before it. What we made is left to the next clean-up then, for somebody may swap from it.
+    fn listed(&mut self, keys: &[RecordKey]) -> Step {
+        let own = self.new.generation;
+        let there = keys.iter().filter_map(|k| self.name.generation_of(k));
+        let there: Vec<Generation> = there.collect();
+        let ignored = self.skip_check || self.skip_list;
+        if !ignored && there.iter().any(|g| *g > own) {
+            return Step::Swapped(SwapOutcome::Lost);
         }
-        self.to(Stage::Verifying)
+        self.old = there.into_iter().filter(|g| *g < self.from).collect();
+        Step::Swapped(SwapOutcome::Won)
+    }
+
+    fn landed(&mut self) -> Step {
+        self.to(if self.skip_check {
+            Stage::Listing
+        } else {
+            Stage::Verifying
+        })
     }
 }
 
@@ -207,6 +241,13 @@ mod tests {
         StorageOutcome::Ok(StorageValue::Bytes(r.encode(1, &stamp())))
     }
 
+    fn keys(generations: &[u64]) -> StorageOutcome {
+        let keys = generations
+            .iter()
+            .map(|g| LockName::Owner.key(Generation(*g)));
+        StorageOutcome::Ok(StorageValue::Keys(keys.collect()))
+    }
+
     const DONE: StorageOutcome = StorageOutcome::Ok(StorageValue::Done);
     const NOT_FOUND: StorageOutcome = StorageOutcome::Ok(StorageValue::NotFound);
     const UNKNOWN: StorageOutcome = StorageOutcome::Unknown(IoFault::TimedOut);
@@ -218,8 +259,9 @@ mod tests {
             s.on_outcome(&DONE),
             Step::Do(StorageRequest::Read(_))
         ));
+        s.on_outcome(&bytes(&record(4, 40)));
         assert_eq!(
-            s.on_outcome(&bytes(&record(4, 40))),
+            s.on_outcome(&keys(&[4, 5])),
             Step::Swapped(SwapOutcome::Won)
         );
 
@@ -230,6 +272,22 @@ mod tests {
             Step::Do(StorageRequest::Remove(_))
         ));
         assert_eq!(s.on_outcome(&DONE), Step::Swapped(SwapOutcome::Lost));
+    }
+
+    #[test]
+    fn a_link_from_a_generation_that_came_back_is_lost() {
+        let mut s = swap();
+        s.on_outcome(&DONE);
+        assert!(
+            matches!(
+                s.on_outcome(&bytes(&record(4, 40))),
+                Step::Do(StorageRequest::ListOwnerLock)
+            ),
+            "the predecessor may be a stray itself"
+        );
+        assert_eq!(s.on_outcome(&UNKNOWN), Step::Wait);
+        let further = keys(&[4, 5, 7, 8]);
+        assert_eq!(s.on_outcome(&further), Step::Swapped(SwapOutcome::Lost));
     }
 
     #[test]
@@ -252,8 +310,9 @@ mod tests {
             ),
             "ours: verify"
         );
+        s.on_outcome(&bytes(&record(4, 40)));
         assert_eq!(
-            s.on_outcome(&bytes(&record(4, 40))),
+            s.on_outcome(&keys(&[5, 4])),
             Step::Swapped(SwapOutcome::Won)
         );
     }
