@@ -467,6 +467,11 @@ fn weather(rng: &mut Rng, settings: &Settings, until: Nanos) -> Weather {
     weather.delay_ms = rng.between(5, 3000);
     weather.stall_ms = rng.between(50, freeze * 3 / 2);
     weather.late_ms = rng.between(100, freeze * 4);
+    if rng.percent(15) {
+        // What was given up lands after all, often, and when others have gone on.
+        (weather.lost_ack, weather.late_effect) = (200, 70);
+        weather.late_ms = rng.between(3_000, 20_000);
+    }
     weather.patience_ms = if rng.percent(70) {
         0
     } else {

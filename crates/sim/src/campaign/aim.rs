@@ -21,17 +21,20 @@ pub(super) struct Target {
 /// Plays faults from the target's time on; answers when the last of them is over.
 pub(super) type Pattern<'a> = fn(&mut Drawing<'a>, Target) -> Nanos;
 
+/// VMs that a user moves about at a time.
+const MOVED: usize = 8;
 /// A host that lost its power is back by then.
 const BOOT: Nanos = 40 * SECOND;
 
 impl<'a> Drawing<'a> {
     /// All patterns, by name. A new one needs a line here and nothing else.
-    pub(super) const PATTERNS: [(&'static str, Pattern<'a>); 17] = [
+    pub(super) const PATTERNS: [(&'static str, Pattern<'a>); 18] = [
         ("back around the takeover", Self::back_around_the_takeover),
         ("agent hangs over the thaw", Self::agent_hangs_over_the_thaw),
         ("owners change quickly", Self::owners_change_quickly),
         ("watchers are restarted", Self::watchers_are_restarted),
         ("off and on", Self::off_and_on),
+        ("old links land", Self::old_links_land),
         (
             "around the end of the right",
             Self::around_the_end_of_the_right,
@@ -366,6 +369,34 @@ impl<'a> Drawing<'a> {
             self.push(back, Fault::HostPowerOn { host });
         }
         when
+    }
+
+    /// A host's VMs freeze and thaw, and at once it loses everything: what it gave up of the links of those
+    /// swaps lands when it is back, and others have taken the locks some generations further.
+    fn old_links_land(&mut self, t: Target) -> Nanos {
+        let host = t.host;
+        let thaws = t.at + self.near(self.freeze(), 0, 40) + 500 * MS;
+        let lost = thaws + self.rng.between(1500, 4500) * MS;
+        let mut over = lost + self.dead() + self.rng.between(2000, 5000) * MS;
+        let others = self.hosts as u64 - 1;
+        for vm in 0..self.vms.min(MOVED) {
+            let there = Some((host + 1 + small(self.rng.below(others))) % self.hosts);
+            let mut when = over;
+            for _ in 0..2 {
+                self.push(when, Fault::VmPowerOff { vm });
+                when += self.rng.between(100, 800) * MS;
+                self.push(when, Fault::VmPowerOn { vm, host: there });
+                when += self.rng.between(2000, 3000) * MS;
+            }
+        }
+        over += 8 * SECOND;
+        for disk in 0..self.datastores {
+            self.hang(t.at, thaws, disk, Some(host));
+            self.hang(lost, over, disk, Some(host));
+        }
+        let heal = over + self.rng.below(1000) * MS;
+        self.cut(lost, heal, host);
+        over
     }
 
     /// Storage comes and goes just around the end of the right to run.
