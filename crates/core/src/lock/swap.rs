@@ -174,13 +174,15 @@ impl Swap {
     }
 
     /// The lock is ours unless it has gone further: by a swap from ours, which cannot be taken back, or long
-    /// before it. What we made is left to the next clean-up then, for somebody may swap from it.
+    /// before it. What we made is left to the next clean-up then, for somebody may swap from it. Who gave it
+    /// back wanted no more: a host that takes a free lock at once takes nothing from it.
     fn listed(&mut self, keys: &[RecordKey]) -> Step {
         let own = self.new.generation;
         let there = keys.iter().filter_map(|k| self.name.generation_of(k));
         let there: Vec<Generation> = there.collect();
         let ignored = self.skip_check || self.skip_list;
-        if !ignored && there.iter().any(|g| *g > own) {
+        let taken = self.new.holder.is_some() && there.iter().any(|g| *g > own);
+        if taken && !ignored {
             return Step::Swapped(SwapOutcome::Lost);
         }
         self.old = there.into_iter().filter(|g| *g < self.from).collect();
@@ -288,6 +290,18 @@ mod tests {
         assert_eq!(s.on_outcome(&UNKNOWN), Step::Wait);
         let further = keys(&[4, 5, 7, 8]);
         assert_eq!(s.on_outcome(&further), Step::Swapped(SwapOutcome::Lost));
+    }
+
+    #[test]
+    fn a_lock_that_is_given_back_may_be_taken_at_once() {
+        let mut free = record(5, 50);
+        free.holder = None;
+        let from = (Generation(4), Nonce(40));
+        let mut s = Swap::begin(LockName::Owner, 1, &stamp(), from, free);
+        s.on_outcome(&DONE);
+        s.on_outcome(&bytes(&record(4, 40)));
+        let taken = keys(&[4, 5, 6]);
+        assert_eq!(s.on_outcome(&taken), Step::Swapped(SwapOutcome::Won));
     }
 
     #[test]
