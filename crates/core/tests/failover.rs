@@ -440,16 +440,16 @@ fn a_restart_whose_holder_cannot_be_judged_says_so() {
     assert_eq!(waits(&c, &vm(1), WaitCause::HolderUnreachable), 1);
 }
 
-#[test]
-fn a_frozen_vm_is_thawed_later_where_its_lock_cannot_be_written_and_asks_once_a_heartbeat() {
+/// A frozen VM is thawed when that works again, and until then its lock is written once a heartbeat.
+fn thaws_later(what: fn(&mut cluster::Broken) -> &mut bool) {
     let mut c = settled(Profile::Balanced, 3, 3);
-    c.broken.lock_writes = true;
+    *what(&mut c.broken) = true;
     c.asked = cluster::Asked::default();
     c.lapse(&vm(1));
     c.run_for(30 * SECOND);
     let asked = c.asked.lock_writes;
     assert!((30..=61).contains(&asked), "{asked} times in 30 s");
-    c.broken.lock_writes = false;
+    *what(&mut c.broken) = false;
     let from = c.now;
     c.run_for(2 * SECOND);
     assert_eq!(
@@ -459,21 +459,13 @@ fn a_frozen_vm_is_thawed_later_where_its_lock_cannot_be_written_and_asks_once_a_
 }
 
 #[test]
+fn a_frozen_vm_is_thawed_later_where_its_lock_cannot_be_written_and_asks_once_a_heartbeat() {
+    thaws_later(|broken| &mut broken.lock_writes);
+}
+
+#[test]
 fn a_frozen_vm_without_a_guard_takes_one_generation_a_heartbeat() {
-    let mut c = settled(Profile::Balanced, 3, 3);
-    c.broken.thaws = true;
-    c.asked = cluster::Asked::default();
-    c.lapse(&vm(1));
-    c.run_for(30 * SECOND);
-    let asked = c.asked.lock_writes;
-    assert!((30..=61).contains(&asked), "{asked} times in 30 s");
-    c.broken.thaws = false;
-    let from = c.now;
-    c.run_for(2 * SECOND);
-    assert_eq!(
-        c.count(from, |e| matches!(e, EventKind::VmThawed { .. })),
-        1
-    );
+    thaws_later(|broken| &mut broken.thaws);
 }
 
 #[test]

@@ -104,6 +104,18 @@ fn runs_protected(cluster: &Cluster, n: usize, on: usize) {
     wait_for("it counts", || (cluster.counter(n) > before).then_some(()));
 }
 
+/// Starts a VM on host `on`, which may not have heard of it yet.
+fn start_where_it_is_new(cluster: &Cluster, n: usize, on: usize) {
+    let name = format!("vm-{n}");
+    wait_for("the host knows the VM", || {
+        ask(cluster, on, &["power-on", &name])
+            .status
+            .success()
+            .then_some(())
+    });
+    runs_protected(cluster, n, on);
+}
+
 fn restart_agent(cluster: &mut Cluster, n: usize) {
     let pid = cluster.agent(n).pid;
     kill(pid.cast_signed(), "TERM");
@@ -140,13 +152,7 @@ fn a_host_and_vms_join_survive_restarts_of_agents_and_leave() {
     });
 
     // The VM runs on the host that joined, and comes back when that host is lost.
-    wait_for("host-3 knows it", || {
-        ask(&cluster, 3, &["power-on", "vm-9"])
-            .status
-            .success()
-            .then_some(())
-    });
-    runs_protected(&cluster, 9, 3);
+    start_where_it_is_new(&cluster, 9, 3);
     cluster.power_off(3);
     let at_death = cluster.counter(9);
     wait_for("it goes on elsewhere", || {
@@ -172,13 +178,7 @@ fn a_host_and_vms_join_survive_restarts_of_agents_and_leave() {
         let known = cluster.client(n).config().expect("configuration").places;
         assert!(known.hosts.contains_key(&host(3)), "{known:?}");
     }
-    wait_for("host-3 knows the other VM", || {
-        ask(&cluster, 3, &["power-on", "vm-11"])
-            .status
-            .success()
-            .then_some(())
-    });
-    runs_protected(&cluster, 11, 3);
+    start_where_it_is_new(&cluster, 11, 3);
 
     // It leaves for good.
     cluster.power_off(3);

@@ -187,27 +187,30 @@ fn a_certificate_of_another_ca_is_refused() {
     assert!(pair.received.try_recv().is_err());
 }
 
-#[test]
-fn a_receiver_that_comes_back_is_dialled_again() {
+/// Host 1's dialler to host 2 at that address, and what whoever listens there as host 2 proves itself with.
+fn dialler_to(address: SocketAddr, limits: &Limits) -> (Dialler, Arc<rustls::ServerConfig>) {
     let ca = make_ca().expect("ca");
     let dir = tempfile::tempdir().expect("directory");
-    let address = free_address();
-    let tls1 = tls(dir.path(), &ca, &host(1));
-    let tls2 = tls(dir.path(), &ca, &host(2));
+    let client = tls(dir.path(), &ca, &host(1)).client;
+    let server = tls(dir.path(), &ca, &host(2)).server;
     let ways = vec![Way {
         from: None,
         address,
     }];
-    let mut dialler = Dialler::new(&host(1), &host(2), ways, &tls1.client, &Limits::new(LONG));
+    let dialler = Dialler::new(&host(1), &host(2), ways, &client, limits);
+    (dialler, server)
+}
+
+#[test]
+fn a_receiver_that_comes_back_is_dialled_again() {
+    let address = free_address();
+    let (mut dialler, server) = dialler_to(address, &Limits::new(LONG));
     let renewed = std::cell::Cell::new(0);
     let on_renewed = || renewed.set(renewed.get() + 1);
     let listener = TcpListener::bind(address).expect("listen");
     for n in 0..3 {
         // One connection each time: the receiver ends it after one message.
-        let (listener, server) = (
-            listener.try_clone().expect("clone"),
-            Arc::clone(&tls2.server),
-        );
+        let (listener, server) = (listener.try_clone().expect("clone"), Arc::clone(&server));
         let receiver = std::thread::spawn(move || {
             let (stream, _) = listener.accept().expect("accept");
             let mut tls = StreamOwned::new(ServerConnection::new(server).expect("tls"), stream);
@@ -399,21 +402,13 @@ fn streams_follow_hosts_that_join_leave_and_move() {
 
 #[test]
 fn an_open_connection_follows_timers_that_change() {
-    let ca = make_ca().expect("ca");
-    let dir = tempfile::tempdir().expect("directory");
     let address = free_address();
-    let tls1 = tls(dir.path(), &ca, &host(1));
-    let tls2 = tls(dir.path(), &ca, &host(2));
-    let ways = vec![Way {
-        from: None,
-        address,
-    }];
     let limits = Limits::new(LONG);
-    let mut dialler = Dialler::new(&host(1), &host(2), ways, &tls1.client, &limits);
+    let (mut dialler, server) = dialler_to(address, &limits);
     let listener = TcpListener::bind(address).expect("listen");
     let receiver = std::thread::spawn(move || {
         let (stream, _) = listener.accept().expect("accept");
-        let server = ServerConnection::new(tls2.server).expect("tls");
+        let server = ServerConnection::new(server).expect("tls");
         let mut tls = StreamOwned::new(server, stream);
         read_frame(&mut tls, 100).expect("hello");
         read_frame(&mut tls, 100).expect("frame");
