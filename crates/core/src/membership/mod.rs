@@ -17,7 +17,7 @@ mod in_use;
 
 pub(crate) use home::Home;
 
-use crate::agent::{Agent, CommandError};
+use crate::agent::{Agent, CommandError, planted};
 use crate::config::{Change, ClusterConfig, Topology, summary};
 use crate::event::{AbdicationCause, EventKind, IssueCause};
 use crate::id::{DatastoreId, HostId};
@@ -344,6 +344,9 @@ impl Agent {
     }
 
     fn after_membership_change(&mut self) {
+        if self.is_resting(&self.me.host) && !planted!(self, RestingHostStarts) {
+            self.end_starts("this host went into maintenance, or left the cluster");
+        }
         let other = |h: &HostId| *h != self.me.host && !self.is_resting(h);
         let relieved =
             self.own_spec().is_none() || self.peers.iter().any(|(h, p)| p.connected() && other(h));

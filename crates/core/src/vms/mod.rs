@@ -153,7 +153,7 @@ impl LocalVm {
 
     /// Its user wants it off.
     pub(super) fn to_be_off(&self) -> bool {
-        matches!(self.stop, Some((_, Desired::Off)))
+        matches!(self.stop, Some((reason, Desired::Off)) if reason != StopReason::StartAborted)
     }
 
     fn phase_standing(&self) -> Standing {
@@ -271,7 +271,9 @@ impl Agent {
             return Err(CommandError::NoDatastore(id.clone()));
         }
         let resting = self.own_spec().is_none_or(|s| s.maintenance);
-        if (resting || self.leaving.is_some()) && !self.vms.contains_key(id) {
+        let ends = |v: &LocalVm| matches!(v.stop, Some((StopReason::StartAborted, _)));
+        let begins = self.vms.get(id).is_none_or(ends);
+        if (resting || self.leaving.is_some()) && begins {
             return Err(CommandError::Resting(id.clone()));
         }
         if self.leftover.contains(id) {

@@ -11,6 +11,7 @@ use crate::time::Instant;
 use crate::wire::{Desired, LockRecord, Message, StartOrder, StartOutcome, StartResult};
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use super::{LocalVm, Phase};
 
@@ -221,6 +222,34 @@ impl Agent {
         self.forget_start(id);
     }
 
+    /// This host takes no starts any more: those that are on their way end before their first instruction,
+    /// however long the storage has held them up.
+    pub(crate) fn end_starts(&mut self, why: &str) {
+        for id in self.vms.keys().cloned().collect::<Vec<VmId>>() {
+            let Some(vm) = self.vms.get_mut(&id).filter(|v| v.stop.is_none()) else {
+                continue;
+            };
+            let locked = match vm.phase {
+                Phase::Reading | Phase::Waiting { .. } => false,
+                Phase::Acquiring { .. } | Phase::Registering { .. } | Phase::Preparing { .. } => {
+                    true
+                }
+                _ => continue,
+            };
+            if locked {
+                vm.stop = Some((StopReason::StartAborted, vm.unstarted));
+            }
+            if vm.order.is_none() {
+                let text = format!("{id} was not started here: {why}; power it on on another host");
+                self.refuse(IssueCause::StartRefused, text);
+            }
+            if !locked {
+                self.answer_order(&id, StartOutcome::NotReady(String::from(why)));
+                self.forget_start(&id);
+            }
+        }
+    }
+
     /// Ends a start. Its lock may be this host's already, from an earlier boot or by a swap that was won
     /// after a gap in the right: it is not kept from others (safety rule H26).
     pub(super) fn forget_start(&mut self, id: &VmId) {
@@ -355,10 +384,8 @@ impl Agent {
                     // The lock says on: a wish from before it counts no more.
                     self.durable_dirty |= self.durable.wanted_off.remove(id);
                 }
-                if let Some((reason, desired)) = stop {
-                    let why = String::from("it was switched off, or is not to run on this host");
-                    self.answer_order(id, StartOutcome::NotReady(why));
-                    self.release(id, reason, (record.generation, record.nonce), desired);
+                if stop.is_some() {
+                    self.stop_start(id, &record);
                 } else if self.unbroken(&datastore, token) || planted!(self, StartAfterGap) {
                     self.register(id, record, token);
                 } else {
@@ -379,11 +406,34 @@ impl Agent {
         }
     }
 
+    /// It was switched off, or is not to run here any more, while its start was on its way.
+    fn stop_start(&mut self, id: &VmId, record: &LockRecord) {
+        let Some(vm) = self.vms.get(id) else { return };
+        let Some((reason, desired)) = vm.stop else {
+            return;
+        };
+        let prepared = matches!(vm.phase, Phase::Preparing { .. });
+        let from = (record.generation, record.nonce);
+        let why = String::from("it was switched off, or is not to run on this host");
+        self.answer_order(id, StartOutcome::NotReady(why));
+        if prepared {
+            self.kill(id, reason, Some((from.0, from.1, desired)));
+        } else {
+            self.release(id, reason, from, desired);
+        }
+    }
+
     pub(crate) fn on_vm_guard(&mut self, id: &VmId, outcome: GuardOutcome) {
         let Some(vm) = self.vms.get_mut(id) else {
             return;
         };
         match vm.phase.clone() {
+            Phase::Registering { record, .. }
+                if outcome == GuardOutcome::Done && vm.stop.is_some() =>
+            {
+                self.guard_forget(GuardRequest::Remove { vm: id.clone() });
+                self.stop_start(id, &record);
+            }
             Phase::Registering { record, token } => match outcome {
                 GuardOutcome::Done => {
                     let spec = vm.spec.clone();
@@ -464,6 +514,9 @@ impl Agent {
         let datastore = vm.spec.datastore.clone();
         let unstarted = vm.unstarted;
         match (vm.phase.clone(), outcome) {
+            (Phase::Preparing { record, .. }, HypervisorOutcome::Done) if vm.stop.is_some() => {
+                self.stop_start(id, &record);
+            }
             (
                 Phase::Preparing {
                     record,
