@@ -327,7 +327,17 @@ impl Agent {
         let rules = self.config.rules.iter().filter(together);
         let mut others = rules.filter(|r| r.vms.contains(vm)).flat_map(|r| &r.vms);
         others.find_map(|other| {
-            let restart = self.restarts.get(other).filter(|_| other != vm)?;
+            if other == vm || self.locate(other).is_some() {
+                return None;
+            }
+            let Some(restart) = self.restarts.get(other) else {
+                // Its host's report was given up in this very step.
+                return self.listed_on(other).map(|_| {
+                    Wait::Passing(format!(
+                        "a rule keeps it together with {other}, which no host reports"
+                    ))
+                });
+            };
             let looks = match restart.step {
                 Step::Look(_) | Step::Looking { said: false, .. } | Step::Waiting { .. } => true,
                 // It has a host, gets none, or cannot be looked at.
@@ -336,7 +346,7 @@ impl Agent {
                 | Step::Abandoned
                 | Step::Looking { said: true, .. } => false,
             };
-            if !looks || self.locate(other).is_some() {
+            if !looks {
                 return None;
             }
             let holder = match &restart.held {
