@@ -34,8 +34,9 @@ use incoming::{Incoming, Taken};
 use outgoing::Outgoing;
 
 /// Former starts of a peer's agent that are remembered, so that what they still had under way is not
-/// taken for a new start.
-const RETIRED: usize = 8;
+/// taken for a new start. A kernel sends what a dead process left in a connection for some minutes, behind a
+/// network that is cut; an agent that dies at once each time is started less often than this meanwhile.
+const RETIRED: usize = 64;
 /// Heartbeat intervals without a sign of the start that is taken for the present one before another that
 /// is heard takes its place again: what a dead agent had under way may have come after its successor.
 const DOUBTED_AFTER: u32 = 3;
