@@ -193,3 +193,16 @@ fn an_agent_that_a_late_message_of_its_predecessor_replaced_comes_back_where_it_
     assert_eq!(session.incoming.take(1, 3), Taken::New);
     assert_eq!(session.meet(at(303), InstanceId(7), doubted), None);
 }
+
+#[test]
+fn a_start_that_was_replaced_many_starts_ago_is_not_taken_for_a_new_one() {
+    let doubted = Duration::from_secs(3);
+    let mut session = Session::new(at(0));
+    for n in 1..=40 {
+        let met = session.meet(at(n * 10_000), InstanceId(n), doubted);
+        assert!(met.is_some(), "start {n} is new");
+    }
+    let late = session.meet(at(400_001), InstanceId(1), doubted);
+    assert_eq!(late, None, "what it left in a connection");
+    assert_eq!(session.remote, Some(InstanceId(40)));
+}
