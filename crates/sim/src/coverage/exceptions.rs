@@ -37,9 +37,6 @@ const fn until(
     }
 }
 
-const ALWAYS_PINGS: &str =
-    "a heartbeat that stands still goes on standing still, and a simulated host can always ping";
-
 const EXCEPTIONS: &[Exception] = &[
     until(
         "maintenance.enter",
@@ -47,11 +44,10 @@ const EXCEPTIONS: &[Exception] = &[
         "maintenance",
         "no host enters maintenance",
     ),
-    never(Group::Verdict, "dead -> unreachable", ALWAYS_PINGS),
     never(
         Group::Verdict,
         "agent_unreachable -> unreachable",
-        ALWAYS_PINGS,
+        "a heartbeat that stands still goes on standing still, and a simulated host can always ping",
     ),
     never(
         Group::Stop,
@@ -68,11 +64,6 @@ const EXCEPTIONS: &[Exception] = &[
         Group::Waiting,
         "holder_unknown",
         "no host is taken out of the configuration",
-    ),
-    never(
-        Group::Issue,
-        "vm_unknown",
-        "a VM is deleted when it is off, and what a host still has of it ends with the news",
     ),
     never(
         Group::Issue,
