@@ -110,7 +110,8 @@ impl Host {
     /// What the lock of the VM, which is free, says of it.
     fn last_said(&mut self, desired: Desired) {
         let key = RecordKey::VmLock(vm(), Generation(0));
-        let (stamp, record) = LockRecord::decode(1, &self.records[&key]).expect("sound");
+        let (stamp, record) =
+            LockRecord::decode(1, self.records.get(&key).expect("there")).expect("sound");
         let bytes = LockRecord { desired, ..record }.encode(1, &stamp);
         self.records.insert(key, bytes);
     }
