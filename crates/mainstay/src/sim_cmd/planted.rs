@@ -15,6 +15,8 @@ use std::time::Instant;
 /// Half of what a campaign plays: most bugs show in the first pattern that is aimed at them, and two
 /// short runs draw two clusters where a long one draws one.
 const MINUTES: u64 = 10;
+/// What a campaign plays: for the bugs that no short run shows.
+const MOST_MINUTES: u64 = 20;
 /// Clusters of 3 to 8 hosts: what breaks one protocol clause needs few hosts, and few are played faster.
 const FEWEST_HOSTS: u64 = 3;
 const SIZES: u64 = 6;
@@ -29,9 +31,9 @@ pub(super) struct PlantedArgs {
     only: Option<String>,
     #[command(flatten)]
     jobs: JobArgs,
-    /// Virtual minutes of each run
-    #[arg(long, default_value_t = MINUTES, value_parser = clap::value_parser!(u64).range(1..=100_000))]
-    minutes: u64,
+    /// Virtual minutes of each run [default: 10, and 20 where those show nothing]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
+    minutes: Option<u64>,
 }
 
 /// What came of the search for one bug.
@@ -48,9 +50,22 @@ impl PlantedArgs {
     fn limits(&self, seed: u64) -> Limits {
         Limits {
             hosts: usize::try_from(FEWEST_HOSTS + seed % SIZES).ok(),
-            minutes: Some(self.minutes),
+            minutes: Some(self.length()),
             ..Limits::default()
         }
+    }
+
+    /// Virtual minutes of each run.
+    fn length(&self) -> u64 {
+        self.minutes.unwrap_or(MINUTES)
+    }
+
+    /// For a bug that no short run shows: the same seeds, played for longer.
+    fn longer(&self) -> Option<Self> {
+        self.minutes.is_none().then(|| Self {
+            minutes: Some(MOST_MINUTES),
+            ..self.clone()
+        })
     }
 
     fn wants(&self, bug: Bug) -> bool {
@@ -62,7 +77,7 @@ impl PlantedArgs {
     fn replay(&self, bug: Bug, seed: u64) -> String {
         let limits = self.limits(seed);
         let hosts = limits.hosts.unwrap_or_default();
-        let minutes = self.minutes;
+        let minutes = self.length();
         format!(
             "mainstay sim campaign --seeds {seed} --hosts {hosts} --minutes {minutes} --bug {bug:?}"
         )
@@ -143,8 +158,14 @@ pub(super) fn run(args: &PlantedArgs, json: bool) -> ExitCode {
     let mut survived = Vec::new();
     let mut tried = 0;
     for bug in bugs().filter(|bug| args.wants(*bug)) {
-        let search = args.search(bug);
-        args.tell(&search, json);
+        let longer = args.longer();
+        let mut by = args;
+        let mut search = by.search(bug);
+        if let Some(longer) = longer.as_ref().filter(|_| search.found.is_none()) {
+            by = longer;
+            search = by.search(bug);
+        }
+        by.tell(&search, json);
         tried += 1;
         if search.found.is_none() {
             survived.push(format!("{bug:?}"));
