@@ -330,10 +330,13 @@ impl Cluster {
         processes_of(&home).into_iter().filter(guest).collect()
     }
 
-    /// Ends host `n` the hard way: agent, guard, guests and probe at once.
+    /// Ends host `n` the hard way: agent, guard, guests and probe at once. All stand still before the first
+    /// is killed: else one that lives a moment longer acts on the end of another, as no dead host does.
     pub(crate) fn power_off(&mut self, n: usize) {
-        for pid in self.processes(n) {
-            kill(pid, "KILL");
+        for signal in ["STOP", "KILL"] {
+            for pid in self.processes(n) {
+                kill(pid, signal);
+            }
         }
         if let Some(mut probe) = self.probes.get_mut(n).and_then(Option::take) {
             let _ = probe.kill();
