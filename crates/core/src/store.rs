@@ -62,8 +62,8 @@ pub(crate) struct Store {
     pub(crate) poweron_next_read: Instant,
     scanned: bool,
     next_scan: Instant,
-    /// VMs whose locks were listed by the scan and not looked at yet.
-    unscanned: VecDeque<VmId>,
+    /// VMs whose locks were listed by the scan and not looked at yet, with the newest generation of each.
+    unscanned: VecDeque<(VmId, Generation)>,
 }
 
 impl Store {
@@ -528,19 +528,16 @@ impl Agent {
             store.note(now, outcome);
             store.scanned = true;
         }
-        let mut vms: VecDeque<VmId> = keys
-            .iter()
-            .filter_map(|k| match k {
-                RecordKey::VmLock(vm, _) => Some(vm.clone()),
-                _ => None,
-            })
-            .collect();
-        // One key for each generation, side by side.
-        vms.make_contiguous().sort();
-        let mut last = None;
-        vms.retain(|vm| last.replace(vm.clone()).as_ref() != Some(vm));
+        let mut newest: BTreeMap<&VmId, Generation> = BTreeMap::new();
+        for key in keys {
+            if let RecordKey::VmLock(vm, generation) = key {
+                let listed = newest.entry(vm).or_insert(*generation);
+                *listed = (*listed).max(*generation);
+            }
+        }
         if let Some(store) = self.stores.get_mut(datastore) {
-            store.unscanned = vms;
+            let locks = newest.into_iter();
+            store.unscanned = locks.map(|(vm, listed)| (vm.clone(), listed)).collect();
         }
         // An earlier scan may still be under way.
         for _ in self.scanning(datastore)..SCANNED_AT_ONCE {
@@ -554,18 +551,23 @@ impl Agent {
     }
 
     /// That lock cannot be read now: it is looked at after all others, and the next one not before `from`.
-    pub(crate) fn scan_later(&mut self, datastore: &DatastoreId, vm: VmId, from: Instant) {
+    pub(crate) fn scan_later(
+        &mut self,
+        datastore: &DatastoreId,
+        lock: (VmId, Generation),
+        from: Instant,
+    ) {
         if let Some(store) = self.stores.get_mut(datastore) {
-            store.unscanned.push_back(vm);
+            store.unscanned.push_back(lock);
         }
         self.scan_next(datastore, Some(from));
     }
 
     fn scan_next(&mut self, datastore: &DatastoreId, from: Option<Instant>) {
         let next = |agent: &mut Self| agent.stores.get_mut(datastore)?.unscanned.pop_front();
-        while let Some(vm) = next(self) {
-            if self.may_be_orphan(datastore, &vm) {
-                self.scan_lock(datastore, &vm, from);
+        while let Some(lock) = next(self) {
+            if self.may_be_orphan(datastore, &lock.0) {
+                self.scan_lock(datastore, &lock, from);
                 return;
             }
         }

@@ -47,8 +47,8 @@ pub(crate) struct Task {
     retry_at: Option<Instant>,
     /// The highest generation that was known when the reading began.
     known: Generation,
-    /// It is part of the scan for locks without a VM.
-    scan: bool,
+    /// It is part of the scan for locks without a VM, whose newest generation was that.
+    listed: Option<Generation>,
 }
 
 impl Task {
@@ -59,7 +59,7 @@ impl Task {
 
     /// The datastore whose scan goes on when this reading has ended.
     fn scanned(&self) -> Option<DatastoreId> {
-        self.scan.then(|| self.datastore.clone())
+        self.listed.map(|_| self.datastore.clone())
     }
 
     /// The generation that keeps the lock from being read.
@@ -235,18 +235,30 @@ impl Agent {
             machine,
             retry_at: None,
             known,
-            scan: false,
+            listed: None,
         };
         self.tasks.insert(number, task);
         self.storage(datastore, request, Pending::Task(number));
     }
 
-    /// Reads a lock as part of the scan for locks without a VM: now, or not before that time.
-    pub(crate) fn scan_lock(&mut self, datastore: &DatastoreId, vm: &VmId, from: Option<Instant>) {
+    /// Reads a lock as part of the scan for locks without a VM, whose newest generation was `listed`: now, or
+    /// not before that time.
+    pub(crate) fn scan_lock(
+        &mut self,
+        datastore: &DatastoreId,
+        (vm, listed): &(VmId, Generation),
+        from: Option<Instant>,
+    ) {
         let number = self.number();
         let name = LockName::Vm(vm.clone());
         let known = self.known_generation(datastore, &name);
-        let (head, request) = self.head_read(&name, known);
+        let (head, request) = if known > *listed {
+            // The listing is older than what is known.
+            self.head_read(&name, known)
+        } else {
+            let cluster = self.config.cluster_id;
+            HeadRead::glance(name.clone(), cluster, *listed, &self.me.host)
+        };
         let task = Task {
             datastore: datastore.clone(),
             name,
@@ -254,7 +266,7 @@ impl Agent {
             machine: Machine::Head(head),
             retry_at: None,
             known,
-            scan: true,
+            listed: Some(*listed),
         };
         self.tasks.insert(number, task);
         match from {
@@ -266,7 +278,8 @@ impl Agent {
     /// How many locks of a datastore the scan is reading.
     pub(crate) fn scanning(&self, datastore: &DatastoreId) -> usize {
         let all = self.tasks.all.values();
-        all.filter(|t| t.scan && t.datastore == *datastore).count()
+        all.filter(|t| t.listed.is_some() && t.datastore == *datastore)
+            .count()
     }
 
     /// True while a task works for that purpose.
@@ -361,12 +374,16 @@ impl Agent {
             self.issue_found(IssueCause::RecordUnreadable, about, text);
         }
         match self.tasks.all.get(&number) {
-            Some(task) if task.scan => {
+            Some(Task {
+                listed: Some(listed),
+                ..
+            }) => {
+                let listed = *listed;
                 let Some(task) = self.tasks.remove(number) else {
                     return;
                 };
                 if let TaskFor::Orphan(datastore, vm) = task.work_for {
-                    self.scan_later(&datastore, vm, until);
+                    self.scan_later(&datastore, (vm, listed), until);
                 }
             }
             Some(_) => self.tasks.wait(number, until),

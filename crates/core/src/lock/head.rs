@@ -6,12 +6,16 @@
 //! by no swap, only by forgetting the VM: so that one is read once more. Removal goes upwards, and what is
 //! still there after its successor was not had none.
 //!
+//! A scan of all locks asks less: which of them name this host. It begins at the newest generation that its one
+//! listing gave, and ends there when that names another host, or none. Only what names this host is read to
+//! its end.
+//!
 //! Where the reading began at a generation that this host remembers, that one may have been removed and be
 //! back, by a link that landed late (`swap`). The newest always has its predecessor beside it, and without
 //! one it is looked for by listing.
 
 use super::{LockName, Step};
-use crate::id::Generation;
+use crate::id::{Generation, HostId};
 use crate::io::{StorageOutcome, StorageRequest, StorageValue};
 use crate::wire::{Desired, LockRecord};
 use alloc::vec::Vec;
@@ -39,6 +43,8 @@ pub(crate) struct HeadRead {
     unlisted: bool,
     /// A predecessor is not looked for (planted bug).
     pub(crate) skip_predecessor: bool,
+    /// A generation that does not name this host ends the reading, whatever is behind it.
+    only_of: Option<HostId>,
     /// The newest generation that was found and cannot be understood.
     damaged: Option<Generation>,
 }
@@ -57,9 +63,26 @@ impl HeadRead {
             stage,
             unlisted: hint.is_some(),
             skip_predecessor: false,
+            only_of: None,
             damaged: None,
         };
         let request = read.retry();
+        (read, request)
+    }
+
+    /// Begins a reading at `newest`, which was listed a moment ago, to learn whether the lock names `host`.
+    pub(crate) fn glance(
+        name: LockName,
+        cluster: u64,
+        newest: Generation,
+        host: &HostId,
+    ) -> (Self, StorageRequest) {
+        let (read, request) = Self::begin(name, cluster, Some(newest));
+        let read = Self {
+            unlisted: false,
+            only_of: Some(host.clone()),
+            ..read
+        };
         (read, request)
     }
 
@@ -137,6 +160,10 @@ impl HeadRead {
         match LockRecord::decode(self.cluster, bytes) {
             Ok((_, record)) if record.generation == generation && generation <= Generation::MAX => {
                 self.damaged = None;
+                let holder = record.holder.as_ref().map(|h| &h.host);
+                if self.only_of.is_some() && self.only_of.as_ref() != holder {
+                    return Step::Head(Some(record));
+                }
                 self.to(Stage::Probing(record))
             }
             // Damaged or foreign: nothing may be concluded from it, so the lock cannot be read now.
@@ -165,18 +192,35 @@ impl HeadRead {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::{BootId, HostId, InstanceId, Nonce, VmId};
+    use crate::id::{BootId, Holder, HostId, InstanceId, Nonce, VmId};
     use crate::time::Duration;
     use crate::wire::Stamp;
 
     const CLUSTER: u64 = 1;
 
+    /// A lock under that generation that `host` holds.
+    fn held_by(generation: u64, host: &HostId) -> StorageOutcome {
+        let holder = Holder {
+            host: host.clone(),
+            boot: BootId(1),
+        };
+        lock(generation, Some(holder), Desired::On).1
+    }
+
     /// A free lock under that generation.
     fn free(generation: u64, desired: Desired) -> (LockRecord, StorageOutcome) {
+        lock(generation, None, desired)
+    }
+
+    fn lock(
+        generation: u64,
+        holder: Option<Holder>,
+        desired: Desired,
+    ) -> (LockRecord, StorageOutcome) {
         let record = LockRecord {
             generation: Generation(generation),
             nonce: Nonce(generation),
-            holder: None,
+            holder,
             desired,
             freeze: Duration::from_secs(3),
             r#break: Duration::from_secs(5),
@@ -198,6 +242,31 @@ mod tests {
     }
 
     const NOT_FOUND: StorageOutcome = StorageOutcome::Ok(StorageValue::NotFound);
+
+    #[test]
+    fn a_scan_reads_one_generation_of_a_lock_that_is_not_this_hosts() {
+        let name = || LockName::Vm(VmId::new("vm-1").expect("a name"));
+        let host = HostId::new("host-1").expect("a name");
+        let glance = || HeadRead::glance(name(), CLUSTER, Generation(5), &host).0;
+        let mut head = glance();
+        let free = free(5, Desired::Off).1;
+        assert!(matches!(head.on_outcome(&free), Step::Head(Some(_))));
+        let mut head = glance();
+        let held = held_by(5, &host);
+        assert!(
+            matches!(head.on_outcome(&held), Step::Do(StorageRequest::Read(_))),
+            "looked behind"
+        );
+        assert!(matches!(head.on_outcome(&NOT_FOUND), Step::Head(Some(_))));
+        let mut head = glance();
+        assert!(
+            matches!(
+                head.on_outcome(&NOT_FOUND),
+                Step::Do(StorageRequest::ListVmLock(_))
+            ),
+            "removed since the listing"
+        );
+    }
 
     #[test]
     fn a_generation_that_came_back_is_not_taken_for_the_newest() {
