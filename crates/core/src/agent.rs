@@ -202,6 +202,8 @@ pub struct Agent {
     pub(crate) protected_here: BTreeSet<VmId>,
     pub(crate) durable: Durable,
     pub(crate) durable_dirty: bool,
+    /// Generations were seen that are not on local disk; they go there with the next heartbeat, all at once.
+    pub(crate) generations_seen: bool,
     persisting: bool,
     /// After a write to local disk that failed, none begins before then.
     persist_again: Instant,
@@ -287,6 +289,7 @@ impl Agent {
             protected_here: BTreeSet::new(),
             durable,
             durable_dirty: false,
+            generations_seen: false,
             persisting: false,
             persist_again: now,
             next_heartbeat: now,
@@ -417,6 +420,7 @@ impl Agent {
     /// Once in each heartbeat interval.
     fn beat(&mut self) {
         self.beats += 1;
+        self.durable_dirty |= self.generations_seen;
         self.send_heartbeats();
         self.run_sessions();
         self.relieve_resting_primary();
@@ -661,7 +665,7 @@ impl Agent {
 
     fn persist(&mut self) {
         if self.durable_dirty && !self.persisting && self.now >= self.persist_again {
-            self.durable_dirty = false;
+            (self.durable_dirty, self.generations_seen) = (false, false);
             self.persisting = true;
             let op = self.op(Pending::Persist);
             let durable = self.durable.clone();

@@ -177,7 +177,7 @@ impl Guard {
 
     /// Looks at every slot and says what to do. Call it at least at [`Guard::next`], and whenever the
     /// memory may have changed.
-    pub fn poll(&mut self, now: Instant, words: &dyn Words) -> Vec<GuardAction> {
+    pub fn poll(&mut self, now: Instant, words: &impl Words) -> Vec<GuardAction> {
         self.seen.resize(words.len(), Seen::Unsure);
         let mut actions = Vec::new();
         let limit = self.frozen_limit;
@@ -227,7 +227,7 @@ impl Guard {
 
     /// The next moment at which a deadline passes, if nothing changes before.
     #[must_use]
-    pub fn next(&self, words: &dyn Words) -> Option<Instant> {
+    pub fn next(&self, words: &impl Words) -> Option<Instant> {
         let mut next: Option<Instant> = None;
         for slot in 0..words.len() {
             let word = words.load(slot);

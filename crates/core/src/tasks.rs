@@ -11,7 +11,8 @@ use crate::time::Instant;
 use crate::wire::{Desired, GivenBack, LockRecord};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
-use alloc::string::String;
+use alloc::string::ToString as _;
+use core::fmt::{self, Display};
 
 /// For whom a lock task works.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -53,8 +54,8 @@ pub(crate) struct Task {
 
 impl Task {
     /// What its weaknesses are about.
-    fn about(&self) -> String {
-        format!("{} {:?}", self.datastore, self.name)
+    fn about(&self) -> LockOn<'_> {
+        LockOn(&self.datastore, &self.name)
     }
 
     /// The datastore whose scan goes on when this reading has ended.
@@ -68,6 +69,15 @@ impl Task {
             Machine::Head(head) => head.damaged(),
             Machine::Swap(_) | Machine::Cleanup(_) => None,
         }
+    }
+}
+
+/// A lock, as the weaknesses that are about it name it.
+struct LockOn<'a>(&'a DatastoreId, &'a LockName);
+
+impl Display for LockOn<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.0, self.1)
     }
 }
 
@@ -363,7 +373,7 @@ impl Agent {
             return;
         };
         if let Some(generation) = task.damaged() {
-            let (about, work_for) = (task.about(), task.work_for.clone());
+            let (about, work_for) = (task.about().to_string(), task.work_for.clone());
             let text = format!(
                 "datastore {}: generation {generation} of the lock of {:?} is damaged or foreign, and nothing is concluded from an older one; it is read again and again: check that storage, and that no other cluster uses it",
                 task.datastore, task.name
@@ -392,10 +402,9 @@ impl Agent {
     }
 
     pub(crate) fn on_head(&mut self, task: Task, record: Option<LockRecord>) {
-        let about = task.about();
         if let Some(record) = &record {
-            self.withdraw(IssueCause::RecordsMissing, &about);
-            self.withdraw(IssueCause::RecordUnreadable, &about);
+            self.withdraw(IssueCause::RecordsMissing, task.about());
+            self.withdraw(IssueCause::RecordUnreadable, task.about());
             match self.remember(&task.datastore, &task.name, record.generation, task.known) {
                 Freshness::Fresh => {}
                 Freshness::Overtaken => {
@@ -406,7 +415,7 @@ impl Agent {
                 Freshness::WentBack => return,
             }
         } else {
-            self.issue(IssueCause::RecordsMissing, &about, format!(
+            self.issue(IssueCause::RecordsMissing, task.about(), format!(
                 "datastore {}: the lock of {:?} was never begun or its records are gone; add it again with `mainstay datastore add`",
                 task.datastore, task.name
             ));
@@ -490,16 +499,12 @@ impl Agent {
             if let Some(store) = self.stores.get_mut(datastore) {
                 store.quarantine = Some(text.clone());
             }
-            self.issue(
-                IssueCause::LockWentBack,
-                format_args!("{datastore} {name:?}"),
-                text,
-            );
+            self.issue(IssueCause::LockWentBack, LockOn(datastore, name), text);
             return Freshness::WentBack;
         }
         if generation > *known {
             *known = generation;
-            self.durable_dirty = true;
+            self.generations_seen = true;
         }
         Freshness::Fresh
     }

@@ -103,28 +103,33 @@ impl Agent {
         }
         let (freeze, r#break) = self.constants();
         let settled = 4 * self.timing().datastore_heartbeat;
+        let mut other: Vec<(VmId, Generation)> = self
+            .vms
+            .values()
+            .filter_map(|v| match &v.phase {
+                Phase::Running { record } if record.freeze < freeze || record.r#break > r#break => {
+                    Some((v, record.generation))
+                }
+                _ => None,
+            })
+            .filter(|(v, _)| v.stop.is_none() && now.since(v.since) >= settled)
+            .filter(|(v, _)| {
+                self.stores
+                    .get(&v.spec.datastore)
+                    .is_some_and(|s| s.right.deadline().is_some_and(|d| now + settled < d))
+            })
+            .map(|(v, generation)| (v.spec.id.clone(), generation))
+            .take(AT_ONCE)
+            .collect();
+        if other.is_empty() {
+            return;
+        }
         let moving = self
             .vms
             .values()
             .filter(|v| matches!(v.phase, Phase::Frozen { .. } | Phase::Thawing { .. }))
             .count();
-        let other: Vec<(VmId, Generation)> = self
-            .vms
-            .values()
-            .filter(|v| v.stop.is_none() && now.since(v.since) >= settled)
-            .filter(|v| {
-                self.stores
-                    .get(&v.spec.datastore)
-                    .is_some_and(|s| s.right.deadline().is_some_and(|d| now + settled < d))
-            })
-            .filter_map(|v| match &v.phase {
-                Phase::Running { record } if record.freeze < freeze || record.r#break > r#break => {
-                    Some((v.spec.id.clone(), record.generation))
-                }
-                _ => None,
-            })
-            .take(AT_ONCE.saturating_sub(moving))
-            .collect();
+        other.truncate(AT_ONCE.saturating_sub(moving));
         for (vm, generation) in other {
             let request = GuardRequest::Lapse {
                 vm: vm.clone(),
