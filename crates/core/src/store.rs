@@ -566,11 +566,22 @@ impl Agent {
     fn scan_next(&mut self, datastore: &DatastoreId, from: Option<Instant>) {
         let next = |agent: &mut Self| agent.stores.get_mut(datastore)?.unscanned.pop_front();
         while let Some(lock) = next(self) {
-            if self.may_be_orphan(datastore, &lock.0) {
-                self.scan_lock(datastore, &lock, from);
-                return;
+            if !self.may_be_orphan(datastore, &lock.0) {
+                continue;
             }
+            if !self.was_ever_held(datastore, &lock) {
+                self.not_held_here(&lock.0);
+                continue;
+            }
+            self.scan_lock(datastore, &lock, from);
+            return;
         }
+    }
+
+    /// A lock is begun free (`provision`), and each host that takes it makes a generation.
+    fn was_ever_held(&self, datastore: &DatastoreId, (vm, listed): &(VmId, Generation)) -> bool {
+        let name = LockName::Vm(vm.clone());
+        self.known_generation(datastore, &name).max(*listed) > Generation(0)
     }
 
     /// Its lock may name this host, and nothing here would give it back.
@@ -599,6 +610,12 @@ impl Agent {
         self.look_for_orphan(datastore, vm);
     }
 
+    /// The VM is not this host's: what its user wanted of it here counts no more, and must not switch it off
+    /// should this host ever hold its lock again.
+    fn not_held_here(&mut self, vm: &VmId) {
+        self.durable_dirty |= self.durable.wanted_off.remove(vm);
+    }
+
     pub(crate) fn on_orphan_head(
         &mut self,
         datastore: &DatastoreId,
@@ -614,9 +631,7 @@ impl Agent {
             return;
         }
         if !mine {
-            // The VM is not this host's: what its user wanted of it here counts no more, and must not
-            // switch it off should this host ever hold its lock again.
-            self.durable_dirty |= self.durable.wanted_off.remove(vm);
+            self.not_held_here(vm);
             return;
         }
         // Its user wants it off, or it should run and the owner restarts it where there is room.

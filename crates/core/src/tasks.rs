@@ -155,7 +155,7 @@ pub(crate) enum Freshness {
 
 impl Agent {
     /// The highest generation of a lock that was seen.
-    fn known_generation(&self, datastore: &DatastoreId, name: &LockName) -> Generation {
+    pub(crate) fn known_generation(&self, datastore: &DatastoreId, name: &LockName) -> Generation {
         let known = match name {
             LockName::Vm(vm) => self
                 .durable

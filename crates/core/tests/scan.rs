@@ -1,12 +1,14 @@
 //! An agent that joins a datastore looks at the locks of all its VMs, a few at a time.
 
 use mainstay_core::config::{ClusterConfig, DatastoreSpec, HostSpec, Profile, Settings, VmSpec};
-use mainstay_core::id::{BootId, DatastoreId, HostId, InstanceId, OpId, VmId};
+use mainstay_core::id::{
+    BootId, DatastoreId, Generation, Holder, HostId, InstanceId, Nonce, OpId, VmId,
+};
 use mainstay_core::io::{
     Durable, Input, IoFault, Output, StorageOutcome, StorageRequest, StorageValue,
 };
 use mainstay_core::time::{Duration, Instant};
-use mainstay_core::wire::RecordKey;
+use mainstay_core::wire::{Desired, LockRecord, RecordKey, Stamp};
 use mainstay_core::{Agent, Identity, provision};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -61,13 +63,41 @@ fn lock_of(request: &StorageRequest) -> Option<&VmId> {
     }
 }
 
+/// That lock, taken by that host.
+fn taken(vm: &VmId, settings: &Settings, by: &str) -> (RecordKey, Vec<u8>) {
+    let stamp = Stamp {
+        writer: HostId::new(by).expect("id"),
+        boot: BootId(7),
+        instance: InstanceId(7),
+        seq: 7,
+    };
+    let holder = Holder {
+        host: stamp.writer.clone(),
+        boot: stamp.boot,
+    };
+    let record = LockRecord {
+        generation: Generation(1),
+        nonce: Nonce(7),
+        holder: Some(holder),
+        desired: Desired::On,
+        freeze: settings.timing.freeze,
+        r#break: settings.timing.r#break,
+        given_back: None,
+    };
+    let key = RecordKey::VmLock(vm.clone(), record.generation);
+    (key, record.encode(1, &stamp))
+}
+
 #[test]
 fn a_scan_reads_few_locks_at_once_and_comes_to_all_even_where_some_cannot_be_read() {
     let config = config();
     let host = HostId::new("host-1").expect("id");
     let vms = config.vms.keys();
-    let records = vms.map(|vm| provision::vm_record(1, &config.settings, vm, &host));
-    let records: BTreeMap<RecordKey, Vec<u8>> = records.collect();
+    let records = vms.map(|vm| taken(vm, &config.settings, "host-2"));
+    let mut records: BTreeMap<RecordKey, Vec<u8>> = records.collect();
+    let new = VmId::new("vm-that-nobody-has-started").expect("id");
+    let never_held = provision::vm_record(1, &config.settings, &new, &host);
+    records.extend([never_held]);
     let identity = Identity {
         host: host.clone(),
         boot: BootId(1),
@@ -120,6 +150,7 @@ fn a_scan_reads_few_locks_at_once_and_comes_to_all_even_where_some_cannot_be_rea
         now += Duration::from_nanos(1000);
         agent.handle(now, Input::Storage(op, outcome));
     }
+    assert!(!read.contains(&new), "nobody has held that one");
     assert_eq!(read.len(), VMS, "locks that were looked at");
     assert_eq!(most, AT_ONCE, "locks that were read at once");
     // Two heartbeats a second, and a place of the scan tries one lock in each.
