@@ -34,6 +34,7 @@ mod isolation;
 mod liveness;
 mod lock;
 mod membership;
+mod orphans;
 mod ownership;
 mod placement;
 #[cfg(feature = "planted")]

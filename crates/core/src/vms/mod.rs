@@ -460,7 +460,7 @@ impl Agent {
             if killing {
                 // Its lock is freed as an orphan once it is gone.
                 if let Some(store) = self.stores.get_mut(&datastore) {
-                    store.rescan(self.now);
+                    store.scan.again(self.now);
                 }
                 self.hypervisor(&id, HypervisorRequest::Kill { vm: id.clone() });
             }

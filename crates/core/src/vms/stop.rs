@@ -44,7 +44,7 @@ impl Agent {
                 self.withdraw(IssueCause::VmUnknown, id);
                 let now = self.now;
                 for store in self.stores.values_mut() {
-                    store.rescan(now);
+                    store.scan.again(now);
                 }
             }
             return;
