@@ -23,10 +23,7 @@ const SLEEP: &str = concat!("thread::", "sleep");
 /// deadline instead: it is faster when all is well and says what it waited for when not.
 ///
 /// A path that ends in `/` stands for all below it.
-const MAY_SLEEP: &[(&str, &str)] = &[(
-    "crates/hypervisor/tests/contract/kit.rs",
-    "waits for conditions of other processes, up to a deadline: no descriptor announces that one is stopped",
-)];
+const MAY_SLEEP: &[(&str, &str)] = &[];
 
 pub(super) fn too_long_files(sources: &[Source]) -> Vec<Finding> {
     rust(sources)

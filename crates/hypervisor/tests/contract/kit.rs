@@ -1,9 +1,13 @@
 //! What a contract test has: a driver, a run directory and an image, and guests that end with it.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use mainstay_hypervisor::{
     CgroupPlacement, EmbeddedDriver, EmbeddedOptions, ExitCause, Hypervisor, ImageKind, Process,
@@ -14,9 +18,6 @@ pub const PROGRAM: &str = env!("CARGO_BIN_EXE_mainstay-guest");
 
 /// Several machines under TCG start at once on a small host.
 pub const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Between two looks at a condition.
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Five counts long.
 const STILL: Duration = Duration::from_millis(500);
@@ -45,23 +46,40 @@ pub fn skipped(kind: Kind) -> bool {
     true
 }
 
-/// Whether the condition is met within that time; it is another process's, so that nothing announces it.
-fn within(time: Duration, condition: impl Fn() -> bool) -> bool {
+/// Whether the condition is met within [`PATIENCE`]. For what the kernel does with a process that was told
+/// to stop or to end: nothing announces it, and it is done in less time than any pause would take.
+fn comes_true(condition: impl Fn() -> bool) -> bool {
     let start = Instant::now();
     while !condition() {
-        if start.elapsed() >= time {
+        if start.elapsed() >= PATIENCE {
             return false;
         }
-        std::thread::sleep(LOOK_AGAIN);
+        std::thread::yield_now();
     }
     true
 }
 
 pub fn wait_until(what: &str, condition: impl Fn() -> bool) {
-    assert!(
-        within(PATIENCE, condition),
-        "{what}: not within {PATIENCE:?}"
-    );
+    assert!(comes_true(condition), "{what}: not within {PATIENCE:?}");
+}
+
+/// Whether the condition on the content of a file is met within that time; looked at when it is written.
+fn on_write(file: &Path, time: Duration, condition: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + time;
+    let writes = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC).expect("inotify");
+    writes
+        .add_watch(file, AddWatchFlags::IN_MODIFY)
+        .expect("a watch");
+    while !condition() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = PollTimeout::try_from(left).expect("less than a month");
+        let mut written = [PollFd::new(writes.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut written, timeout).expect("poll") == 0 {
+            return false;
+        }
+        writes.read_events().expect("what was written");
+    }
+    true
 }
 
 #[derive(Debug)]
@@ -145,12 +163,13 @@ impl Kit {
 
     pub fn assert_counts(&self) {
         let before = self.counter();
-        wait_until("the guest counts", || self.counter() > before + 1);
+        let counts = on_write(&self.image(), PATIENCE, || self.counter() > before + 1);
+        assert!(counts, "the guest counts: not within {PATIENCE:?}");
     }
 
     pub fn assert_still(&self) {
         let before = self.counter();
-        let counts = within(STILL, || self.counter() != before);
+        let counts = on_write(&self.image(), STILL, || self.counter() != before);
         assert!(!counts, "the guest counts");
     }
 
@@ -174,9 +193,7 @@ impl Drop for Kit {
         for process in &self.started {
             // Most are gone already.
             let _ = freeze::kill(process);
-            within(PATIENCE, || {
-                freeze::all_threads_gone(process.pid, process.start_time)
-            });
+            comes_true(|| freeze::all_threads_gone(process.pid, process.start_time));
             if let Some(dir) = &process.cgroup {
                 let _ = std::fs::remove_dir(dir);
             }
