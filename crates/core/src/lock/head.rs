@@ -241,6 +241,11 @@ mod tests {
         HeadRead::begin(name, CLUSTER, Some(Generation(hint))).0
     }
 
+    fn assert_lists(step: Step, why: &str) {
+        let lists = matches!(step, Step::Do(StorageRequest::ListVmLock(_)));
+        assert!(lists, "{why}: {step:?}");
+    }
+
     const NOT_FOUND: StorageOutcome = StorageOutcome::Ok(StorageValue::NotFound);
 
     #[test]
@@ -259,13 +264,7 @@ mod tests {
         );
         assert!(matches!(head.on_outcome(&NOT_FOUND), Step::Head(Some(_))));
         let mut head = glance();
-        assert!(
-            matches!(
-                head.on_outcome(&NOT_FOUND),
-                Step::Do(StorageRequest::ListVmLock(_))
-            ),
-            "removed since the listing"
-        );
+        assert_lists(head.on_outcome(&NOT_FOUND), "removed since the listing");
     }
 
     #[test]
@@ -275,13 +274,7 @@ mod tests {
         let supported = head.on_outcome(&NOT_FOUND);
         let four = StorageRequest::Read(reading(4).name.key(Generation(4)));
         assert_eq!(supported, Step::Do(four), "has it a predecessor?");
-        assert!(
-            matches!(
-                head.on_outcome(&NOT_FOUND),
-                Step::Do(StorageRequest::ListVmLock(_))
-            ),
-            "looked for by listing"
-        );
+        assert_lists(head.on_outcome(&NOT_FOUND), "looked for by listing");
     }
 
     #[test]
@@ -296,13 +289,7 @@ mod tests {
             ),
             "read once more"
         );
-        assert!(
-            matches!(
-                head.on_outcome(&NOT_FOUND),
-                Step::Do(StorageRequest::ListVmLock(_))
-            ),
-            "looked for again"
-        );
+        assert_lists(head.on_outcome(&NOT_FOUND), "looked for again");
     }
 
     #[test]
