@@ -1,5 +1,8 @@
 //! Locks that name this host though it has no such VM (safety rule H26): an agent that joins a datastore
 //! lists all locks once, looks at those that may name its host, a few at a time, and gives back what does.
+//!
+//! What an old listing hides are other hosts' generations: one that names this host was linked from here, and
+//! a host sees its own links.
 
 use crate::agent::{Agent, Pending, planted};
 use crate::id::{DatastoreId, Generation, VmId};
