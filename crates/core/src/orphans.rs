@@ -11,7 +11,7 @@ use crate::lock::LockName;
 use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
 use crate::wire::{Desired, LockRecord, RecordKey};
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 /// Locks of a datastore that a scan reads at once: a host that joins 8,000 VMs must not keep the storage
@@ -80,16 +80,20 @@ impl Agent {
             store.note(now, outcome);
             store.scan.listed = true;
         }
-        let mut newest: BTreeMap<&VmId, Generation> = BTreeMap::new();
-        for key in keys {
-            if let RecordKey::VmLock(vm, generation) = key {
-                let listed = newest.entry(vm).or_insert(*generation);
-                *listed = (*listed).max(*generation);
-            }
-        }
+        let generation = |key| match key {
+            &RecordKey::VmLock(ref vm, generation) => Some((vm, generation)),
+            _ => None,
+        };
+        let mut generations: Vec<(&VmId, Generation)> =
+            keys.iter().filter_map(generation).collect();
+        generations.sort();
+        let newest = generations
+            .chunk_by(|a, b| a.0 == b.0)
+            .filter_map(<[_]>::last);
         if let Some(store) = self.stores.get_mut(datastore) {
-            let locks = newest.into_iter();
-            store.scan.left = locks.map(|(vm, listed)| (vm.clone(), listed)).collect();
+            store.scan.left = newest
+                .map(|(vm, listed)| ((*vm).clone(), *listed))
+                .collect();
         }
         // An earlier scan may still be under way.
         for _ in self.scanning(datastore)..SCANNED_AT_ONCE {

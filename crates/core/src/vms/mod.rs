@@ -27,6 +27,7 @@ use crate::lock::{LockName, Token};
 use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant};
 use crate::wire::{Desired, LockRecord, StartOrder, StartOutcome, VmReport, VmReportState};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -101,7 +102,7 @@ pub(crate) struct LocalVm {
     pub(crate) spec: VmSpec,
     pub(crate) phase: Phase,
     /// The order that it was started for.
-    order: Option<(HostId, StartOrder)>,
+    order: Option<Box<(HostId, StartOrder)>>,
     /// What its lock says if nothing of it runs: what it said before, when its user starts it. Only what a
     /// primary starts again, or has run, should run elsewhere.
     unstarted: Desired,

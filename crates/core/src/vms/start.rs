@@ -9,6 +9,7 @@ use crate::lock::{LockName, SwapOutcome, Token};
 use crate::tasks::TaskFor;
 use crate::time::Instant;
 use crate::wire::{Desired, LockRecord, Message, StartOrder, StartOutcome, StartResult};
+use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -45,7 +46,7 @@ impl Agent {
                 | Phase::Registering { .. }
                 | Phase::Preparing { .. }
                 | Phase::Resuming { .. } => {
-                    vm.order = Some((from.clone(), order));
+                    vm.order = Some(Box::new((from.clone(), order)));
                     vm.unstarted = Desired::On;
                 }
             }
@@ -85,7 +86,7 @@ impl Agent {
             since: self.now,
         };
         let mut vm = LocalVm::new(order.spec.clone(), phase, self.now);
-        vm.order = Some((from.clone(), order));
+        vm.order = Some(Box::new((from.clone(), order)));
         self.vms.insert(id.clone(), vm);
         self.report_dirty = true;
         self.acquire(&id);
@@ -106,7 +107,8 @@ impl Agent {
 
     /// Answers the order that a VM was started for, once.
     pub(super) fn answer_order(&mut self, id: &VmId, outcome: StartOutcome) {
-        if let Some((from, order)) = self.vms.get_mut(id).and_then(|v| v.order.take()) {
+        if let Some(order) = self.vms.get_mut(id).and_then(|v| v.order.take()) {
+            let (from, order) = *order;
             if matches!(outcome, StartOutcome::Started(_)) {
                 // On the same stream and before the answer, so that the primary never reads "started" while
                 // the last report does not have the VM.
@@ -348,7 +350,7 @@ impl Agent {
                 self.give_up_start(id, why);
             }
             SwapOutcome::Won => {
-                let broken = vm.order.as_ref().and_then(|(_, o)| o.broken_from.clone());
+                let broken = vm.order.as_ref().and_then(|o| o.1.broken_from.clone());
                 let (host, generation) = (self.me.host.clone(), record.generation);
                 let vm_id = id.clone();
                 match broken {
@@ -396,8 +398,8 @@ impl Agent {
                             from: (record.generation, record.nonce),
                             since: now,
                         };
-                        if let Some((_, order)) = &mut vm.order {
-                            order.broken_from = None;
+                        if let Some(order) = &mut vm.order {
+                            order.1.broken_from = None;
                         }
                     }
                     self.acquire(id);

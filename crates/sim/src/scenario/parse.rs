@@ -296,14 +296,15 @@ impl<'a> Building<'a> {
 
     fn vms(&mut self, top: &Section<'a, '_>) -> Read<()> {
         let mut dependencies: Vec<(usize, Vec<Text>)> = Vec::new();
+        let mut known: BTreeSet<String> = BTreeSet::new();
         let keys = [&["id", "count"], VM_KEYS].concat();
         for (table, at) in top.tables("vm")? {
             let section = Section::new(self.source, table, at, "a VM", &keys)?;
-            let taken = |id: &str| self.vms.iter().any(|(v, _)| v.id.as_str() == id);
-            for id in ids(&section, "vm", taken)? {
+            for id in ids(&section, "vm", |id| known.contains(id))? {
+                let twice = !known.insert(id.clone());
                 let id = VmId::new(&id)
                     .map_err(|e| self.source.error(section.place("id"), e.to_string()))?;
-                if self.vms.iter().any(|(v, _)| v.id == id) {
+                if twice {
                     return section.error("id", format!("VM \"{id}\" is there twice"));
                 }
                 dependencies.extend(

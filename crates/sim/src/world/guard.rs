@@ -363,24 +363,30 @@ impl World<'_> {
         let disk = first.map_or(0, |vm| self.vms[*vm].disk);
         let h = &mut self.hosts[host];
         let now = h.clock.local(self.now);
-        let before = h.extended.remove(&disk).unwrap_or_default();
-        let mut extended = Vec::with_capacity(extensions.len());
+        // Nearly always the same VMs as half a second ago, in the same order.
+        let known = h.extended.entry(disk).or_default();
+        let mut extended = 0;
         let mut refused = Vec::new();
-        for (n, extension) in extensions.iter().enumerate() {
-            // Nearly always the same VMs as half a second ago, in the same order.
-            let same = before.get(n).filter(|(id, _)| *id == extension.vm);
-            let slot = same.map(|(_, slot)| slot);
-            let Some(slot) = slot.or_else(|| self.vm_index.get(&extension.vm)).copied() else {
-                continue;
+        for extension in extensions {
+            let same = known.get(extended).filter(|(id, _)| *id == extension.vm);
+            let slot = match same {
+                Some((_, slot)) => *slot,
+                None => {
+                    let Some(slot) = self.vm_index.get(&extension.vm).copied() else {
+                        continue;
+                    };
+                    known.truncate(extended);
+                    known.push((extension.vm.clone(), slot));
+                    slot
+                }
             };
-            extended.push((extension.vm.clone(), slot));
+            extended += 1;
             let old = h.words.load(slot);
             match old.extended(now, extension.generation, extension.deadline) {
                 Some(word) => h.words.store(slot, word),
                 None => refused.push(extension.vm.clone()),
             }
         }
-        h.extended.insert(disk, extended);
         let outcome = if refused.is_empty() {
             GuardOutcome::Done
         } else {
