@@ -119,8 +119,10 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
     let vms = limits.vms.unwrap_or_else(|| small(rng.between(1, most)));
     let quiet = quiet_time(&settings);
     let until = duration.saturating_sub(quiet).max(duration / 10);
+    let (mut weather, given_up_lands) = weather(&mut root.fork("weather"), &settings, until);
     let mut drawing = Drawing {
         rng: root.fork("faults"),
+        given_up_lands,
         hosts,
         vms,
         created: Vec::new(),
@@ -138,7 +140,6 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
     let made = drawing.created;
     heal(&mut events, until, &settings, hosts);
     events.sort_by_key(|e| e.at);
-    let mut weather = weather(&mut root.fork("weather"), &settings, until);
     if bare {
         weather.guard_slow = 100;
     }
@@ -440,8 +441,9 @@ fn drift(rng: &mut Rng, bound: u64) -> i64 {
     if rng.percent(50) { size } else { -size }
 }
 
-/// How bad it is all the time: each respect is off, mild or brutal.
-fn weather(rng: &mut Rng, settings: &Settings, until: Nanos) -> Weather {
+/// How bad it is all the time: each respect is off, mild or brutal. And whether what was given up lands after
+/// all, often, and when others have gone on.
+fn weather(rng: &mut Rng, settings: &Settings, until: Nanos) -> (Weather, bool) {
     let mut level = |mild: u64, brutal: u64| match rng.below(10) {
         0..=5 => 0,
         6..=8 => mild,
@@ -467,10 +469,10 @@ fn weather(rng: &mut Rng, settings: &Settings, until: Nanos) -> Weather {
     weather.delay_ms = rng.between(5, 3000);
     weather.stall_ms = rng.between(50, freeze * 3 / 2);
     weather.late_ms = rng.between(100, freeze * 4);
-    if rng.percent(15) {
-        // What was given up lands after all, often, and when others have gone on.
+    let given_up_lands = rng.percent(15);
+    if given_up_lands {
         (weather.lost_ack, weather.late_effect) = (200, 70);
-        weather.late_ms = rng.between(3_000, 20_000);
+        weather.late_ms = rng.between(5_000, 45_000);
     }
     weather.patience_ms = if rng.percent(70) {
         0
@@ -482,7 +484,7 @@ fn weather(rng: &mut Rng, settings: &Settings, until: Nanos) -> Weather {
     } else {
         rng.between(10, 100)
     };
-    weather
+    (weather, given_up_lands)
 }
 
 /// Whoever entered maintenance leaves it, and what liveness is judged by is set as it was.

@@ -21,6 +21,10 @@ pub(super) struct Target {
 /// Plays faults from the target's time on; answers when the last of them is over.
 pub(super) type Pattern<'a> = fn(&mut Drawing<'a>, Target) -> Nanos;
 
+/// The pattern that breaks nothing but in the weather in which what was given up lands.
+const OLD_LINKS: &str = "old links land";
+/// How many in a hundred of the seeds that aim in that weather play it.
+const OLD_LINKS_IN_THEIR_WEATHER: u64 = 40;
 /// VMs that a user moves about at a time.
 const MOVED: usize = 8;
 /// A host that lost its power is back by then.
@@ -34,7 +38,7 @@ impl<'a> Drawing<'a> {
         ("owners change quickly", Self::owners_change_quickly),
         ("watchers are restarted", Self::watchers_are_restarted),
         ("off and on", Self::off_and_on),
-        ("old links land", Self::old_links_land),
+        (OLD_LINKS, Self::old_links_land),
         (
             "around the end of the right",
             Self::around_the_end_of_the_right,
@@ -70,10 +74,14 @@ impl<'a> Drawing<'a> {
     /// Plays one pattern, or a few in turn, several times.
     pub(super) fn aim(&mut self) {
         let few = if self.rng.percent(40) { 1 } else { 3 };
-        let patterns: Vec<(&'static str, Pattern<'a>)> = (0..few)
+        let mut patterns: Vec<(&'static str, Pattern<'a>)> = (0..few)
             .map(|_| small(self.rng.below(Self::PATTERNS.len() as u64)))
             .filter_map(|drawn| Self::PATTERNS.get(drawn).copied())
             .collect();
+        if self.given_up_lands && self.rng.percent(OLD_LINKS_IN_THEIR_WEATHER) {
+            let made = Self::PATTERNS.iter().find(|(name, _)| *name == OLD_LINKS);
+            patterns.splice(..1, made.copied());
+        }
         let (host, disk) = (self.host(), self.disk());
         let mut at = self.rng.between(3, 20) * SECOND;
         let spreads = self.rng.percent(60);

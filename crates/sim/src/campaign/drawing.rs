@@ -17,6 +17,8 @@ const AIMED: u64 = 70;
 /// The faults of a seed as far as they are drawn.
 pub(super) struct Drawing<'a> {
     pub(super) rng: Rng,
+    /// In this weather what was given up lands after all.
+    pub(super) given_up_lands: bool,
     pub(super) hosts: usize,
     /// Those of the configuration, and those that were created since.
     pub(super) vms: usize,
