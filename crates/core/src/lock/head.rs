@@ -12,7 +12,8 @@
 //!
 //! Where the reading began at a generation that this host remembers, that one may have been removed and be
 //! back, by a link that landed late (`swap`). The newest always has its predecessor beside it, and without
-//! one it is looked for by listing.
+//! one it is looked for by listing. Its host may have made another from it, which is lost and removed, but not
+//! in the same moment: so what no swap follows is looked for by listing in any case.
 
 use super::{LockName, Step};
 use crate::id::{Generation, HostId};
@@ -126,7 +127,12 @@ impl HeadRead {
             (Stage::Probing(record), StorageValue::NotFound) => {
                 let record = record.clone();
                 if self.unlisted && !self.skip_predecessor {
-                    return self.to(Stage::Supporting(record));
+                    let end = is_end(&record);
+                    return self.to(if end {
+                        Stage::Listing
+                    } else {
+                        Stage::Supporting(record)
+                    });
                 }
                 self.found(record)
             }
@@ -177,7 +183,7 @@ impl HeadRead {
 
     /// Nothing is behind that one.
     fn found(&mut self, record: LockRecord) -> Step {
-        if record.holder.is_none() && record.desired == Desired::Off {
+        if is_end(&record) {
             return self.to(Stage::Confirming(record));
         }
         Step::Head(Some(record))
@@ -187,6 +193,11 @@ impl HeadRead {
         self.stage = stage;
         Step::Do(self.retry())
     }
+}
+
+/// Free, and switched off: no swap follows, only forgetting.
+fn is_end(record: &LockRecord) -> bool {
+    record.holder.is_none() && record.desired == Desired::Off
 }
 
 #[cfg(test)]
@@ -241,6 +252,12 @@ mod tests {
         HeadRead::begin(name, CLUSTER, Some(Generation(hint))).0
     }
 
+    fn keys(generations: &[u64]) -> StorageOutcome {
+        let name = reading(0).name;
+        let keys = generations.iter().map(|g| name.key(Generation(*g)));
+        StorageOutcome::Ok(StorageValue::Keys(keys.collect()))
+    }
+
     fn assert_lists(step: Step, why: &str) {
         let lists = matches!(step, Step::Do(StorageRequest::ListVmLock(_)));
         assert!(lists, "{why}: {step:?}");
@@ -281,10 +298,12 @@ mod tests {
     fn an_end_that_was_overtaken_and_removed_is_not_taken_for_the_newest() {
         let mut head = reading(5);
         head.on_outcome(&free(5, Desired::Off).1);
-        head.on_outcome(&NOT_FOUND);
+        assert_lists(head.on_outcome(&NOT_FOUND), "remembered");
+        head.on_outcome(&keys(&[4, 5]));
+        head.on_outcome(&free(5, Desired::Off).1);
         assert!(
             matches!(
-                head.on_outcome(&free(4, Desired::On).1),
+                head.on_outcome(&NOT_FOUND),
                 Step::Do(StorageRequest::Read(_))
             ),
             "read once more"
@@ -293,12 +312,23 @@ mod tests {
     }
 
     #[test]
+    fn an_end_behind_a_generation_that_came_back_is_not_taken_for_the_newest() {
+        let mut head = reading(5);
+        head.on_outcome(&free(5, Desired::Off).1);
+        assert_lists(head.on_outcome(&NOT_FOUND), "4 may have come back, too");
+        let newest = StorageRequest::Read(reading(9).name.key(Generation(9)));
+        assert_eq!(head.on_outcome(&keys(&[4, 5, 9])), Step::Do(newest));
+    }
+
+    #[test]
     fn an_end_that_is_still_there_is_the_newest() {
         let mut head = reading(5);
         let (record, outcome) = free(5, Desired::Off);
         head.on_outcome(&outcome);
         head.on_outcome(&NOT_FOUND);
-        head.on_outcome(&free(4, Desired::On).1);
+        head.on_outcome(&keys(&[5, 4]));
+        head.on_outcome(&outcome);
+        head.on_outcome(&NOT_FOUND);
         let Step::Head(Some(found)) = head.on_outcome(&outcome) else {
             panic!("no head");
         };

@@ -10,7 +10,7 @@
 //! The same bytes with the same nonce are linked again after an unknown outcome, so that whichever
 //! link lands is ours. But the one that was given up may land when the other has been counted, and its
 //! generation removed again: then the generation is back, far below the head, and whoever swaps from it
-//! finds its predecessor in place. So the head is listed as well.
+//! finds its predecessor in place. So the head is listed as well, and what was made far below it removed.
 
 use super::{LockName, Step};
 use crate::id::{Generation, Nonce};
@@ -173,16 +173,21 @@ impl Swap {
         }
     }
 
-    /// The lock is ours unless it has gone further: by a swap from ours, which cannot be taken back, or long
-    /// before it. What we made is left to the next clean-up then, for somebody may swap from it. Who gave it
-    /// back wanted no more: a host that takes a free lock at once takes nothing from it.
+    /// The lock is ours unless it has gone further, by a swap from ours or long before it. Clean-up goes
+    /// upwards: what is above and has left no successor of ours went on before, and what we made would be
+    /// taken for the newest by whoever remembers its predecessor. A successor may have been made from ours,
+    /// which cannot be taken back then. Who gave it back wanted no more: a host that takes a free lock at once
+    /// takes nothing from it.
     fn listed(&mut self, keys: &[RecordKey]) -> Step {
         let own = self.new.generation;
         let there = keys.iter().filter_map(|k| self.name.generation_of(k));
         let there: Vec<Generation> = there.collect();
         let ignored = self.skip_check || self.skip_list;
-        let taken = self.new.holder.is_some() && there.iter().any(|g| *g > own);
-        if taken && !ignored {
+        let further = !ignored && there.iter().any(|g| *g > own);
+        if further && there.contains(&own) && !there.contains(&own.next()) {
+            return self.to(Stage::RemovingStray);
+        }
+        if further && self.new.holder.is_some() {
             return Step::Swapped(SwapOutcome::Lost);
         }
         self.old = there.into_iter().filter(|g| *g < self.from).collect();
@@ -288,8 +293,18 @@ mod tests {
             "the predecessor may be a stray itself"
         );
         assert_eq!(s.on_outcome(&UNKNOWN), Step::Wait);
-        let further = keys(&[4, 5, 7, 8]);
-        assert_eq!(s.on_outcome(&further), Step::Swapped(SwapOutcome::Lost));
+        let made = StorageRequest::Remove(LockName::Owner.key(Generation(5)));
+        assert_eq!(s.on_outcome(&keys(&[4, 5, 7, 8])), Step::Do(made));
+        assert_eq!(s.on_outcome(&DONE), Step::Swapped(SwapOutcome::Lost));
+    }
+
+    #[test]
+    fn a_link_that_another_swap_went_on_from_stays() {
+        let mut s = swap();
+        s.on_outcome(&DONE);
+        s.on_outcome(&bytes(&record(4, 40)));
+        let gone_on = keys(&[4, 5, 6]);
+        assert_eq!(s.on_outcome(&gone_on), Step::Swapped(SwapOutcome::Lost));
     }
 
     #[test]
@@ -300,8 +315,25 @@ mod tests {
         let mut s = Swap::begin(LockName::Owner, 1, &stamp(), from, free);
         s.on_outcome(&DONE);
         s.on_outcome(&bytes(&record(4, 40)));
+        let removed = s.clone();
         let taken = keys(&[4, 5, 6]);
         assert_eq!(s.on_outcome(&taken), Step::Swapped(SwapOutcome::Won));
+        let mut s = removed;
+        let used_up = keys(&[7, 8]);
+        assert_eq!(s.on_outcome(&used_up), Step::Swapped(SwapOutcome::Won));
+    }
+
+    #[test]
+    fn a_lock_that_went_on_before_cannot_be_given_back() {
+        let mut free = record(5, 50);
+        free.holder = None;
+        let from = (Generation(4), Nonce(40));
+        let mut s = Swap::begin(LockName::Owner, 1, &stamp(), from, free);
+        s.on_outcome(&DONE);
+        s.on_outcome(&bytes(&record(4, 40)));
+        let made = StorageRequest::Remove(LockName::Owner.key(Generation(5)));
+        assert_eq!(s.on_outcome(&keys(&[4, 5, 9])), Step::Do(made));
+        assert_eq!(s.on_outcome(&DONE), Step::Swapped(SwapOutcome::Lost));
     }
 
     #[test]
