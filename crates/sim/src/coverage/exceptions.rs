@@ -45,11 +45,6 @@ const EXCEPTIONS: &[Exception] = &[
         "no host enters maintenance",
     ),
     never(
-        Group::Verdict,
-        "agent_unreachable -> unreachable",
-        "a heartbeat that stands still goes on standing still, and a simulated host can always ping",
-    ),
-    never(
         Group::Stop,
         "vmcp",
         "a VM whose datastore is lost is frozen, and stopped by nobody",
