@@ -263,6 +263,17 @@ mod tests {
         assert!(lists, "{why}: {step:?}");
     }
 
+    /// Generation 5 is free and says off; it was remembered, and then listed and read.
+    fn listed_end() -> HeadRead {
+        let mut head = reading(5);
+        let end = free(5, Desired::Off).1;
+        head.on_outcome(&end);
+        assert_lists(head.on_outcome(&NOT_FOUND), "remembered");
+        head.on_outcome(&keys(&[5, 4]));
+        head.on_outcome(&end);
+        head
+    }
+
     const NOT_FOUND: StorageOutcome = StorageOutcome::Ok(StorageValue::NotFound);
 
     #[test]
@@ -296,11 +307,7 @@ mod tests {
 
     #[test]
     fn an_end_that_was_overtaken_and_removed_is_not_taken_for_the_newest() {
-        let mut head = reading(5);
-        head.on_outcome(&free(5, Desired::Off).1);
-        assert_lists(head.on_outcome(&NOT_FOUND), "remembered");
-        head.on_outcome(&keys(&[4, 5]));
-        head.on_outcome(&free(5, Desired::Off).1);
+        let mut head = listed_end();
         assert!(
             matches!(
                 head.on_outcome(&NOT_FOUND),
@@ -322,12 +329,8 @@ mod tests {
 
     #[test]
     fn an_end_that_is_still_there_is_the_newest() {
-        let mut head = reading(5);
+        let mut head = listed_end();
         let (record, outcome) = free(5, Desired::Off);
-        head.on_outcome(&outcome);
-        head.on_outcome(&NOT_FOUND);
-        head.on_outcome(&keys(&[5, 4]));
-        head.on_outcome(&outcome);
         head.on_outcome(&NOT_FOUND);
         let Step::Head(Some(found)) = head.on_outcome(&outcome) else {
             panic!("no head");

@@ -235,13 +235,32 @@ mod tests {
     }
 
     fn swap() -> Swap {
-        Swap::begin(
-            LockName::Owner,
-            1,
-            &stamp(),
-            (Generation(4), Nonce(40)),
-            record(5, 50),
-        )
+        swap_to(record(5, 50))
+    }
+
+    fn swap_to(new: LockRecord) -> Swap {
+        let from = (Generation(4), Nonce(40));
+        Swap::begin(LockName::Owner, 1, &stamp(), from, new)
+    }
+
+    /// Its link is there, and what it was made from.
+    fn linked(mut swap: Swap) -> Swap {
+        swap.on_outcome(&DONE);
+        swap.on_outcome(&bytes(&record(4, 40)));
+        swap
+    }
+
+    fn giving_back() -> Swap {
+        linked(swap_to(LockRecord {
+            holder: None,
+            ..record(5, 50)
+        }))
+    }
+
+    fn assert_lost_and_removed(mut swap: Swap, there: &[u64]) {
+        let made = StorageRequest::Remove(LockName::Owner.key(Generation(5)));
+        assert_eq!(swap.on_outcome(&keys(there)), Step::Do(made));
+        assert_eq!(swap.on_outcome(&DONE), Step::Swapped(SwapOutcome::Lost));
     }
 
     fn bytes(r: &LockRecord) -> StorageOutcome {
@@ -293,47 +312,31 @@ mod tests {
             "the predecessor may be a stray itself"
         );
         assert_eq!(s.on_outcome(&UNKNOWN), Step::Wait);
-        let made = StorageRequest::Remove(LockName::Owner.key(Generation(5)));
-        assert_eq!(s.on_outcome(&keys(&[4, 5, 7, 8])), Step::Do(made));
-        assert_eq!(s.on_outcome(&DONE), Step::Swapped(SwapOutcome::Lost));
+        assert_lost_and_removed(s, &[4, 5, 7, 8]);
     }
 
     #[test]
     fn a_link_that_another_swap_went_on_from_stays() {
-        let mut s = swap();
-        s.on_outcome(&DONE);
-        s.on_outcome(&bytes(&record(4, 40)));
+        let mut s = linked(swap());
         let gone_on = keys(&[4, 5, 6]);
         assert_eq!(s.on_outcome(&gone_on), Step::Swapped(SwapOutcome::Lost));
     }
 
     #[test]
     fn a_lock_that_is_given_back_may_be_taken_at_once() {
-        let mut free = record(5, 50);
-        free.holder = None;
-        let from = (Generation(4), Nonce(40));
-        let mut s = Swap::begin(LockName::Owner, 1, &stamp(), from, free);
-        s.on_outcome(&DONE);
-        s.on_outcome(&bytes(&record(4, 40)));
-        let removed = s.clone();
         let taken = keys(&[4, 5, 6]);
-        assert_eq!(s.on_outcome(&taken), Step::Swapped(SwapOutcome::Won));
-        let mut s = removed;
-        let used_up = keys(&[7, 8]);
-        assert_eq!(s.on_outcome(&used_up), Step::Swapped(SwapOutcome::Won));
+        let taken_and_removed = keys(&[7, 8]);
+        for there in [taken, taken_and_removed] {
+            assert_eq!(
+                giving_back().on_outcome(&there),
+                Step::Swapped(SwapOutcome::Won)
+            );
+        }
     }
 
     #[test]
     fn a_lock_that_went_on_before_cannot_be_given_back() {
-        let mut free = record(5, 50);
-        free.holder = None;
-        let from = (Generation(4), Nonce(40));
-        let mut s = Swap::begin(LockName::Owner, 1, &stamp(), from, free);
-        s.on_outcome(&DONE);
-        s.on_outcome(&bytes(&record(4, 40)));
-        let made = StorageRequest::Remove(LockName::Owner.key(Generation(5)));
-        assert_eq!(s.on_outcome(&keys(&[4, 5, 9])), Step::Do(made));
-        assert_eq!(s.on_outcome(&DONE), Step::Swapped(SwapOutcome::Lost));
+        assert_lost_and_removed(giving_back(), &[4, 5, 9]);
     }
 
     #[test]

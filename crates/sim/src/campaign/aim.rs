@@ -78,9 +78,11 @@ impl<'a> Drawing<'a> {
             .map(|_| small(self.rng.below(Self::PATTERNS.len() as u64)))
             .filter_map(|drawn| Self::PATTERNS.get(drawn).copied())
             .collect();
-        if self.given_up_lands && self.rng.percent(OLD_LINKS_IN_THEIR_WEATHER) {
-            let made = Self::PATTERNS.iter().find(|(name, _)| *name == OLD_LINKS);
-            patterns.splice(..1, made.copied());
+        if self.given_up_lands
+            && self.rng.percent(OLD_LINKS_IN_THEIR_WEATHER)
+            && let Some(first) = patterns.first_mut()
+        {
+            *first = (OLD_LINKS, Self::old_links_land);
         }
         let (host, disk) = (self.host(), self.disk());
         let mut at = self.rng.between(3, 20) * SECOND;
