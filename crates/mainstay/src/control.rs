@@ -1,9 +1,10 @@
 //! Which agent a command asks, and how its errors read.
 
-use crate::demo::place::{Note, Place};
 use crate::fail::Failure;
-use mainstay_agent::control::client::{Client, ClientError};
+use mainstay_agent::control::client::Client;
 use mainstay_core::id::HostId;
+use mainstay_lab::place::{Kind, Note, Place};
+
 use std::path::{Path, PathBuf};
 
 /// Where an agent listens when nothing else is said.
@@ -27,7 +28,7 @@ impl Target {
                 demo: None,
             };
         }
-        if let Some(note) = Place::of_user().running()
+        if let Some(note) = Place::of_user(Kind::Demo).running()
             && let Some(socket) = best_informed(&note)
         {
             return Self {
@@ -73,50 +74,5 @@ fn best_informed(note: &Note) -> Option<PathBuf> {
     match primary {
         Some(socket) if socket != first && ask(socket).is_some() => Some(socket.clone()),
         _ => Some(first.clone()),
-    }
-}
-
-impl From<ClientError> for Failure {
-    fn from(error: ClientError) -> Self {
-        let start = "start an agent (`mainstay agent --config FILE`) or the demo (`mainstay demo`), or name its \
-                     control socket with --socket or MAINSTAY_SOCKET";
-        let (what, place, remedy) = match &error {
-            ClientError::NoSocket(path) => ("there is no control socket", path, start),
-            ClientError::Dead(path) => (
-                "nobody listens at this control socket; its agent is gone",
-                path,
-                start,
-            ),
-            ClientError::Denied(path) => (
-                "this user may not use the control socket",
-                path,
-                "run the command as the agent's user, or with sudo",
-            ),
-            ClientError::Silent(path) => ("the agent does not answer", path, "see its log"),
-            ClientError::Closed(path) => (
-                "the agent closed the connection without an answer",
-                path,
-                "see its log",
-            ),
-            ClientError::Answer { path, source } => {
-                return Self::new(format_args!(
-                    "the answer is not one that this program can read: {source}"
-                ))
-                .at(path.display())
-                .remedy("use the `mainstay` of the agent's version");
-            }
-            ClientError::Io { path, source } => {
-                return Self::new(format_args!("the connection failed: {source}"))
-                    .at(path.display())
-                    .remedy("name the control socket of an agent with --socket");
-            }
-            ClientError::OutcomeUnknown(path) => (
-                "the agent gave no answer to the end: whether the change was made is not known",
-                path,
-                "look at the configuration's version (`mainstay status`), and ask again",
-            ),
-            other => return Self::new(other),
-        };
-        Self::new(what).at(place.display()).remedy(remedy)
     }
 }

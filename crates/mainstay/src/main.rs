@@ -84,13 +84,13 @@ fn wrong_usage(error: &clap::Error) -> ExitCode {
     let what = lines.next().unwrap_or_default();
     let what = what.strip_prefix("error: ").unwrap_or(what);
     let remedy: Vec<&str> = lines.collect();
-    Failure::new(what).remedy(remedy.join("; ")).report(true);
+    fail::report(&Failure::new(what).remedy(remedy.join("; ")), true);
     code
 }
 
 fn finish(json: bool, result: Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => Failure::report(&failure, json),
+        Err(failure) => fail::report(&failure, json),
     }
 }

@@ -250,7 +250,7 @@ fn a_demo_clears_what_a_dead_one_left_and_nothing_else() {
     for path in [&dir, &notes] {
         std::fs::create_dir(path).expect("dir");
     }
-    std::fs::write(dir.join("mainstay-demo"), &run_id).expect("mark");
+    std::fs::write(dir.join("mainstay-run"), &run_id).expect("mark");
     let note = serde_json::json!({
         "run": run_id, "pid": 1, "start": u64::MAX, "dir": dir, "hosts": {}, "socket": dir.join("demo.sock"),
     });
@@ -258,7 +258,7 @@ fn a_demo_clears_what_a_dead_one_left_and_nothing_else() {
     let sleeper = |run: &str| {
         Command::new("sleep")
             .arg("120")
-            .env("MAINSTAY_DEMO_RUN", run)
+            .env("MAINSTAY_LAB_RUN", run)
             .spawn()
             .expect("sleep")
     };

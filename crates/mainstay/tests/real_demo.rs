@@ -64,7 +64,7 @@ fn assert_clean(home: &Path) {
         let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
         let environ = String::from_utf8_lossy(&environ);
         assert!(
-            !(environ.contains(needle) && environ.contains("MAINSTAY_DEMO_RUN=")),
+            !(environ.contains(needle) && environ.contains("MAINSTAY_LAB_RUN=")),
             "{:?} is left",
             entry.path()
         );

@@ -3,21 +3,21 @@
 //! Invariant: what a run made (processes, files, cgroups, its note) is gone when its [`Cluster`] is
 //! dropped, whatever ended it; files stay only when they were asked for.
 
-use super::cgroup::RunCgroup;
 use super::files::{self, Built, DemoHost, DemoVm, Plan};
 use super::net::{Network, PROBE_PORT};
-use super::place::{self, Note, Place};
-use super::procs::{self, Killed, Marker};
 use crate::fail::{Context, Failure, Result};
 use mainstay_agent::control::client::Client;
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::time::Instant;
 use mainstay_hypervisor::{Counter, read_counter};
+use mainstay_lab::cgroup::RunCgroup;
+use mainstay_lab::dir::{RunDir, hex, random};
+use mainstay_lab::place::{Kind, Note, Place};
+use mainstay_lab::procs::{self, Killed, Marker};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -66,25 +66,26 @@ impl Cluster {
         rights: &std::result::Result<(), String>,
         keep: bool,
     ) -> Result<Self> {
-        let run = files::hex(&files::random::<4>()?);
+        let run = hex(&random::<4>()?);
         let base = base.map_or_else(std::env::temp_dir, Path::to_path_buf);
         let base = std::path::absolute(&base)
             .context("cannot use this directory")
             .map_err(|e| e.at(base.display()))?;
-        let name = format!("mainstay-demo-{run}");
+        let name = format!("{}-{run}", Kind::Demo.prefix());
         let dir = RunDir::make(&base.join(&name), &run)
             .context("cannot make the demo's directory")
             .map_err(|e| {
                 e.at(base.display())
                     .remedy("name a directory that this user may write with --dir")
             })?;
-        let memory = memory_dir(&base, &name, &run);
+        // A slow disk must not hold a guard up: sockets and its memory go to a file system in memory.
+        let memory = RunDir::in_memory(&base, &name, &run);
         let sockets = memory.as_ref().unwrap_or(&dir).path();
         check_socket_names(sockets)?;
         let mut weaker = Vec::new();
         let network = network(plan.hosts, rights, &mut weaker)?;
         let hosts = (1..=plan.hosts).map(|n| format!("host-{n}"));
-        let cgroup = RunCgroup::make(&run, hosts);
+        let cgroup = RunCgroup::make(Kind::Demo, &run, hosts);
         let built = files::build(
             &files::Places {
                 dir: dir.path(),
@@ -315,27 +316,8 @@ fn network(
         "hosts share this machine's network, because {reason}: each has a loopback address and a probe process \
          that dies with it, so a dead host is still told from a cut one, but cables cannot be cut"
     ));
-    let seed = u64::from_le_bytes(files::random::<8>()?);
+    let seed = u64::from_le_bytes(random::<8>()?);
     Ok(Network::loopback(seed))
-}
-
-/// Unix sockets and the guard's memory go to a file system in memory: a slow disk must not hold a guard up.
-fn memory_dir(base: &Path, name: &str, run: &str) -> Option<RunDir> {
-    if in_memory(base) {
-        return None;
-    }
-    let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
-    let candidates = runtime
-        .into_iter()
-        .chain(["/run".into(), "/dev/shm".into()]);
-    candidates
-        .filter(|dir| in_memory(dir))
-        .find_map(|dir| RunDir::make(&dir.join(name), run).ok())
-}
-
-fn in_memory(dir: &Path) -> bool {
-    nix::sys::statfs::statfs(dir)
-        .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
 }
 
 /// The kernel takes names of 107 bytes.
@@ -349,41 +331,6 @@ fn check_socket_names(dir: &Path) -> Result<()> {
     ))
     .at(dir.display())
     .remedy("name a directory with a shorter path with --dir"))
-}
-
-/// A directory with the run's mark, removed when dropped.
-#[derive(Debug)]
-struct RunDir {
-    path: PathBuf,
-    run: String,
-    keep: bool,
-}
-
-impl RunDir {
-    fn make(path: &Path, run: &str) -> std::io::Result<Self> {
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        fs::DirBuilder::new().mode(0o700).create(path)?;
-        fs::write(path.join(place::MARK), run)?;
-        Ok(Self {
-            path: path.into(),
-            run: run.into(),
-            keep: false,
-        })
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for RunDir {
-    fn drop(&mut self) {
-        if !self.keep {
-            place::remove_run_dir(&self.path, &self.run);
-        }
-    }
 }
 
 impl Drop for Cluster {

@@ -13,6 +13,7 @@ use mainstay_core::config::{
 use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_datastore::FileDatastore;
 use mainstay_hypervisor::{ImageKind, make_image};
+use mainstay_lab::dir::{hex, random};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
@@ -114,19 +115,6 @@ pub(crate) struct Built {
     pub(crate) hosts: Vec<DemoHost>,
     /// The VMs.
     pub(crate) vms: Vec<DemoVm>,
-}
-
-/// Random bytes from the kernel.
-pub(crate) fn random<const N: usize>() -> Result<[u8; N]> {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes)
-        .map_err(|e| Failure::new(format_args!("the kernel gives no random bytes: {e}")))?;
-    Ok(bytes)
-}
-
-/// Bytes in hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {

@@ -2,12 +2,9 @@
 //! its VMs coming back with their disks intact.
 
 mod bench;
-mod cgroup;
 mod cluster;
 mod files;
 mod net;
-pub(crate) mod place;
-mod procs;
 mod remote;
 mod session;
 mod story;
@@ -21,7 +18,8 @@ use cluster::Cluster;
 use files::Plan;
 use mainstay_agent::config::DriverKind;
 use mainstay_core::config::Profile;
-use place::Place;
+use mainstay_lab::place::{Kind, Place};
+use mainstay_lab::procs;
 use session::{Happening, Session};
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use std::path::PathBuf;
@@ -146,7 +144,7 @@ pub(crate) fn run(common: &Common, args: &DemoArgs) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // 128 + SIGINT, as shells have it.
         Err(failure) if failure.is_interrupted() => ExitCode::from(130),
-        Err(failure) => failure.report(common.json),
+        Err(failure) => crate::fail::report(&failure, common.json),
     }
 }
 
@@ -171,7 +169,7 @@ fn act(common: &Common, request: remote::Request) -> Result<()> {
 
 fn play(common: &Common, args: &RunArgs) -> Result<()> {
     // Before the first thread, and before a user namespace makes this user look like root.
-    let place = Place::of_user();
+    let place = Place::of_user(Kind::Demo);
     let tell = if common.json {
         Teller::Json
     } else {

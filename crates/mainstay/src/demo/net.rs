@@ -4,8 +4,8 @@
 //!
 //! Where namespaces are refused: an address of 127.0.0.0/8 and a probe process for each host.
 
-use super::procs::{self, run_tool};
 use crate::fail::{Context, Failure, Result};
+use mainstay_lab::procs::{self, run_tool};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::{Gid, Uid};
 use std::fs::{self, File};

@@ -1,8 +1,8 @@
 //! The demo's control socket: `mainstay demo kill HOST` and `mainstay demo start HOST`.
 
-use super::place::Place;
 use super::session::Happening;
 use crate::fail::{Context, Failure, Result};
+use mainstay_lab::place::{Kind, Place};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -81,7 +81,7 @@ fn serve(mut stream: &UnixStream, to: &Sender<Happening>) -> std::io::Result<()>
 
 /// Asks the running demo.
 pub(crate) fn ask(request: &Request) -> Result<Value> {
-    let note = Place::of_user().running().ok_or_else(|| {
+    let note = Place::of_user(Kind::Demo).running().ok_or_else(|| {
         Failure::new("no demo of this user is running")
             .remedy("start one in another terminal: mainstay demo")
     })?;

@@ -2,7 +2,6 @@
 
 use super::cluster::{Cluster, now};
 use super::files::DemoHost;
-use super::procs::Killed;
 use super::remote::{Request, Word};
 use super::tell::Teller;
 use crate::fail::{Failure, Result};
@@ -15,6 +14,7 @@ use mainstay_core::id::{HostId, VmId};
 use mainstay_core::status::Status;
 use mainstay_core::time::Instant;
 use mainstay_core::wire::RoleTag;
+use mainstay_lab::procs::Killed;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;

@@ -454,7 +454,7 @@ pub(crate) fn measure_rest(session: &mut Session<'_>, time: Duration) -> Result<
     };
     let cpu = |pids: &[nix::unistd::Pid]| {
         pids.iter()
-            .filter_map(|p| super::procs::cpu_seconds(*p))
+            .filter_map(|p| mainstay_lab::procs::cpu_seconds(*p))
             .sum::<f64>()
     };
     let pids = daemons(session);
@@ -466,7 +466,10 @@ pub(crate) fn measure_rest(session: &mut Session<'_>, time: Duration) -> Result<
     let measured_s = super::cluster::now().since(begun).as_secs_f64();
     let used = cpu(&pids) - before;
     let count = u32::try_from(hosts.len()).context("too many hosts")?.max(1);
-    let rss: u64 = pids.iter().filter_map(|p| super::procs::rss_kib(*p)).sum();
+    let rss: u64 = pids
+        .iter()
+        .filter_map(|p| mainstay_lab::procs::rss_kib(*p))
+        .sum();
     Ok(Rest {
         rss_kib: rss / u64::from(count),
         cpu_s_per_min: used / measured_s * 60.0 / f64::from(count),

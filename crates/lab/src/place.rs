@@ -1,11 +1,11 @@
-//! The well-known place where each running demo is noted, so that `mainstay status` finds it and the
-//! next demo can clear what a dead one left.
+//! The well-known place where each run of the demo or the lab is noted, so that `mainstay status` finds it and
+//! the next run can clear what a dead one left.
 //!
 //! Invariant: a directory is removed only when it holds the mark of the run that is cleared, a process
 //! is ended only when its environment names that run.
 
-use super::{cgroup, procs};
 use crate::fail::{Context, Failure, Result};
+use crate::{cgroup, procs};
 use nix::unistd::{Pid, Uid};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -15,57 +15,79 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// File in a run's directory that holds the run's id.
-pub(crate) const MARK: &str = "mainstay-demo";
+pub(crate) const MARK: &str = "mainstay-run";
 
-/// What is noted about a demo.
+/// What is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// `mainstay demo`.
+    Demo,
+    /// `mainstay lab`.
+    Lab,
+}
+
+impl Kind {
+    /// What the names of its directories and cgroups begin with.
+    #[must_use]
+    pub fn prefix(self) -> &'static str {
+        match self {
+            Self::Demo => "mainstay-demo",
+            Self::Lab => "mainstay-lab",
+        }
+    }
+}
+
+/// What is noted about a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Note {
+pub struct Note {
     /// The run's id.
-    pub(crate) run: String,
-    /// The demo's process.
-    pub(crate) pid: i32,
+    pub run: String,
+    /// The process that leads it.
+    pub pid: i32,
     /// When that process started, in the kernel's ticks: tells it from a later one with its number.
-    pub(crate) start: u64,
+    pub start: u64,
     /// Everything that the run wrote.
-    pub(crate) dir: PathBuf,
+    pub dir: PathBuf,
     /// What it keeps in memory, if that is a directory of its own.
     #[serde(default)]
-    pub(crate) memory: Option<PathBuf>,
+    pub memory: Option<PathBuf>,
     /// Control sockets of the hosts.
-    pub(crate) hosts: BTreeMap<String, PathBuf>,
-    /// Control socket of the demo.
-    pub(crate) socket: PathBuf,
+    pub hosts: BTreeMap<String, PathBuf>,
+    /// Control socket of the run, if it has one.
+    pub socket: PathBuf,
     /// The run's own cgroup, if it could make one.
     #[serde(default)]
-    pub(crate) cgroup: Option<PathBuf>,
+    pub cgroup: Option<PathBuf>,
 }
 
 impl Note {
-    /// Whether the demo that wrote this still runs.
-    pub(crate) fn alive(&self) -> bool {
+    /// Whether the process that wrote this still runs.
+    pub fn alive(&self) -> bool {
         procs::start_time(Pid::from_raw(self.pid)) == Some(self.start)
     }
 }
 
 /// The directory of notes of one user.
 #[derive(Debug, Clone)]
-pub(crate) struct Place {
+pub struct Place {
     dir: PathBuf,
+    kind: Kind,
 }
 
 impl Place {
     /// The calling user's place. To be asked for before any user namespace is entered.
-    pub(crate) fn of_user() -> Self {
+    pub fn of_user(kind: Kind) -> Self {
         let base = std::env::var_os("XDG_RUNTIME_DIR")
             .map(PathBuf::from)
             .filter(|p| p.is_absolute() && p.is_dir())
             .unwrap_or_else(std::env::temp_dir);
-        Self::in_dir(&base, Uid::effective())
+        Self::in_dir(&base, Uid::effective(), kind)
     }
 
-    fn in_dir(base: &Path, uid: Uid) -> Self {
+    fn in_dir(base: &Path, uid: Uid, kind: Kind) -> Self {
         Self {
-            dir: base.join(format!("mainstay-demo-{uid}")),
+            dir: base.join(format!("{}-{uid}", kind.prefix())),
+            kind,
         }
     }
 
@@ -74,7 +96,7 @@ impl Place {
             .recursive(true)
             .mode(0o700)
             .create(&self.dir)
-            .context("cannot make the directory that notes running demos")
+            .context("cannot make the directory that notes runs")
             .map_err(|e| {
                 e.at(self.dir.display()).remedy(
                     "make its parent writable, or set XDG_RUNTIME_DIR to a directory of yours",
@@ -96,38 +118,41 @@ impl Place {
     }
 
     /// Notes a run.
-    pub(crate) fn write(&self, note: &Note) -> Result<()> {
+    ///
+    /// # Errors
+    /// When the directory cannot be made or written, or belongs to somebody else.
+    pub fn write(&self, note: &Note) -> Result<()> {
         self.make()?;
         if !self.trusted() {
-            return Err(Failure::new(
-                "the directory that notes running demos belongs to somebody else",
-            )
-            .at(self.dir.display())
-            .remedy("have it removed, or set XDG_RUNTIME_DIR to a directory of yours"));
+            return Err(
+                Failure::new("the directory that notes runs belongs to somebody else")
+                    .at(self.dir.display())
+                    .remedy("have it removed, or set XDG_RUNTIME_DIR to a directory of yours"),
+            );
         }
-        let text = serde_json::to_string(note).context("cannot write the note of this demo")?;
+        let text = serde_json::to_string(note).context("cannot write the note of this run")?;
         let place = || self.dir.display().to_string();
         let mut file = tempfile::NamedTempFile::new_in(&self.dir)
-            .context("cannot note this demo")
+            .context("cannot note this run")
             .map_err(|e| e.at(place()))?;
         file.write_all(text.as_bytes())
-            .context("cannot note this demo")
+            .context("cannot note this run")
             .map_err(|e| e.at(place()))?;
         file.persist(self.file(&note.run))
-            .context("cannot note this demo")
+            .context("cannot note this run")
             .map_err(|e| e.at(place()))?;
         Ok(())
     }
 
     /// Takes a note away, and the directory with the last one.
-    pub(crate) fn forget(&self, run: &str) {
-        // What is left is a note of a dead run, which the next demo clears.
+    pub fn forget(&self, run: &str) {
+        // What is left is a note of a dead run, which the next run clears.
         drop(fs::remove_file(self.file(run)));
         drop(fs::remove_dir(&self.dir));
     }
 
     /// All notes, newest first.
-    pub(crate) fn notes(&self) -> Vec<Note> {
+    pub fn notes(&self) -> Vec<Note> {
         if !self.trusted() {
             return Vec::new();
         }
@@ -143,13 +168,13 @@ impl Place {
         notes
     }
 
-    /// The newest demo that runs.
-    pub(crate) fn running(&self) -> Option<Note> {
+    /// The newest run that still goes on.
+    pub fn running(&self) -> Option<Note> {
         self.notes().into_iter().find(Note::alive)
     }
 
     /// Ends what dead runs left and removes their files; gives the runs that were cleared.
-    pub(crate) fn clear_leftovers(&self) -> Vec<String> {
+    pub fn clear_leftovers(&self) -> Vec<String> {
         let mut cleared = Vec::new();
         for note in self.notes().into_iter().filter(|n| !n.alive()) {
             if !sound_run_id(&note.run) {
@@ -159,7 +184,7 @@ impl Place {
             if let Some(dir) = note
                 .cgroup
                 .as_deref()
-                .filter(|dir| cgroup::is_of(dir, &note.run))
+                .filter(|dir| cgroup::is_of(dir, self.kind, &note.run))
             {
                 cgroup::remove_tree(dir);
             }
@@ -176,13 +201,13 @@ impl Place {
     }
 }
 
-/// Run ids are hexadecimal; anything else did not come from a demo.
+/// Run ids are hexadecimal; anything else did not come from here.
 fn sound_run_id(run: &str) -> bool {
     run.len() == 8 && run.chars().all(|c| c.is_ascii_hexdigit())
 }
 
 /// Removes a run's directory if it has the run's mark.
-pub(crate) fn remove_run_dir(dir: &Path, run: &str) {
+pub fn remove_run_dir(dir: &Path, run: &str) {
     if fs::read_to_string(dir.join(MARK)).is_ok_and(|mark| mark.trim() == run) {
         // A file that cannot be removed is reported by who looks for it; the rest goes.
         drop(fs::remove_dir_all(dir));
@@ -209,7 +234,7 @@ mod tests {
     #[test]
     fn leftovers_of_dead_runs_go_and_nothing_else_does() {
         let base = tempfile::tempdir().expect("dir");
-        let place = Place::in_dir(base.path(), Uid::effective());
+        let place = Place::in_dir(base.path(), Uid::effective(), Kind::Demo);
         let me = Pid::this();
         let dead = base.path().join("dead");
         let unmarked = base.path().join("unmarked");
@@ -248,7 +273,7 @@ mod tests {
     #[test]
     fn a_directory_that_others_can_write_is_not_trusted() {
         let base = tempfile::tempdir().expect("dir");
-        let place = Place::in_dir(base.path(), Uid::effective());
+        let place = Place::in_dir(base.path(), Uid::effective(), Kind::Demo);
         place
             .write(&note("0000dead", base.path(), 1, 0))
             .expect("note");

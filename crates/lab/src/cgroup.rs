@@ -1,18 +1,19 @@
 //! A cgroup of the run's own, where this user may make one: guests are frozen and killed whole there.
 
+use crate::place::Kind;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// A directory of cgroup v2, removed when dropped.
 #[derive(Debug)]
-pub(crate) struct RunCgroup {
+pub struct RunCgroup {
     dir: PathBuf,
 }
 
 impl RunCgroup {
     /// Makes one with a child for each host; none where this user has not the right.
-    pub(crate) fn make(run: &str, hosts: impl Iterator<Item = String>) -> Option<Self> {
+    pub fn make(kind: Kind, run: &str, hosts: impl Iterator<Item = String>) -> Option<Self> {
         let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
         let root = mounts.lines().find_map(|line| {
             let mut words = line.split(' ');
@@ -24,7 +25,7 @@ impl RunCgroup {
             .lines()
             .find_map(|l| l.strip_prefix("0::/"))
             .unwrap_or_default();
-        let dir = root.join(own).join(name(run));
+        let dir = root.join(own).join(name(kind, run));
         fs::create_dir(&dir).ok()?;
         let made = Self { dir };
         for host in hosts {
@@ -34,7 +35,7 @@ impl RunCgroup {
     }
 
     /// Where it lies.
-    pub(crate) fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         &self.dir
     }
 }
@@ -45,25 +46,27 @@ impl Drop for RunCgroup {
     }
 }
 
-fn name(run: &str) -> String {
-    format!("mainstay-demo-{run}")
+fn name(kind: Kind, run: &str) -> String {
+    format!("{}-{run}", kind.prefix())
 }
 
 /// Whether a directory is the cgroup of that run.
-pub(crate) fn is_of(dir: &Path, run: &str) -> bool {
-    dir.file_name().is_some_and(|file| *file == *name(run)) && dir.join("cgroup.procs").exists()
+pub fn is_of(dir: &Path, kind: Kind, run: &str) -> bool {
+    dir.file_name()
+        .is_some_and(|file| *file == *name(kind, run))
+        && dir.join("cgroup.procs").exists()
 }
 
 /// How long killed processes may take to leave their cgroup: a machine's memory is given back first.
 const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 
 /// Removes a cgroup and those below it, when their last process has left.
-pub(crate) fn remove_tree(dir: &Path) {
+pub fn remove_tree(dir: &Path) {
     let deadline = Instant::now() + EMPTY_WITHIN;
     while dir.exists() && Instant::now() < deadline {
         remove_empty(dir);
         if dir.exists() {
-            super::procs::reap();
+            crate::procs::reap();
             std::thread::park_timeout(Duration::from_millis(5));
         }
     }

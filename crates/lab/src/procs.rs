@@ -1,4 +1,4 @@
-//! The processes of a demo: found by a mark in their environment, stopped and killed together, reaped.
+//! The processes of a run: found by a mark in their environment, stopped and killed together, reaped.
 //!
 //! Invariant: no process is signalled unless its environment carries the mark of the run in question.
 
@@ -14,9 +14,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Environment variable that names the run.
-pub(crate) const RUN: &str = "MAINSTAY_DEMO_RUN";
+pub const RUN: &str = "MAINSTAY_LAB_RUN";
 /// Environment variable that names the host.
-pub(crate) const HOST: &str = "MAINSTAY_DEMO_HOST";
+pub const HOST: &str = "MAINSTAY_LAB_HOST";
 
 /// How long killed processes may take to be gone. They hold no hung I/O, so this is generous.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
@@ -26,20 +26,20 @@ const QUIET_LOOKS: u32 = 3;
 
 /// What the environment of wanted processes has.
 #[derive(Debug, Clone)]
-pub(crate) struct Marker {
+pub struct Marker {
     wanted: Vec<Vec<u8>>,
 }
 
 impl Marker {
     /// Every process of a run.
-    pub(crate) fn run(run: &str) -> Self {
+    pub fn run(run: &str) -> Self {
         Self {
             wanted: vec![format!("{RUN}={run}").into_bytes()],
         }
     }
 
     /// Every process of one host of a run.
-    pub(crate) fn host(run: &str, host: &str) -> Self {
+    pub fn host(run: &str, host: &str) -> Self {
         Self {
             wanted: vec![
                 format!("{RUN}={run}").into_bytes(),
@@ -56,7 +56,7 @@ impl Marker {
 }
 
 /// Every live process with the mark, this one left out. A zombie has no environment, so it is not found.
-pub(crate) fn marked(marker: &Marker) -> BTreeSet<Pid> {
+pub fn marked(marker: &Marker) -> BTreeSet<Pid> {
     let Ok(entries) = fs::read_dir("/proc") else {
         return BTreeSet::new();
     };
@@ -70,16 +70,16 @@ pub(crate) fn marked(marker: &Marker) -> BTreeSet<Pid> {
 
 /// What a hard kill ended.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Killed {
+pub struct Killed {
     /// The command lines of the processes, with their numbers.
-    pub(crate) processes: Vec<(Pid, String)>,
+    pub processes: Vec<(Pid, String)>,
     /// Processes that were still there when patience ended.
-    pub(crate) left: usize,
+    pub left: usize,
 }
 
 impl Killed {
     /// How many processes had this word as an argument.
-    pub(crate) fn with_word(&self, word: &str) -> usize {
+    pub fn with_word(&self, word: &str) -> usize {
         self.processes
             .iter()
             .filter(|(_, line)| line.split(' ').any(|w| w == word))
@@ -88,19 +88,19 @@ impl Killed {
 }
 
 /// Stops every process with the mark at once, then kills them, until none is left.
-pub(crate) fn kill_marked(marker: &Marker) -> Killed {
+pub fn kill_marked(marker: &Marker) -> Killed {
     stop_marked(marker).kill()
 }
 
 /// Processes that were stopped together and not killed yet.
 #[derive(Debug)]
-pub(crate) struct Stopped {
+pub struct Stopped {
     marker: Marker,
     processes: Vec<(Pid, String)>,
 }
 
 /// Stops every process with the mark; those that were born meanwhile too.
-pub(crate) fn stop_marked(marker: &Marker) -> Stopped {
+pub fn stop_marked(marker: &Marker) -> Stopped {
     let mut seen = BTreeSet::new();
     let mut processes = Vec::new();
     loop {
@@ -122,7 +122,7 @@ pub(crate) fn stop_marked(marker: &Marker) -> Stopped {
 
 impl Stopped {
     /// Kills them and waits until they are gone.
-    pub(crate) fn kill(self) -> Killed {
+    pub fn kill(self) -> Killed {
         let deadline = Instant::now() + GONE_WITHIN;
         let mut quiet = 0;
         let left = loop {
@@ -146,7 +146,7 @@ impl Stopped {
 }
 
 /// A process's command line, blanks between the arguments.
-pub(crate) fn command_line(pid: Pid) -> String {
+pub fn command_line(pid: Pid) -> String {
     let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&bytes)
         .trim_end_matches('\0')
@@ -162,7 +162,7 @@ fn stat(pid: Pid) -> Option<Vec<String>> {
 
 /// When a process started, in ticks since boot (field 22); none if there is no such process or only
 /// its zombie.
-pub(crate) fn start_time(pid: Pid) -> Option<u64> {
+pub fn start_time(pid: Pid) -> Option<u64> {
     let fields = stat(pid)?;
     if fields
         .first()
@@ -174,7 +174,7 @@ pub(crate) fn start_time(pid: Pid) -> Option<u64> {
 }
 
 /// Processor time that a process has used, in seconds (fields 14 and 15).
-pub(crate) fn cpu_seconds(pid: Pid) -> Option<f64> {
+pub fn cpu_seconds(pid: Pid) -> Option<f64> {
     let fields = stat(pid)?;
     let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
     let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??;
@@ -183,7 +183,7 @@ pub(crate) fn cpu_seconds(pid: Pid) -> Option<f64> {
 }
 
 /// Resident memory of a process in KiB.
-pub(crate) fn rss_kib(pid: Pid) -> Option<u64> {
+pub fn rss_kib(pid: Pid) -> Option<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"))?;
     line.split_whitespace().next()?.parse().ok()
@@ -202,7 +202,7 @@ fn waiting() -> std::sync::MutexGuard<'static, ()> {
 ///
 /// # Errors
 /// When it cannot be started.
-pub(crate) fn run_tool(command: &mut Command) -> io::Result<Output> {
+pub fn run_tool(command: &mut Command) -> io::Result<Output> {
     let _held = waiting();
     command.output()
 }
@@ -211,14 +211,14 @@ pub(crate) fn run_tool(command: &mut Command) -> io::Result<Output> {
 ///
 /// # Errors
 /// When it cannot be started.
-pub(crate) fn spawn(command: &mut Command) -> io::Result<()> {
+pub fn spawn(command: &mut Command) -> io::Result<()> {
     // A start that fails is waited for inside `spawn`.
     let _held = waiting();
     command.spawn().map(drop)
 }
 
 /// Takes the status of every child that has ended, adopted ones too.
-pub(crate) fn reap() {
+pub fn reap() {
     let _held = waiting();
     loop {
         match waitpid(None::<Pid>, Some(WaitPidFlag::WNOHANG)) {
@@ -237,9 +237,9 @@ mod tests {
     #[test]
     fn a_mark_is_a_whole_entry() {
         let marker = Marker::host("ab12", "host-1");
-        assert!(marker.is_in(b"PATH=/bin\0MAINSTAY_DEMO_RUN=ab12\0MAINSTAY_DEMO_HOST=host-1\0"));
-        assert!(!marker.is_in(b"MAINSTAY_DEMO_RUN=ab12\0MAINSTAY_DEMO_HOST=host-11\0"));
-        assert!(!marker.is_in(b"MAINSTAY_DEMO_RUN=ab123\0MAINSTAY_DEMO_HOST=host-1\0"));
+        assert!(marker.is_in(b"PATH=/bin\0MAINSTAY_LAB_RUN=ab12\0MAINSTAY_LAB_HOST=host-1\0"));
+        assert!(!marker.is_in(b"MAINSTAY_LAB_RUN=ab12\0MAINSTAY_LAB_HOST=host-11\0"));
+        assert!(!marker.is_in(b"MAINSTAY_LAB_RUN=ab123\0MAINSTAY_LAB_HOST=host-1\0"));
         assert!(!marker.is_in(b""));
     }
 
