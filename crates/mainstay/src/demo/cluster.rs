@@ -12,6 +12,7 @@ use mainstay_core::time::Instant;
 use mainstay_hypervisor::{Counter, read_counter};
 use mainstay_lab::cgroup::RunCgroup;
 use mainstay_lab::dir::{RunDir, hex, random};
+use mainstay_lab::files::check_socket_names;
 use mainstay_lab::place::{Kind, Note, Place};
 use mainstay_lab::procs::{self, Killed, Marker};
 use nix::time::{ClockId, clock_gettime};
@@ -29,9 +30,6 @@ pub(crate) fn now() -> Instant {
         .unwrap_or_default();
     Instant::ZERO + time
 }
-
-/// Longest name of a Unix socket (unix(7): 108 bytes with the end mark).
-const SOCKET_NAME_MAX: usize = 107;
 
 /// A running demo cluster.
 #[derive(Debug)]
@@ -318,19 +316,6 @@ fn network(
     ));
     let seed = u64::from_le_bytes(random::<8>()?);
     Ok(Network::loopback(seed))
-}
-
-/// The kernel takes names of 107 bytes.
-fn check_socket_names(dir: &Path) -> Result<()> {
-    let longest = dir.join("host-16/run/control.sock").as_os_str().len();
-    if longest <= SOCKET_NAME_MAX {
-        return Ok(());
-    }
-    Err(Failure::new(format_args!(
-        "sockets below this directory would have names of {longest} bytes, more than {SOCKET_NAME_MAX}"
-    ))
-    .at(dir.display())
-    .remedy("name a directory with a shorter path with --dir"))
 }
 
 impl Drop for Cluster {

@@ -3,21 +3,18 @@
 use super::net::{Network, PROBE_PORT};
 use crate::fail::{Context, Failure, Result};
 use mainstay_agent::config::{
-    AgentFile, ClusterFile, ClusterId, ClusterKey, DriverKind, HostEntry, Probe, SettingValue,
-    VmEntry,
+    AgentFile, ClusterFile, ClusterId, DriverKind, HostEntry, Probe, SettingValue, VmEntry,
 };
-use mainstay_agent::pki;
 use mainstay_core::config::{
     ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, Profile, RestartPriority,
 };
 use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_datastore::FileDatastore;
 use mainstay_hypervisor::{ImageKind, make_image};
-use mainstay_lab::dir::{hex, random};
+use mainstay_lab::dir::random;
+use mainstay_lab::files::{Keys, make_dir, new_boot};
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 const PORT: u16 = 7777;
@@ -84,25 +81,7 @@ impl DemoHost {
 
     /// Boots it: a new boot id, and nothing left of what lay in memory.
     pub(crate) fn new_boot(&self) -> Result<()> {
-        match fs::remove_dir_all(&self.run_dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Failure::new(format_args!(
-                    "cannot clear what a host had in memory: {error}"
-                ))
-                .at(self.run_dir.display()));
-            }
-            _ => make_dir(&self.run_dir)?,
-        }
-        let bytes = random::<16>()?;
-        let mut hex = hex(&bytes);
-        for at in [8, 13, 18, 23] {
-            hex.insert(at, '-');
-        }
-        write(
-            &self.dir.join("boot_id"),
-            format!("{hex}\n").as_bytes(),
-            0o644,
-        )
+        new_boot(&self.run_dir, &self.dir.join("boot_id"))
     }
 }
 
@@ -115,25 +94,6 @@ pub(crate) struct Built {
     pub(crate) hosts: Vec<DemoHost>,
     /// The VMs.
     pub(crate) vms: Vec<DemoVm>,
-}
-
-fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    use std::io::Write;
-    fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(mode)
-        .open(path)
-        .and_then(|mut file| file.write_all(bytes))
-        .context("cannot write a file of the demo")
-        .map_err(|e| e.at(path.display()))
-}
-
-fn make_dir(path: &Path) -> Result<()> {
-    fs::create_dir_all(path)
-        .context("cannot make a directory of the demo")
-        .map_err(|e| e.at(path.display()))
 }
 
 /// Where a run's parts go.
@@ -161,11 +121,7 @@ pub(crate) fn build(places: &Places<'_>, plan: &Plan, network: &Network) -> Resu
         .cluster_config()
         .context("the demo's own configuration is refused")?;
 
-    let key = ClusterKey::new(random::<32>()?);
-    key.write_new(&dir.join("cluster.key"))
-        .context("cannot write the cluster's key")?;
-    let ca = pki::make_ca().context("cannot make the cluster's CA")?;
-    write(&dir.join("ca.pem"), ca.issued.cert_pem.as_bytes(), 0o644)?;
+    let keys = Keys::make(dir)?;
 
     let mut hosts = Vec::new();
     for (number, id) in (1..=plan.hosts)
@@ -178,7 +134,7 @@ pub(crate) fn build(places: &Places<'_>, plan: &Plan, network: &Network) -> Resu
             id,
             number,
         };
-        write_host(places, &host, plan, &config, network, &ca)?;
+        write_host(places, &host, plan, &config, network, &keys)?;
         hosts.push(host);
     }
     provision(dir, &config, &hosts)?;
@@ -252,18 +208,12 @@ fn write_host(
     plan: &Plan,
     config: &ClusterConfig,
     network: &Network,
-    ca: &pki::Ca,
+    keys: &Keys,
 ) -> Result<()> {
     for dir in [&host.dir.join("state"), &host.run_dir, &host.logs()] {
         make_dir(dir)?;
     }
-    let issued = ca.issue(&host.id).context("cannot issue a certificate")?;
-    write(
-        &host.dir.join("cert.pem"),
-        issued.cert_pem.as_bytes(),
-        0o644,
-    )?;
-    write(&host.dir.join("cert.key"), issued.key_pem.as_bytes(), 0o600)?;
+    keys.issue(&host.id, &host.dir)?;
     host.new_boot()?;
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let agent = AgentFile {
