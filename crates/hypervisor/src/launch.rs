@@ -289,17 +289,10 @@ pub(crate) fn records(driver: &str, run_dir: &Path) -> Vec<Record> {
         return Vec::new();
     };
     let mut records: Vec<Record> = Vec::new();
-    for entry in fs::read_dir(&run_dir).into_iter().flatten().flatten() {
-        if !entry.file_name().to_string_lossy().ends_with(RECORD_SUFFIX) {
-            continue;
-        }
-        let Some(mut record) = read_json::<Record>(&entry.path()) else {
-            continue;
-        };
+    for record in recorded(&run_dir) {
         if record.driver != driver {
             continue;
         }
-        record.run_dir.clone_from(&run_dir);
         if record.boot_id == boot_id {
             records.push(record);
         } else {
@@ -316,6 +309,20 @@ pub(crate) fn records(driver: &str, run_dir: &Path) -> Vec<Record> {
         }
     }
     records
+}
+
+/// The records that lie in a run directory, whoever wrote them.
+pub(crate) fn recorded(run_dir: &Path) -> Vec<Record> {
+    let entries = fs::read_dir(run_dir).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().to_string_lossy().ends_with(RECORD_SUFFIX))
+        .filter_map(|entry| {
+            Some(Record {
+                run_dir: run_dir.to_owned(),
+                ..read_json::<Record>(&entry.path())?
+            })
+        })
+        .collect()
 }
 
 /// Processes of ours whose environment says that they are guests of this run directory.

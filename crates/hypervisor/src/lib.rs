@@ -39,6 +39,7 @@ pub mod freeze;
 mod guest;
 mod image;
 mod launch;
+mod look;
 mod process;
 mod qemu;
 mod table;
@@ -46,6 +47,7 @@ mod table;
 pub use embedded::{EmbeddedDriver, EmbeddedOptions};
 pub use guest::guest_main;
 pub use image::{Counter, ImageKind, make_image, read_counter};
+pub use look::{Seen, look};
 pub use process::Process;
 pub use qemu::{Acceleration, QemuDriver, QemuOptions};
 
