@@ -147,6 +147,49 @@ impl Scenario {
         }
     }
 
+    /// Where each VM is at the start, by index: where the scenario says, else, for one that is on, the host with
+    /// the most free memory among those that mount its datastore. None for one that is off and has no host.
+    #[must_use]
+    pub fn homes(&self) -> Vec<Option<usize>> {
+        let spec = |vm: &VmSetup| {
+            let known = self.config.vms.get(&vm.id);
+            known.or_else(|| self.created.get(&vm.id))
+        };
+        let host = |h: &HostSetup| self.config.hosts.get(&h.id);
+        let all: Vec<u64> = self
+            .hosts
+            .iter()
+            .map(|h| host(h).map_or(0, |h| h.memory_mb))
+            .collect();
+        let mut homes: Vec<Option<usize>> = self.vms.iter().map(|vm| vm.host).collect();
+        let mut planned = vec![0_u64; self.hosts.len()];
+        for (vm, home) in self.vms.iter().zip(&homes) {
+            if let Some(sum) = home.and_then(|h| planned.get_mut(h)) {
+                *sum += spec(vm).map_or(0, |s| s.memory_mb);
+            }
+        }
+        for (vm, home) in self.vms.iter().zip(&mut homes) {
+            let Some(spec) = spec(vm).filter(|_| vm.on && home.is_none()) else {
+                continue;
+            };
+            let mounts = |h: &usize| {
+                let setup = self.hosts.get(*h).and_then(host);
+                setup.is_some_and(|s| s.datastores.contains(&spec.datastore))
+            };
+            let free = |h: usize| {
+                let of = |list: &[u64]| list.get(h).copied().unwrap_or(0);
+                of(&all).saturating_sub(of(&planned))
+            };
+            *home = (0..self.hosts.len())
+                .filter(mounts)
+                .max_by_key(|h| (free(*h), usize::MAX - h));
+            if let Some(sum) = home.and_then(|h| planned.get_mut(h)) {
+                *sum += spec.memory_mb;
+            }
+        }
+        homes
+    }
+
     /// Names of the events that nothing here can play, each once.
     #[must_use]
     pub fn unplayable(&self) -> Vec<&'static str> {

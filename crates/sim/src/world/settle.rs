@@ -17,17 +17,6 @@ use mainstay_core::wire::RoleTag;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-/// Adds a VM's memory to what is planned for its home, or takes it away.
-fn plan_memory(planned: &mut [u64], home: Option<usize>, memory_mb: u64, add: bool) {
-    if let Some(sum) = home.and_then(|host| planned.get_mut(host)) {
-        *sum = if add {
-            *sum + memory_mb
-        } else {
-            sum.saturating_sub(memory_mb)
-        };
-    }
-}
-
 impl World<'_> {
     /// Makes hosts, datastores and VMs, and starts all hosts together.
     pub(super) fn start(&mut self) {
@@ -220,43 +209,15 @@ impl World<'_> {
     }
 
     fn switch_on(&mut self) {
-        let wanted = self.scenario.vms.iter().enumerate();
-        let mut wanted = wanted.filter(|(_, setup)| setup.on).peekable();
-        let mut planned = vec![0; self.hosts.len()];
-        if wanted.peek().is_some() {
-            for vm in self.vms.iter() {
-                plan_memory(&mut planned, vm.home, vm.memory_mb, true);
-            }
-        }
-        for (vm, setup) in wanted {
-            if self.vms[vm].accepted {
+        let homes = self.scenario.homes();
+        for (vm, (setup, home)) in self.scenario.vms.iter().zip(homes).enumerate() {
+            if !setup.on || self.vms[vm].accepted {
                 continue;
             }
-            let Some(host) = setup.host.or_else(|| self.spread(vm, &planned)) else {
-                continue;
-            };
-            let (before, memory_mb) = (self.vms[vm].home, self.vms[vm].memory_mb);
-            plan_memory(&mut planned, before, memory_mb, false);
-            plan_memory(&mut planned, Some(host), memory_mb, true);
+            let Some(host) = home else { continue };
             self.vms[vm].home = Some(host);
             self.vms[vm].accepted = self.wish_on(vm, Some(host));
         }
-    }
-
-    /// The host with the most free memory, counting VMs that are still to come.
-    fn spread(&self, vm: usize, planned: &[u64]) -> Option<usize> {
-        let disk = self.vms[vm].disk;
-        let planned = |host: usize| planned.get(host).copied().unwrap_or(0);
-        let all = |host: usize| {
-            self.scenario
-                .config
-                .hosts
-                .get(&self.hosts[host].id)
-                .map_or(0, |h| h.memory_mb)
-        };
-        (0..self.hosts.len())
-            .filter(|h| self.hosts[*h].mounts.get(disk).copied().unwrap_or(false))
-            .max_by_key(|h| (all(*h).saturating_sub(planned(*h)), usize::MAX - h))
     }
 
     fn zero_comes(&mut self) {
