@@ -26,12 +26,12 @@ mod transit;
 use crate::fail::{Context, Failure, Result};
 use crate::namespace::Namespace;
 use crate::procs::run_tool;
-use rules::{End, Power, Rules};
+use rules::{End, Rules};
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 use std::time::Duration;
-use switch::{Running, Switch};
+use switch::{Change, Running, Switch};
 
 /// What a run's networks are made of.
 #[derive(Debug, Clone, Default)]
@@ -217,25 +217,29 @@ impl Network {
     /// # Errors
     /// When there is no such host, or the switch has ended; so for all faults below.
     pub fn plug(&self, host: usize, on: bool) -> Result<()> {
-        let power = if on { Power::On } else { Power::Off };
-        self.change([host], move |switch| switch.set_power(host, power))
+        self.power(host, Change::Plug(on))
     }
 
     /// Stops a host's network as a pause of the machine does: it sends nothing, its kernel answers
-    /// nothing, and of what reaches it the first frames wait until [`Network::resume`].
+    /// nothing, and of what reaches it the first frames wait until [`Network::resume`]. A host that is
+    /// unplugged stays so.
     ///
     /// # Errors
     /// As [`Network::plug`].
     pub fn pause(&self, host: usize) -> Result<()> {
-        self.change([host], move |switch| switch.set_power(host, Power::Paused))
+        self.power(host, Change::Pause)
     }
 
-    /// A paused host goes on, and gets what waited for it.
+    /// A paused host goes on, and gets what waited for it. Any other stays as it is.
     ///
     /// # Errors
     /// As [`Network::plug`].
     pub fn resume(&self, host: usize) -> Result<()> {
-        self.plug(host, true)
+        self.power(host, Change::Resume)
+    }
+
+    fn power(&self, host: usize, change: Change) -> Result<()> {
+        self.change([host], move |switch| switch.set_power(host, change))
     }
 
     /// Nothing passes between a host and one of its networks, or all of them.

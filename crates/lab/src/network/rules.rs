@@ -156,6 +156,11 @@ impl Rules {
         }
     }
 
+    /// What becomes of a host's frames at its own end.
+    pub(super) fn power(&self, host: usize) -> Power {
+        self.power_of(End::Host(host))
+    }
+
     /// Lets a host send and receive, or not.
     pub(super) fn set_power(&mut self, host: usize, power: Power) {
         met(&mut self.power, Some(host)).for_each(|p| *p = power);

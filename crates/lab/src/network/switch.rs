@@ -37,6 +37,17 @@ const RING: usize = 256;
 const WOKEN: u64 = u64::MAX;
 const TIMER: u64 = u64::MAX - 1;
 
+/// What happens to a host's cables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// In, or out.
+    Plug(bool),
+    /// It stops as it is.
+    Pause,
+    /// It goes on.
+    Resume,
+}
+
 type Order = Box<dyn FnOnce(&mut Switch) + Send>;
 
 /// A device and where it is plugged in.
@@ -358,12 +369,22 @@ impl Switch {
         }
     }
 
-    /// A host is switched on, off or paused. What waited for it reaches it when it goes on.
-    pub(super) fn set_power(&mut self, host: usize, power: Power) {
+    /// A host is switched on or off, paused or resumed. What waited for it reaches it when it goes on, and
+    /// is lost when it loses power. Only a host that is on can be paused, only a paused one resumed.
+    pub(super) fn set_power(&mut self, host: usize, change: Change) {
+        let power = match (change, self.rules.power(host)) {
+            (Change::Plug(true), _) | (Change::Resume, Power::Paused) => Power::On,
+            (Change::Plug(false), _) => Power::Off,
+            (Change::Pause, Power::On) => Power::Paused,
+            (Change::Pause | Change::Resume, _) => return,
+        };
         self.rules.set_power(host, power);
-        if power == Power::Paused {
-            return;
+        if power != Power::Paused {
+            self.empty_rings(host);
         }
+    }
+
+    fn empty_rings(&mut self, host: usize) {
         let of_host = |port: &usize| {
             let port = self.ports.get(*port);
             port.is_some_and(|p| p.end == End::Host(host))

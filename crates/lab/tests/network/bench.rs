@@ -8,7 +8,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ impl Bench {
     /// Hosts by the networks they are on; none, with a word, where networks cannot be made.
     pub(crate) fn make(hosts: &[&[usize]], networks: usize, seed: u64) -> Option<Self> {
         if let Err(failure) = network::available() {
-            println!("skipped: {}", failure.one_line());
+            eprintln!("skipped: {}", failure.one_line());
             return None;
         }
         let host = |(number, networks): (usize, &&[usize])| HostPlan {
@@ -84,8 +84,12 @@ impl Bench {
         (address, PORT).into()
     }
 
+    fn socket(&self, host: usize, network: usize) -> &UdpSocket {
+        self.sockets.get(&(host, network)).expect("a socket")
+    }
+
     pub(crate) fn send(&self, from: usize, to: usize, network: usize, number: u32) {
-        let socket = &self.sockets[&(from, network)];
+        let socket = self.socket(from, network);
         let target = self.address(to, network);
         socket
             .send_to(&number.to_le_bytes(), target)
@@ -106,14 +110,14 @@ impl Bench {
         };
         let [a, b, c, _] = own.octets();
         let target = (IpAddr::from([a, b, c, 255]), BROADCAST_PORT);
-        let socket = &self.sockets[&(from, network)];
+        let socket = self.socket(from, network);
         socket.set_broadcast(true).expect("broadcast");
         socket.send_to(b"all", target).expect("broadcast");
     }
 
     pub(crate) fn try_receive(&self, host: usize, network: usize) -> Option<u32> {
         let mut bytes = [0; 4];
-        match self.sockets[&(host, network)].recv(&mut bytes) {
+        match self.socket(host, network).recv(&mut bytes) {
             Ok(_) => Some(u32::from_le_bytes(bytes)),
             Err(error) if error.kind() == ErrorKind::WouldBlock => None,
             Err(error) => panic!("{error}"),
@@ -153,6 +157,16 @@ impl Bench {
             let mut answer = [std::mem::MaybeUninit::uninit(); 64];
             socket.recv_from(&mut answer).is_ok()
         })
+    }
+
+    /// A stream from one host to another, on the first network.
+    pub(crate) fn stream(&self, from: usize, to: usize) -> (TcpStream, TcpStream) {
+        let address = self.network.address(to, 0).expect("address");
+        let listener = self.inside(to, || TcpListener::bind((address, 0)).expect("bind"));
+        let at = listener.local_addr().expect("address");
+        let client = self.inside(from, || TcpStream::connect_timeout(&at, PATIENCE));
+        let (server, _) = listener.accept().expect("accept");
+        (client.expect("connect"), server)
     }
 
     fn arrives(&self, blocked: u64, received: impl Fn() -> bool) -> bool {
