@@ -43,6 +43,22 @@ impl Namespace {
             })
     }
 
+    /// Another handle on the same namespaces: they live as long as either.
+    ///
+    /// # Errors
+    /// When this process has no descriptors left.
+    pub fn try_clone(&self) -> Result<Self> {
+        let again = |file: &File| {
+            file.try_clone()
+                .context("cannot hold the namespaces of a host")
+                .map_err(|e| e.remedy("raise the limit of open files (`ulimit -n`)"))
+        };
+        Ok(Self {
+            net: again(&self.net)?,
+            mounts: again(&self.mounts)?,
+        })
+    }
+
     /// The network namespace, for calls that name one by its descriptor.
     #[must_use]
     pub fn net(&self) -> &File {
