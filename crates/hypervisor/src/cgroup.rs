@@ -75,6 +75,11 @@ pub(crate) fn is_frozen(dir: &Path) -> bool {
         .is_ok_and(|events| events.lines().any(|line| line == "frozen 1"))
 }
 
+/// Somebody froze it; threads that wait for storage follow when that answers.
+pub(crate) fn is_told_to_freeze(dir: &Path) -> bool {
+    fs::read_to_string(dir.join("cgroup.freeze")).is_ok_and(|text| text.trim() == "1")
+}
+
 pub(crate) fn kill(dir: &Path) -> io::Result<()> {
     fs::write(dir.join("cgroup.kill"), "1")
 }

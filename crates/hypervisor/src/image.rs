@@ -39,6 +39,14 @@ pub struct Counter {
     pub vm: String,
 }
 
+impl Counter {
+    /// The record that a sector of 512 bytes holds; none when it holds no whole one.
+    #[must_use]
+    pub fn parse(sector: &[u8]) -> Option<Self> {
+        decode(sector)
+    }
+}
+
 /// What a fresh image contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageKind {

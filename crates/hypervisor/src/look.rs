@@ -1,7 +1,8 @@
 //! The guests of a host as somebody sees them who neither drives nor adopts them: an onlooker that judges a
 //! run, or a person. Reads records and `/proc`, changes nothing.
 
-use crate::freeze::{all_threads_gone, is_held};
+use crate::cgroup;
+use crate::freeze::{all_threads_gone, is_held, is_stopped};
 use crate::launch;
 use crate::process::Process;
 use std::path::Path;
@@ -28,10 +29,11 @@ impl Seen {
         !all_threads_gone(self.process.pid, self.process.start_time)
     }
 
-    /// Whether it exists and no thread of it can execute at this moment.
+    /// Whether it exists and was stopped: no thread of it executes, nor will when its storage answers.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
-        self.exists() && is_held(&self.process)
+        let told = || cgroup::own(&self.process).is_some_and(cgroup::is_told_to_freeze);
+        self.exists() && (is_stopped(&self.process) || (told() && is_held(&self.process)))
     }
 }
 

@@ -14,12 +14,7 @@ pub struct RunCgroup {
 impl RunCgroup {
     /// Makes one with a child for each host; none where this user has not the right.
     pub fn make(kind: Kind, run: &str, hosts: impl Iterator<Item = String>) -> Option<Self> {
-        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-        let root = mounts.lines().find_map(|line| {
-            let mut words = line.split(' ');
-            let (_, at, kind) = (words.next()?, words.next()?, words.next()?);
-            (kind == "cgroup2").then(|| PathBuf::from(at))
-        })?;
+        let root = root()?;
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let own = own
             .lines()
@@ -38,6 +33,17 @@ impl RunCgroup {
     pub fn path(&self) -> &Path {
         &self.dir
     }
+}
+
+/// Where cgroup v2 is mounted.
+#[must_use]
+pub fn root() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    mounts.lines().find_map(|line| {
+        let mut words = line.split(' ');
+        let (_, at, kind) = (words.next()?, words.next()?, words.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(at))
+    })
 }
 
 impl Drop for RunCgroup {

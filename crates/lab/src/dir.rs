@@ -72,7 +72,9 @@ impl RunDir {
     }
 }
 
-fn is_in_memory(dir: &Path) -> bool {
+/// Whether files there lie in memory.
+#[must_use]
+pub fn is_in_memory(dir: &Path) -> bool {
     nix::sys::statfs::statfs(dir)
         .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC)
 }

@@ -6,11 +6,15 @@
 //! run that made it.
 
 pub mod cgroup;
+pub mod clock;
+pub mod cluster;
 pub mod dir;
 pub mod fail;
 pub mod files;
+mod guests;
 pub mod namespace;
 pub mod network;
 pub mod place;
 pub mod procs;
+pub mod run;
 pub mod storage;

@@ -71,17 +71,19 @@ pub struct Verdict {
 
 /// How the instances of a VM stand at one moment.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(crate) struct VmFacts {
+pub struct VmFacts {
     /// Hosts with an unfrozen instance.
-    pub(crate) running: Vec<usize>,
+    pub running: Vec<usize>,
     /// Instances that are frozen.
-    pub(crate) frozen: usize,
+    pub frozen: usize,
     /// All instances.
-    pub(crate) instances: usize,
+    pub instances: usize,
 }
 
 impl Want {
-    pub(crate) fn holds(&self, facts: &VmFacts) -> bool {
+    /// Whether the instances stand like this.
+    #[must_use]
+    pub fn holds(&self, facts: &VmFacts) -> bool {
         match self {
             Self::RunningOn(hosts) => facts.running.iter().any(|h| hosts.contains(h)),
             Self::Running => !facts.running.is_empty(),
@@ -93,13 +95,15 @@ impl Want {
 
 /// Follows the state expectations while a run goes on.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Watch {
+pub struct Watch {
     first: Vec<Option<Nanos>>,
     at_moment: Vec<Option<bool>>,
 }
 
 impl Watch {
-    pub(crate) fn new(expects: &[Expect]) -> Self {
+    /// Nothing has come true yet.
+    #[must_use]
+    pub fn new(expects: &[Expect]) -> Self {
         Self {
             first: vec![None; expects.len()],
             at_moment: vec![None; expects.len()],
@@ -107,7 +111,7 @@ impl Watch {
     }
 
     /// The instances of `vm` stand like this from `t` (counted from zero) on.
-    pub(crate) fn changed(&mut self, expects: &[Expect], vm: usize, t: Nanos, facts: &VmFacts) {
+    pub fn changed(&mut self, expects: &[Expect], vm: usize, t: Nanos, facts: &VmFacts) {
         for (expect, first) in expects.iter().zip(&mut self.first) {
             if let Check::State {
                 vm: about, want, ..
@@ -122,7 +126,7 @@ impl Watch {
     }
 
     /// The moment of expectation `index` has come.
-    pub(crate) fn moment(&mut self, expects: &[Expect], index: usize, facts: &VmFacts) {
+    pub fn moment(&mut self, expects: &[Expect], index: usize, facts: &VmFacts) {
         if let (
             Some(Expect {
                 check: Check::State { want, .. },
@@ -136,7 +140,8 @@ impl Watch {
     }
 
     /// Everything that was expected, judged at the end of a run.
-    pub(crate) fn judge(&self, expects: &[Expect], trace: &[Entry], zero: Nanos) -> Vec<Verdict> {
+    #[must_use]
+    pub fn judge(&self, expects: &[Expect], trace: &[Entry], zero: Nanos) -> Vec<Verdict> {
         let mut verdicts = Vec::new();
         for (i, expect) in expects.iter().enumerate() {
             let (pass, at) = match &expect.check {

@@ -27,7 +27,7 @@ mod world;
 
 pub use clock::{MS, Nanos, SECOND};
 pub use coverage::{Coverage, Group, Row, Standing};
-pub use expect::{Check, Expect, Verdict, Want, clock_text};
+pub use expect::{Check, Expect, Verdict, VmFacts, Want, Watch, clock_text};
 pub use invariants::Violation;
 pub use report::{json_lines, people, result_json};
 pub use scenario::{

@@ -1,0 +1,169 @@
+//! From a scenario to the files of a cluster: what its hosts, datastores and VMs find on their disks.
+
+use super::{Host, Options};
+use crate::fail::{Context, Failure, Result};
+use crate::files::{Keys, make_dir, new_boot};
+use crate::network::Network;
+use mainstay_agent::config::{AgentFile, ClusterFile, ClusterId, DriverKind, Probe, SettingValue};
+use mainstay_core::config::{ClusterConfig, VmSpec};
+use mainstay_core::id::{DatastoreId, VmId};
+use mainstay_datastore::FileDatastore;
+use mainstay_hypervisor::{ImageKind, make_image};
+use mainstay_sim::{Scenario, VmSetup};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+/// Port of the agents, UDP and TCP.
+const PORT: u16 = 7777;
+/// Of a VM's disk: the guests use the first sectors.
+const IMAGE_BYTES: u64 = 1 << 20;
+
+/// Where a VM's image lies, below the root of its datastore.
+pub fn image_path(vm: &VmId) -> PathBuf {
+    PathBuf::from("vms").join(vm.as_str()).join("disk.raw")
+}
+
+/// The checked configuration as files say it, with the addresses of this run.
+pub(super) fn cluster_file(
+    scenario: &Scenario,
+    network: &Network,
+    driver: DriverKind,
+) -> Result<ClusterFile> {
+    let id = ClusterId(scenario.config.cluster_id);
+    let mut file = ClusterFile::new(id).in_force(&scenario.config);
+    file.isolation_addresses = (0..scenario.networks.len())
+        .map(|n| network.gateway(n))
+        .collect();
+    for (index, setup) in scenario.hosts.iter().enumerate() {
+        let Some(entry) = file.hosts.iter_mut().find(|h| h.id == setup.id) else {
+            continue;
+        };
+        let addresses = setup.networks.iter().filter_map(|n| {
+            let name = scenario.networks.get(*n)?.clone();
+            Some((name, SocketAddr::new(network.address(index, *n)?, PORT)))
+        });
+        entry.networks = addresses.collect();
+    }
+    for entry in &mut file.vms {
+        entry.image = image_path(&entry.id);
+        entry.driver = Some(driver);
+    }
+    // The one network of most scenarios is a part of them, not something to mend; the simulator's
+    // cluster has it noted as well.
+    file.settings
+        .entry("profile".into())
+        .or_insert_with(|| SettingValue::from(scenario.config.settings.profile.name()));
+    Ok(file)
+}
+
+/// Writes the files of all hosts.
+pub(super) fn hosts(
+    dir: &Path,
+    hosts: &[Host],
+    file: &ClusterFile,
+    options: &Options,
+) -> Result<ClusterConfig> {
+    let path = dir.join("cluster.toml");
+    file.write(&path)
+        .context("cannot write the cluster's configuration")?;
+    let config = ClusterFile::read(&path)
+        .and_then(|file| file.cluster_config())
+        .context("the lab's own configuration is refused")?;
+    let keys = Keys::make(dir)?;
+    for host in hosts {
+        for dir in [
+            &host.dir.join("state"),
+            &host.run_dir,
+            &host.dir.join("log"),
+        ] {
+            make_dir(dir)?;
+        }
+        keys.issue(&host.id, &host.dir)?;
+        new_boot(&host.run_dir, &host.boot_id())?;
+        let mounts = mounts(host, &config);
+        for mount in mounts.values() {
+            make_dir(mount)?;
+        }
+        let agent = AgentFile {
+            host: host.id.clone(),
+            cluster: "../cluster.toml".into(),
+            state_dir: "state".into(),
+            run_dir: host.run_dir.clone(),
+            log_dir: "log".into(),
+            driver: options.driver,
+            program: Some(options.program.clone()),
+            qemu: None,
+            key_file: "../cluster.key".into(),
+            ca_file: "../ca.pem".into(),
+            cert_file: "cert.pem".into(),
+            cert_key_file: "cert.key".into(),
+            boot_id_file: Some("boot_id".into()),
+            watchdog: None,
+            cgroup_parent: Some(host.vms_cgroup()),
+            probe: Probe::Icmp,
+            datastores: mounts,
+        };
+        let path = host.config();
+        agent
+            .write(&path)
+            .context("cannot write an agent's configuration")?;
+        agent
+            .check_against(&path, &config)
+            .context("the lab's own configuration is refused")?;
+    }
+    Ok(config)
+}
+
+/// Where a host mounts its datastores.
+pub(super) fn mounts(host: &Host, config: &ClusterConfig) -> BTreeMap<DatastoreId, PathBuf> {
+    let spec = config.hosts.get(&host.id);
+    let ids = spec.into_iter().flat_map(|s| &s.datastores);
+    ids.map(|id| (id.clone(), host.mount_point(id))).collect()
+}
+
+/// Makes the records of all datastores and the images of all VMs on the storage's own side.
+pub(super) fn storage(
+    storage: &Path,
+    scenario: &Scenario,
+    config: &ClusterConfig,
+    driver: DriverKind,
+) -> Result<()> {
+    let Some(first) = scenario.hosts.first() else {
+        return Err(Failure::new("a cluster needs hosts"));
+    };
+    for id in config.datastores.keys() {
+        let backing = storage.join(id.as_str());
+        make_dir(&backing)?;
+        FileDatastore::create(&backing, config, id, &first.id)
+            .context("cannot make a datastore")?;
+    }
+    for setup in &scenario.vms {
+        if let Some(spec) = config.vms.get(&setup.id) {
+            image(storage, spec, setup, driver)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes a VM's image.
+pub(super) fn image(
+    storage: &Path,
+    spec: &VmSpec,
+    _setup: &VmSetup,
+    driver: DriverKind,
+) -> Result<()> {
+    let kind = match driver {
+        DriverKind::Qemu => ImageKind::Bootable,
+        DriverKind::Embedded => ImageKind::Blank,
+    };
+    let path = storage
+        .join(spec.datastore.as_str())
+        .join(image_path(&spec.id));
+    if let Some(parent) = path.parent() {
+        make_dir(parent)?;
+    }
+    make_image(&path, IMAGE_BYTES, kind)
+        .context("cannot make a disk image")
+        .map_err(|e| e.at(path.display()))
+}
