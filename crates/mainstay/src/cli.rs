@@ -71,6 +71,8 @@ pub(crate) enum Command {
     Datastore(crate::datastore_cmd::DatastoreArgs),
     /// Play scenarios and campaigns in virtual time
     Sim(crate::sim_cmd::SimArgs),
+    /// Play the same scenarios on real agents, guests, networks and storage of this machine, and measure (root)
+    Lab(crate::lab_cmd::LabArgs),
     /// Run this host's agent
     Agent(ConfigArgs),
     /// Run this host's guard (the agent starts it; so may a service manager)

@@ -9,6 +9,8 @@ mod control;
 mod datastore_cmd;
 mod demo;
 mod fail;
+mod lab_cmd;
+mod scenarios;
 mod show;
 mod sim_cmd;
 mod ui;
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Demo(args) => demo::run(&common, &args),
         Command::Sim(args) => sim_cmd::run(args, common.json),
+        Command::Lab(args) => lab_cmd::run(args, common.json),
         Command::Guest(args) => mainstay_hypervisor::guest_main(args.arguments),
         Command::Agent(args) => {
             let ended = mainstay_agent::run_agent(&args.config);

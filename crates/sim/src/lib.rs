@@ -29,7 +29,7 @@ pub use clock::{MS, Nanos, SECOND};
 pub use coverage::{Coverage, Group, Row, Standing};
 pub use expect::{Check, Expect, Verdict, VmFacts, Want, Watch, clock_text};
 pub use invariants::Violation;
-pub use report::{json_lines, people, result_json};
+pub use report::{json_lines, people, result_json, verdicts};
 pub use scenario::{
     DatastoreSetup, EVENTS, EventDoc, Fault, HostSetup, Names, Planned, Scenario, ScenarioError,
     StorageFault, VmSetup, Weather, parse, to_toml,

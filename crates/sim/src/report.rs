@@ -69,6 +69,26 @@ pub fn people(scenario: &Scenario, result: &RunResult, replay: &str) -> String {
         out.push('\n');
     }
     out.push('\n');
+    out.push_str(&verdicts(result));
+    let seconds = result.virtual_time / (1000 * MS);
+    let word = if result.pass() { "pass" } else { "FAIL" };
+    out.push_str(&format!(
+        "{word}: {seconds} virtual seconds, {} steps\n",
+        result.steps
+    ));
+    if !result.pass() {
+        for host in &result.hosts {
+            out.push_str(&format!("  {host}\n"));
+        }
+        out.push_str(&format!("replay: {replay}\n"));
+    }
+    out
+}
+
+/// What became of the expectations, and what was violated, for people.
+#[must_use]
+pub fn verdicts(result: &RunResult) -> String {
+    let mut out = String::new();
     for verdict in &result.verdicts {
         let mark = if verdict.pass { "✓" } else { "✗" };
         let at = verdict
@@ -88,18 +108,6 @@ pub fn people(scenario: &Scenario, result: &RunResult, replay: &str) -> String {
     }
     if let Some(error) = &result.error {
         out.push_str(&format!("✗ {error}\n"));
-    }
-    let seconds = result.virtual_time / (1000 * MS);
-    let word = if result.pass() { "pass" } else { "FAIL" };
-    out.push_str(&format!(
-        "{word}: {seconds} virtual seconds, {} steps\n",
-        result.steps
-    ));
-    if !result.pass() {
-        for host in &result.hosts {
-            out.push_str(&format!("  {host}\n"));
-        }
-        out.push_str(&format!("replay: {replay}\n"));
     }
     out
 }

@@ -18,7 +18,7 @@ const READY_WITHIN: Duration = Duration::from_secs(120);
 
 /// What became of something that was asked.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// The place of its line in the trace.
     pub(super) line: usize,
     /// Refused, or not heard: why.
@@ -29,7 +29,7 @@ pub(super) struct Answer {
 
 /// What follows when an agent has answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Then {
+pub(crate) enum Then {
     Nothing,
     /// The user's wish about this VM was accepted.
     Wished {

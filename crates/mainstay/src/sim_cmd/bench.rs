@@ -1,6 +1,6 @@
 //! `mainstay sim bench`: how fast the simulator is, on the clusters that its figures name.
 
-use super::{Complaint, UNREADABLE, line, millis};
+use crate::scenarios::{Complaint, UNREADABLE, line, millis};
 use clap::Args;
 use mainstay_sim::bench::{Wanted, benchmarks};
 use mainstay_sim::{Options, SECOND};

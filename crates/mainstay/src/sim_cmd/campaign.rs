@@ -2,10 +2,8 @@
 
 use super::state::{Origin, StateFile};
 use super::sweep::{Failed, Played, Sweep, Tally};
-use super::{
-    BugArgs, Complaint, JobArgs, LimitArgs, STOPPED, Seeds, UNREADABLE, complain, line, millis,
-    seeds,
-};
+use super::{BugArgs, JobArgs, LimitArgs, Seeds, seeds};
+use crate::scenarios::{Complaint, STOPPED, UNREADABLE, complain, line, millis};
 use clap::Args;
 use mainstay_sim::campaign::{self, Drawn};
 use mainstay_sim::{Coverage, Options, RunResult, Scenario};

@@ -2,7 +2,8 @@
 
 use super::campaign::failed;
 use super::sweep::{Failed, Played, Sweep, Tally};
-use super::{JobArgs, Seeds, line, seeds};
+use super::{JobArgs, Seeds, seeds};
+use crate::scenarios::line;
 use clap::Args;
 use mainstay_core::planted::Bug;
 use mainstay_sim::Options;

@@ -1,6 +1,7 @@
 //! Plays many seeds on all cores and adds up what came of them.
 
-use super::{Seeds, complain};
+use super::Seeds;
+use crate::scenarios::complain;
 use mainstay_sim::Coverage;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

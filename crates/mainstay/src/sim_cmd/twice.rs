@@ -1,6 +1,7 @@
 //! `mainstay sim twice`: a seed means one run, in every process.
 
-use super::{Complaint, LimitArgs, line};
+use super::LimitArgs;
+use crate::scenarios::{Complaint, line};
 use clap::Args;
 use mainstay_sim::Options;
 use mainstay_sim::campaign;
