@@ -5,6 +5,7 @@
 //! A decision about a VM or a host; an opinion of an agent taken for a fact; anything that outlives the
 //! run that made it.
 
+pub mod agree;
 pub mod cgroup;
 pub mod clock;
 pub mod cluster;

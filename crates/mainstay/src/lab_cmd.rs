@@ -1,5 +1,6 @@
 //! `mainstay lab`: scenarios on real processes, with a stopwatch.
 
+mod agree;
 mod run;
 
 use crate::fail;

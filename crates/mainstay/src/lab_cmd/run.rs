@@ -1,6 +1,6 @@
 //! `mainstay lab run`: scenarios, one after the other, and what became of each.
 
-use super::{ClusterArgs, Signals};
+use super::{ClusterArgs, Signals, agree};
 use crate::scenarios::{Complaint, UNPLAYABLE, UNREADABLE, expand, line, load, millis};
 use clap::Args;
 use mainstay_lab::fail::{Failure, Result};
@@ -21,6 +21,9 @@ pub(super) struct RunArgs {
     /// Draw the run into this SVG file
     #[arg(long, value_name = "FILE")]
     timeline: Option<PathBuf>,
+    /// Play it in the simulator too, and report where order or timing differ
+    #[arg(long)]
+    against_sim: bool,
     #[command(flatten)]
     cluster: ClusterArgs,
 }
@@ -125,5 +128,6 @@ fn one(
     {
         return Err(Failure::new(error).at(file.display()));
     }
-    Ok(result.pass())
+    let agrees = !args.against_sim || agree::tell(scenario, result, json);
+    Ok(result.pass() && agrees)
 }
