@@ -8,6 +8,7 @@
 pub mod cgroup;
 pub mod dir;
 pub mod fail;
+pub mod guests;
 pub mod namespace;
 pub mod network;
 pub mod place;
