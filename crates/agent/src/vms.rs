@@ -290,6 +290,9 @@ impl Shared {
     }
 
     fn kill(&self) {
+        // One that takes its time to become ready ends by that at once; for one that has not begun there is
+        // nothing to kill yet, and what is gone is no error.
+        let _ = self.driver.kill(self.vm.as_str());
         let _made = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         match self
             .state
@@ -401,7 +404,12 @@ fn cause_of(exit: &hypervisor::Exit, by_guard: bool) -> ExitCause {
     match exit.cause {
         hypervisor::ExitCause::Clean => ExitCause::GuestShutdown,
         hypervisor::ExitCause::Killed => ExitCause::Killed,
-        hypervisor::ExitCause::Crashed { .. } if by_guard => ExitCause::Killed,
+        // Said by the guest itself, before whatever came then.
+        hypervisor::ExitCause::Panicked => ExitCause::Panicked,
+        hypervisor::ExitCause::Crashed { .. } | hypervisor::ExitCause::OutOfMemory if by_guard => {
+            ExitCause::Killed
+        }
         hypervisor::ExitCause::Crashed { .. } => ExitCause::Crash,
+        hypervisor::ExitCause::OutOfMemory => ExitCause::OutOfMemory,
     }
 }

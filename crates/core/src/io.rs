@@ -237,6 +237,10 @@ pub enum ExitCause {
     Crash,
     /// Killed at the agent's or guard's own wish.
     Killed,
+    /// The guest's operating system panicked, and said so.
+    Panicked,
+    /// The host's kernel killed it because memory had run out.
+    OutOfMemory,
 }
 
 /// What an agent keeps on local disk.

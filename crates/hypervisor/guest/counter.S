@@ -2,7 +2,9 @@
 #
 # A BIOS loads these 512 bytes at 0x7c00. The record is the one that image.rs
 # describes; counter N goes to LBA 1 + (N & 1), so that a torn write never
-# loses the one before it. The power button (ACPI, polled) turns it off.
+# loses the one before it. The power button (ACPI, polled) turns it off, after the
+# time that sector 3 gives. Three keys make it fail or end from inside, for tests:
+# h hangs it, p makes it panic (the panic device), s shuts it down.
 #
 # Assembled by `as --32` and `ld -m elf_i386 -Ttext 0x7c00 --oformat binary`;
 # a test compares the result with counter.bin beside this file.
@@ -15,6 +17,7 @@
         .set    PM1_ENABLE, 0x602
         .set    PM1_CONTROL, 0x604
         .set    POWER_BUTTON, 0x100
+        .set    PANIC_DEVICE, 0x505
 
         .globl  _start
 _start: ljmp    $0, $start
@@ -49,6 +52,18 @@ load:   movb    $0x42, %ah
 next:   incb    lba
         cmpb    $2, lba
         jbe     load
+
+        # lba is 3 now: how long a shutdown takes, if somebody has written that.
+times:  movb    $0x42, %ah
+        call    disk
+        jc      times
+        call    sum
+        cmpl    SUM, %ebx
+        jne     count
+        cmpl    $0x5547534d, RECORD     # "MSGU"
+        jne     count
+        movl    RECORD + 12, %eax
+        movl    %eax, left
 
 count:  incl    %ebp
         movw    $RECORD, %di
@@ -91,11 +106,27 @@ store:  movb    $0x43, %ah
         movb    $10, %al
         call    putc
 
-        movw    $PM1_STATUS, %dx
+        movb    $1, %ah                 # is there a key?
+        int     $0x16
+        jz      button
+        xorb    %ah, %ah
+        int     $0x16
+        cmpb    $'h', %al
+        je      hang
+        cmpb    $'p', %al
+        je      panic
+        cmpb    $'s', %al
+        jne     button
+        movb    $1, ending
+button: movw    $PM1_STATUS, %dx        # says so until somebody takes it back
         inw     %dx, %ax
         testb   $1, %ah
-        jnz     off
-        movb    $0x86, %ah              # wait 100 000 microseconds
+        jnz     1f
+        cmpb    $0, ending
+        je      wait
+1:      subl    $100, left              # "never" lasts for years
+        jb      off
+wait:   movb    $0x86, %ah              # wait 100 000 microseconds
         movw    $1, %cx
         movw    $0x86a0, %dx
         int     $0x15
@@ -104,6 +135,11 @@ store:  movb    $0x43, %ah
 off:    movw    $PM1_CONTROL, %dx
         movw    $0x2000, %ax            # SLP_EN, type 0: soft off
         outw    %ax, %dx
+        jmp     hang
+panic:  movw    $PANIC_DEVICE, %dx
+        movb    $1, %al
+        outb    %al, %dx
+hang:   cli
 1:      hlt
         jmp     1b
 
@@ -137,7 +173,9 @@ putc:   pushw   %ax
 
 text:   .asciz  "count "
 drive:  .byte   0
+ending: .byte   0
         .balign 4
+left:   .long   0                       # milliseconds from the request to the end
 packet: .byte   16, 0
         .word   1
         .word   RECORD, 0

@@ -1,10 +1,10 @@
 //! Decides where a guest's own cgroup v2 directory is, and uses its files.
 //!
-//! Needs no controller, only the core files `cgroup.freeze` and `cgroup.kill`.
+//! To freeze and to kill it needs no controller, only the core files `cgroup.freeze` and `cgroup.kill`.
 //! Never touches a directory that it did not make, and never trusts one that
 //! does not list the guest's process.
 
-use std::fs;
+use std::fs::{self, File};
 use std::hash::Hasher;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,19 +12,87 @@ use std::path::{Path, PathBuf};
 use nix::unistd::getuid;
 
 use crate::process::Process;
-use crate::{CgroupPlacement, VmSpec};
+use crate::{CgroupPlacement, VmSpec, memory};
+
+/// The directories of one guest: its own of v2, and the one that counts kills for want of memory, which may be
+/// the same.
+#[derive(Debug, Default)]
+pub(crate) struct Groups {
+    pub(crate) own: Option<PathBuf>,
+    pub(crate) memory: Option<PathBuf>,
+    /// What could not be had, a sentence each.
+    pub(crate) weaknesses: Vec<String>,
+}
+
+impl Groups {
+    /// Makes what can be made.
+    pub(crate) fn make(spec: &VmSpec) -> Self {
+        let mut groups = Self::default();
+        match create(spec) {
+            Ok(own) => groups.own = own,
+            Err(reason) => groups.weaknesses.push(format!(
+                "no cgroup for guests ({reason}); they are frozen by signals"
+            )),
+        }
+        match memory::create(groups.own.as_deref(), spec) {
+            Ok(memory) => groups.memory = memory,
+            Err(reason) => groups.say_uncounted(&reason),
+        }
+        groups
+    }
+
+    fn say_uncounted(&mut self, reason: &str) {
+        self.weaknesses.push(format!(
+            "no memory cgroup for guests ({reason}); one that the kernel kills for want of memory is called crashed"
+        ));
+    }
+
+    /// The files by which a process enters, opened for its child to write to.
+    pub(crate) fn doors(&self) -> Vec<File> {
+        let beside = self
+            .memory
+            .iter()
+            .filter(|dir| self.own.as_ref() != Some(*dir));
+        let all = self.own.iter().chain(beside);
+        let open = |dir: &PathBuf| File::options().write(true).open(dir.join("cgroup.procs"));
+        all.filter_map(|dir| open(dir).ok()).collect()
+    }
+
+    /// Gives up the directories that the process is not in.
+    pub(crate) fn keep_what_lists(&mut self, pid: i32) {
+        if let Some(dir) = self.own.take_if(|dir| !lists(dir, pid)) {
+            let dir_name = dir.display();
+            self.weaknesses.push(format!(
+                "{dir_name} refuses processes; guests are frozen by signals"
+            ));
+            remove(&dir);
+        }
+        if let Some(dir) = self.memory.take_if(|dir| !lists(dir, pid)) {
+            self.say_uncounted(&format!("{} refuses processes", dir.display()));
+            memory::remove(&dir);
+        }
+    }
+
+    pub(crate) fn remove(&self) {
+        for dir in self.memory.iter().chain(&self.own) {
+            remove(dir);
+        }
+    }
+}
 
 /// Makes the directory for a guest, or says why there is none.
-pub(crate) fn create(spec: &VmSpec) -> Result<Option<PathBuf>, String> {
+fn create(spec: &VmSpec) -> Result<Option<PathBuf>, String> {
     let parent = match &spec.cgroup {
         CgroupPlacement::Off => return Ok(None),
         CgroupPlacement::Under(parent) => parent.clone(),
         CgroupPlacement::Auto => {
             let mount = mount_point().ok_or("no cgroup v2 file system is mounted")?;
-            mount.join(format!("mainstay-{}", getuid()))
+            mount.join(auto_name())
         }
     };
-    let dir = parent.join(dir_name(&spec.run_dir, &spec.vm, spec.generation));
+    let dir = parent.join(dir_name(spec));
+    // What an earlier guest of this name left, unless the kernel still needs it.
+    let _ = fs::remove_dir(&dir);
     fs::create_dir_all(&dir).map_err(|error| format!("{}: {error}", dir.display()))?;
     // A directory of a file system that is not cgroup v2 has no such file.
     if !dir.join("cgroup.freeze").exists() {
@@ -36,21 +104,31 @@ pub(crate) fn create(spec: &VmSpec) -> Result<Option<PathBuf>, String> {
     Ok(Some(dir))
 }
 
-/// Several hosts of a laboratory share a mount: the run directory tells them apart.
-fn dir_name(run_dir: &Path, vm: &str, generation: u64) -> String {
-    let mut hasher = std::hash::DefaultHasher::new();
-    hasher.write(run_dir.as_os_str().as_encoded_bytes());
-    format!("{:016x}-{vm}-{generation}", hasher.finish())
+/// The directory that all guests of this user are in where no other was given.
+pub(crate) fn auto_name() -> String {
+    format!("mainstay-{}", getuid())
 }
 
-fn mount_point() -> Option<PathBuf> {
+/// Several hosts of a laboratory share a mount: the run directory tells them apart.
+pub(crate) fn dir_name(spec: &VmSpec) -> String {
+    let mut hasher = std::hash::DefaultHasher::new();
+    hasher.write(spec.run_dir.as_os_str().as_encoded_bytes());
+    format!("{:016x}-{}-{}", hasher.finish(), spec.vm, spec.generation)
+}
+
+pub(crate) fn mount_point() -> Option<PathBuf> {
+    mount_of(|kind, _| kind == "cgroup2")
+}
+
+/// The first mount whose kind of file system and options are the wanted ones.
+pub(crate) fn mount_of(wanted: impl Fn(&str, &str) -> bool) -> Option<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
     mounts.lines().find_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
-        if filesystem.split(' ').next() != Some("cgroup2") {
-            return None;
-        }
-        mount.split(' ').nth(4).map(PathBuf::from)
+        let mut fields = filesystem.split(' ');
+        let (kind, options) = (fields.next()?, fields.nth(1)?);
+        let at = mount.split(' ').nth(4)?;
+        wanted(kind, options).then(|| PathBuf::from(at))
     })
 }
 

@@ -16,16 +16,19 @@ use std::time::{Duration, Instant};
 
 use crate::launch::{self, Record};
 use crate::table::Table;
-use crate::{DriverError, Exit, Found, Hypervisor, Process, StartError, VmSpec, guest, image};
+use crate::{
+    DriverError, Exit, ExitCause, Found, Hypervisor, Process, StartError, VmSpec, guest, image,
+    times,
+};
 
-const NAME: &str = "embedded";
+pub(crate) const NAME: &str = "embedded";
 
 /// How the embedded driver starts its guests.
 #[derive(Debug, Clone)]
 pub struct EmbeddedOptions {
     /// The program whose arguments `guest ...` lead to [`crate::guest_main`]; `None`: the running one.
     pub program: Option<PathBuf>,
-    /// How long a guest may take to open and lock its image.
+    /// How long a guest may take to open and lock its image; the time to start that lies on the image is added.
     pub start_timeout: Duration,
 }
 
@@ -69,23 +72,7 @@ impl EmbeddedDriver {
     }
 
     fn send(&self, vm: &str, request: &[u8]) -> Result<(), DriverError> {
-        let record = self.guests.living(vm)?;
-        let channel = |source| DriverError::Channel {
-            vm: vm.to_owned(),
-            source,
-        };
-        let socket = UnixDatagram::unbound().map_err(channel)?;
-        socket.set_nonblocking(true).map_err(channel)?;
-        match short_path(&record, ".ctl", |path| socket.send_to(request, path)) {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                Err(DriverError::Unresponsive {
-                    vm: vm.to_owned(),
-                    waited: Duration::ZERO,
-                })
-            }
-            Err(source) => Err(channel(source)),
-        }
+        send(&self.guests.living(vm)?, request)
     }
 
     fn note(&self, weakness: String) {
@@ -97,6 +84,24 @@ impl EmbeddedDriver {
             tracing::warn!(driver = NAME, "{weakness}");
             weaknesses.push(weakness);
         }
+    }
+}
+
+/// Sends a request to a guest; does not wait.
+pub(crate) fn send(record: &Record, request: &[u8]) -> Result<(), DriverError> {
+    let channel = |source| DriverError::Channel {
+        vm: record.vm.clone(),
+        source,
+    };
+    let socket = UnixDatagram::unbound().map_err(channel)?;
+    socket.set_nonblocking(true).map_err(channel)?;
+    match short_path(record, ".ctl", |path| socket.send_to(request, path)) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(DriverError::Unresponsive {
+            vm: record.vm.clone(),
+            waited: Duration::ZERO,
+        }),
+        Err(source) => Err(channel(source)),
     }
 }
 
@@ -136,6 +141,9 @@ impl Hypervisor for EmbeddedDriver {
             });
         }
         self.guests.clear(&spec.vm, &spec.run_dir, NAME)?;
+        // The guest says itself what is wrong with an image that cannot be read.
+        let times = times::read_guest_times(&spec.image).ok().flatten();
+        let patience = self.options.start_timeout + times.unwrap_or_default().start;
         // The link stays good when the program is replaced while it runs.
         let program = self
             .options
@@ -152,24 +160,28 @@ impl Hypervisor for EmbeddedDriver {
             .arg(&spec.vm);
         command.arg("--generation").arg(spec.generation.to_string());
         let launched = launch::launch(NAME, &spec, command)?;
-        if let Some(weakness) = &launched.weakness {
+        for weakness in &launched.weaknesses {
             self.note(weakness.clone());
         }
         let record = launched.record.clone();
         self.guests.add(launched, ());
         let start = Instant::now();
         loop {
-            if self.guests.pause(&spec.vm, Duration::from_millis(5)) {
+            if let Some(exit) = self.guests.wait_exit(&spec.vm, Duration::from_millis(5)) {
+                let oom = exit.cause == ExitCause::OutOfMemory;
                 let code = self.guests.exit_code(&spec.vm);
                 let detail = launch::last_words(&record);
                 self.guests.forget(&spec.vm);
                 return Err(match code {
                     Some(guest::EXIT_LOCKED) => StartError::ImageLocked { image: spec.image },
                     Some(guest::EXIT_MISSING) => StartError::ImageMissing { image: spec.image },
+                    _ if oom => StartError::NotEnoughMemory {
+                        needed_mb: spec.memory_mb,
+                    },
                     _ => StartError::Failed { detail },
                 });
             }
-            // The guest makes its socket only after it has the lock.
+            // The guest makes its socket only when it has the lock and is ready.
             let socket = UnixDatagram::unbound().map_err(|source| StartError::Host {
                 action: "make a socket".to_owned(),
                 source,
@@ -177,7 +189,7 @@ impl Hypervisor for EmbeddedDriver {
             if short_path(&record, ".ctl", |path| socket.connect(path)).is_ok() {
                 break;
             }
-            if start.elapsed() > self.options.start_timeout {
+            if start.elapsed() > patience {
                 return Err(self.guests.give_up(&spec.vm, start.elapsed()));
             }
         }

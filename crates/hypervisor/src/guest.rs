@@ -1,11 +1,15 @@
 //! The embedded driver's guest: a process that counts onto its image.
 //!
 //! ```text
-//! open --> lock --> wait ------------> count every 100 ms --> exit marker, end
-//!   | missing | held   `resume` datagram   `shutdown` datagram (also while waiting)
-//!   v         v
+//! open --> lock --> start --> wait ------------> count every 100 ms --> exit marker, end
+//!   | missing | held            `resume` datagram   `shutdown` datagram (also while waiting)
+//!   v         v                                     `panic` datagram
 //! exit codes 66, 75
 //! ```
+//!
+//! How long it takes to start and to shut down lies on its image ([`crate::GuestTimes`]); it goes on counting
+//! while it shuts down. After a `hang` datagram it does nothing any more and hears nothing but `memory`, which
+//! is its process's matter.
 //!
 //! Takes the same byte locks on the image as QEMU, so that either keeps the
 //! other out. A write that fails is tried again at the next tick; the counter
@@ -25,20 +29,28 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 
+use crate::ExitCause;
 use crate::embedded::GuestArguments;
 use crate::image::{self, Aligned, Counter, SECTOR};
 use crate::launch::Record;
 use crate::process::Process;
+use crate::times::{self, GuestTimes};
 
 pub(crate) const RESUME: &[u8] = b"resume";
 pub(crate) const SHUTDOWN: &[u8] = b"shutdown";
 pub(crate) const CRASH: &[u8] = b"crash";
+pub(crate) const HANG: &[u8] = b"hang";
+pub(crate) const PANIC: &[u8] = b"panic";
+pub(crate) const NEED_MEMORY: &[u8] = b"memory";
 
 /// sysexits.h: EX_NOINPUT, EX_TEMPFAIL.
 pub(crate) const EXIT_MISSING: i32 = 66;
 pub(crate) const EXIT_LOCKED: i32 = 75;
 
 const TICK: Duration = Duration::from_millis(100);
+
+/// What it needs of memory after such a request: far more than it has, little for a host.
+const NEEDED_BYTES: usize = 64 << 20;
 
 /// Runs an embedded guest; for the program that [`crate::EmbeddedDriver`] starts with `guest` as first argument.
 ///
@@ -72,10 +84,18 @@ struct Guest {
     counter: Counter,
     record: Record,
     page: Aligned,
+    times: GuestTimes,
+    /// When it counts next; none: it has not been let run.
+    next_tick: Option<Instant>,
+    /// When it is off, once it shuts down.
+    ends_at: Option<Instant>,
+    hung: bool,
+    failing: bool,
 }
 
 impl Guest {
     fn start(arguments: GuestArguments) -> io::Result<Self> {
+        let begun = Instant::now();
         let path = &arguments.image;
         let mut options = OpenOptions::new();
         let (image, direct) =
@@ -95,6 +115,7 @@ impl Guest {
             boot_id: String::new(),
             run_dir: std::env::current_dir()?,
             process: Process::of_pid(std::process::id().cast_signed())?,
+            memory: None,
             vm: arguments.vm.clone(),
             generation: arguments.generation,
         };
@@ -104,6 +125,8 @@ impl Guest {
             boottime_ns: 0,
             vm: arguments.vm,
         };
+        let times = times::read_from(&image)?.unwrap_or_default();
+        wait_until(begun + times.start);
         // Its presence is what the agent waits for.
         let control = UnixDatagram::bind(&name)?;
         Ok(Self {
@@ -112,52 +135,91 @@ impl Guest {
             counter,
             record,
             page: Aligned::new(),
+            times,
+            next_tick: None,
+            ends_at: None,
+            hung: false,
+            failing: false,
         })
     }
 
     fn run(mut self) -> ExitCode {
-        let mut next_tick = None;
-        let mut failing = false;
         loop {
-            let wait = next_tick.map(|next: Instant| {
-                // A zero timeout would mean none.
-                next.saturating_duration_since(Instant::now())
-                    .max(Duration::from_micros(1))
-            });
             let mut request = [0; 16];
             let received = self
                 .control
-                .set_read_timeout(wait)
+                .set_read_timeout(self.wait())
                 .and_then(|()| self.control.recv(&mut request));
-            match received.ok().and_then(|length| request.get(..length)) {
-                Some(RESUME) if next_tick.is_none() => next_tick = Some(Instant::now()),
-                Some(SHUTDOWN) => {
-                    return match self.record.write_marker(None) {
-                        Ok(()) => ExitCode::SUCCESS,
-                        Err(error) => {
-                            eprintln!("exit marker: {error}");
-                            ExitCode::FAILURE
-                        }
-                    };
-                }
-                Some(CRASH) => std::process::abort(),
-                _ => {}
+            let request = received.ok().and_then(|length| request.get(..length));
+            if let Some(cause) = request.and_then(|request| self.obey(request)) {
+                return self.end(&cause);
+            }
+            if self.hung {
+                continue;
             }
             let now = Instant::now();
-            if next_tick.is_some_and(|next| next <= now) {
-                let result = self.count();
-                if failing != result.is_err() {
-                    failing = result.is_err();
-                    eprintln!(
-                        "write: {}",
-                        result
-                            .err()
-                            .map_or_else(|| "works again".to_owned(), |e| e.to_string())
-                    );
-                }
-                // After a freeze it goes on from here and does not catch up.
-                next_tick = Some(now + TICK);
+            if self.ends_at.is_some_and(|end| end <= now) {
+                return self.end(&ExitCause::Clean);
             }
+            if self.next_tick.is_some_and(|next| next <= now) {
+                self.tick();
+                // After a freeze it goes on from here and does not catch up.
+                self.next_tick = Some(now + TICK);
+            }
+        }
+    }
+
+    /// How long there is nothing to do; `None`: until a request comes.
+    fn wait(&self) -> Option<Duration> {
+        let next = self.next_tick.into_iter().chain(self.ends_at).min();
+        next.filter(|_| !self.hung).map(|next| {
+            // A zero timeout would mean none.
+            next.saturating_duration_since(Instant::now())
+                .max(Duration::from_micros(1))
+        })
+    }
+
+    /// Does what a datagram asks for; a cause when it ends by that.
+    fn obey(&mut self, request: &[u8]) -> Option<ExitCause> {
+        match request {
+            CRASH => std::process::abort(),
+            NEED_MEMORY => {
+                // Written, so that it is really there.
+                std::hint::black_box(vec![1_u8; NEEDED_BYTES]);
+            }
+            _ if self.hung => {}
+            RESUME if self.next_tick.is_none() => self.next_tick = Some(Instant::now()),
+            SHUTDOWN if self.ends_at.is_none() => {
+                self.ends_at = self.times.shutdown.map(|time| Instant::now() + time);
+            }
+            HANG => self.hung = self.next_tick.is_some(),
+            PANIC if self.next_tick.is_some() => return Some(ExitCause::Panicked),
+            _ => {}
+        }
+        None
+    }
+
+    fn end(&self, cause: &ExitCause) -> ExitCode {
+        match self.record.write_marker(cause) {
+            Ok(()) if *cause == ExitCause::Clean => ExitCode::SUCCESS,
+            Ok(()) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("exit marker: {error}");
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let result = self.count();
+        if self.failing != result.is_err() {
+            self.failing = result.is_err();
+            eprintln!(
+                "write: {}",
+                result
+                    .err()
+                    .map_or_else(|| "works again".to_owned(), |e| e.to_string())
+            );
         }
     }
 
@@ -184,6 +246,17 @@ impl Guest {
         }
         self.counter = counter;
         Ok(())
+    }
+}
+
+/// The time that an operating system would take; nothing is asked of it meanwhile.
+fn wait_until(end: Instant) {
+    loop {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return;
+        }
+        std::thread::park_timeout(left);
     }
 }
 

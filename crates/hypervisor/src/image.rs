@@ -3,6 +3,7 @@
 //! ```text
 //! sector 0   boot sector (counts when a BIOS runs it) or zeros
 //! sector 1,2 counter record N in sector 1 + (N & 1)
+//! sector 3   how long the guest takes (times.rs), if somebody wrote that
 //!
 //! record     0 magic "MSCOUNT1"   8 counter u64    16 generation u64
 //!           24 boottime ns u64   32 VM id, 64 bytes, zero padded
@@ -23,7 +24,7 @@ use nix::libc;
 pub(crate) const SECTOR: usize = 512;
 const MAGIC: &[u8; 8] = b"MSCOUNT1";
 const SEED: u32 = 0x4d41_494e;
-const CHECKSUM_AT: usize = 508;
+pub(crate) const CHECKSUM_AT: usize = 508;
 const BOOT_SECTOR: &[u8; SECTOR] = include_bytes!("../guest/counter.bin");
 
 /// The last counter of a demo guest.
@@ -109,7 +110,8 @@ pub(crate) fn no_direct(path: &Path) -> String {
     format!("{dir} does not take direct I/O; guests there write through the page cache")
 }
 
-pub(crate) fn read_counter_from(file: &File) -> io::Result<Option<Counter>> {
+/// The first page of an image, zeros where the image ends before it.
+pub(crate) fn read_page(file: &File) -> io::Result<Aligned> {
     // One aligned page serves every logical sector size in use.
     let mut page = Aligned::new();
     let mut filled = 0;
@@ -124,6 +126,11 @@ pub(crate) fn read_counter_from(file: &File) -> io::Result<Option<Counter>> {
             Err(error) => return Err(error),
         }
     }
+    Ok(page)
+}
+
+pub(crate) fn read_counter_from(file: &File) -> io::Result<Option<Counter>> {
+    let mut page = read_page(file)?;
     let sectors = page.bytes().chunks_exact(SECTOR).skip(1).take(2);
     Ok(sectors
         .filter_map(decode)
@@ -151,8 +158,13 @@ pub(crate) fn encode(counter: &Counter, into: &mut [u8]) {
             field.copy_from_slice(bytes);
         }
     }
-    let sum = checksum(into);
-    if let Some(field) = into.get_mut(CHECKSUM_AT..SECTOR) {
+    seal(into);
+}
+
+/// Writes the checksum of a sector into it.
+pub(crate) fn seal(sector: &mut [u8]) {
+    let sum = checksum(sector);
+    if let Some(field) = sector.get_mut(CHECKSUM_AT..SECTOR) {
         field.copy_from_slice(&sum.to_le_bytes());
     }
 }
@@ -177,7 +189,7 @@ fn decode(sector: &[u8]) -> Option<Counter> {
 }
 
 /// Simple enough for a boot sector, good enough to see a torn sector.
-fn checksum(sector: &[u8]) -> u32 {
+pub(crate) fn checksum(sector: &[u8]) -> u32 {
     let (words, _) = sector.as_chunks::<4>();
     words.iter().take(CHECKSUM_AT / 4).fold(SEED, |sum, word| {
         sum.rotate_left(5).wrapping_add(u32::from_le_bytes(*word))

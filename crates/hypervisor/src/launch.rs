@@ -26,8 +26,9 @@ use nix::sys::resource::{Resource, setrlimit};
 use nix::unistd::{getuid, setsid};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::cgroup::Groups;
 use crate::process::Process;
-use crate::{StartError, VmSpec, cgroup};
+use crate::{ExitCause, StartError, VmSpec, cgroup, memory};
 
 const RECORD_SUFFIX: &str = ".process.json";
 const RESUMED_SUFFIX: &str = ".resumed";
@@ -36,6 +37,7 @@ const ENV_VM: &str = "MAINSTAY_GUEST_VM";
 const ENV_GENERATION: &str = "MAINSTAY_GUEST_GENERATION";
 const ENV_RUN_DIR: &str = "MAINSTAY_GUEST_RUN_DIR";
 const ENV_CGROUP: &str = "MAINSTAY_GUEST_CGROUP";
+const ENV_MEMORY: &str = "MAINSTAY_GUEST_MEMORY_CGROUP";
 
 /// Who a guest's process is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -48,6 +50,9 @@ pub(crate) struct Record {
     pub(crate) run_dir: PathBuf,
     #[serde(flatten)]
     pub(crate) process: Process,
+    /// The cgroup that counts when the kernel kills it for want of memory; may be the process's own.
+    #[serde(default)]
+    pub(crate) memory: Option<PathBuf>,
 }
 
 impl Record {
@@ -61,13 +66,40 @@ impl Record {
         (marker.pid == self.process.pid && marker.generation == self.generation).then_some(marker)
     }
 
-    pub(crate) fn write_marker(&self, crashed: Option<String>) -> io::Result<()> {
+    pub(crate) fn write_marker(&self, cause: &ExitCause) -> io::Result<()> {
+        let (crashed, kind) = match cause {
+            ExitCause::Clean => (None, MarkerKind::Plain),
+            ExitCause::Crashed { detail } => (Some(detail.clone()), MarkerKind::Plain),
+            ExitCause::Killed => (Some("killed".to_owned()), MarkerKind::Plain),
+            ExitCause::Panicked => (Some("the guest panicked".to_owned()), MarkerKind::Panicked),
+            ExitCause::OutOfMemory => (
+                Some("killed for want of memory".to_owned()),
+                MarkerKind::OutOfMemory,
+            ),
+        };
         let marker = Marker {
             pid: self.process.pid,
             generation: self.generation,
             crashed,
+            kind,
         };
         write_json(&self.file(".exit"), &marker)
+    }
+
+    /// Whether the kernel has killed it for want of memory, as far as its cgroup shows.
+    pub(crate) fn is_oom_killed(&self) -> bool {
+        let kills = self.memory.as_deref().and_then(memory::oom_kills);
+        kills.is_some_and(|kills| kills > 0)
+    }
+
+    /// Removes the cgroups of a guest that is gone.
+    pub(crate) fn remove_cgroups(&self) {
+        if let Some(dir) = &self.memory {
+            memory::remove(dir);
+        }
+        if let Some(dir) = &self.process.cgroup {
+            cgroup::remove(dir);
+        }
     }
 
     /// Notes that the guest is about to be let run: written before the request is sent.
@@ -95,9 +127,7 @@ impl Record {
         ] {
             let _ = fs::remove_file(self.file(suffix));
         }
-        if let Some(dir) = &self.process.cgroup {
-            cgroup::remove(dir);
-        }
+        self.remove_cgroups();
     }
 }
 
@@ -107,7 +137,31 @@ pub(crate) struct Marker {
     pub(crate) pid: i32,
     pub(crate) generation: u64,
     /// `None`: the guest shut itself down.
-    pub(crate) crashed: Option<String>,
+    crashed: Option<String>,
+    /// What kind of end that was; earlier versions wrote and knew none.
+    #[serde(default)]
+    kind: MarkerKind,
+}
+
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum MarkerKind {
+    /// Clean, or a crash.
+    #[default]
+    Plain,
+    Panicked,
+    OutOfMemory,
+}
+
+impl Marker {
+    pub(crate) fn cause(self) -> ExitCause {
+        match (self.kind, self.crashed) {
+            (MarkerKind::Panicked, _) => ExitCause::Panicked,
+            (MarkerKind::OutOfMemory, _) => ExitCause::OutOfMemory,
+            (MarkerKind::Plain, None) => ExitCause::Clean,
+            (MarkerKind::Plain, Some(detail)) => ExitCause::Crashed { detail },
+        }
+    }
 }
 
 /// A process just made.
@@ -115,8 +169,8 @@ pub(crate) struct Marker {
 pub(crate) struct Launched {
     pub(crate) child: Child,
     pub(crate) record: Record,
-    /// What is weaker than asked for.
-    pub(crate) weakness: Option<String>,
+    /// What is weaker than asked for, a sentence each.
+    pub(crate) weaknesses: Vec<String>,
 }
 
 /// Starts `command` as the guest of `spec`, in the run directory and with its input and output there.
@@ -129,23 +183,11 @@ pub(crate) fn launch(
         let action = action.to_owned();
         move |source| StartError::Host { action, source }
     };
-    let (dir, mut weakness) = match cgroup::create(spec) {
-        Ok(dir) => (dir, None),
-        Err(reason) => (
-            None,
-            Some(format!(
-                "no cgroup for guests ({reason}); they are frozen by signals"
-            )),
-        ),
-    };
+    let mut groups = Groups::make(spec);
     let stderr = File::create(spec.run_dir.join(format!("{}.stderr", spec.vm)))
         .map_err(host("write the guest's log"))?;
-    let procs = dir.as_ref().and_then(|dir| {
-        File::options()
-            .write(true)
-            .open(dir.join("cgroup.procs"))
-            .ok()
-    });
+    let doors = groups.doors();
+    let path = |dir: &Option<PathBuf>| dir.clone().unwrap_or_default();
     command
         .current_dir(&spec.run_dir)
         .env("LC_ALL", "C")
@@ -153,7 +195,8 @@ pub(crate) fn launch(
         .env(ENV_VM, &spec.vm)
         .env(ENV_GENERATION, spec.generation.to_string())
         .env(ENV_RUN_DIR, &spec.run_dir)
-        .env(ENV_CGROUP, dir.as_deref().unwrap_or(Path::new("")))
+        .env(ENV_CGROUP, path(&groups.own))
+        .env(ENV_MEMORY, path(&groups.memory))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(stderr);
@@ -161,7 +204,7 @@ pub(crate) fn launch(
         setsid()?;
         // A core file of guest memory would fill the run directory.
         let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-        if let Some(procs) = &procs {
+        for procs in &doors {
             // Whether it worked is seen by the parent.
             let _ = nix::unistd::write(procs, b"0");
         }
@@ -174,9 +217,7 @@ pub(crate) fn launch(
         command.pre_exec(in_child);
     }
     let mut child = command.spawn().map_err(|source| {
-        if let Some(dir) = &dir {
-            cgroup::remove(dir);
-        }
+        groups.remove();
         StartError::Host {
             action: format!("start {}", command.get_program().display()),
             source,
@@ -185,17 +226,7 @@ pub(crate) fn launch(
     let pid = child.id().cast_signed();
     // The agent may be protected from the OOM killer; its guests are not.
     let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "0");
-    let dir = dir.filter(|dir| {
-        let inside = cgroup::lists(dir, pid);
-        if !inside {
-            weakness = Some(format!(
-                "{} refuses processes; guests are frozen by signals",
-                dir.display()
-            ));
-            cgroup::remove(dir);
-        }
-        inside
-    });
+    groups.keep_what_lists(pid);
     let recorded = Process::of_pid(pid).and_then(|process| {
         let record = Record {
             driver: driver.to_owned(),
@@ -204,9 +235,10 @@ pub(crate) fn launch(
             boot_id: boot_id()?,
             run_dir: spec.run_dir.clone(),
             process: Process {
-                cgroup: dir,
+                cgroup: groups.own.clone(),
                 ..process
             },
+            memory: groups.memory.clone(),
         };
         write_json(&record.file(RECORD_SUFFIX), &record)?;
         Ok(record)
@@ -215,12 +247,13 @@ pub(crate) fn launch(
         Ok(record) => Ok(Launched {
             child,
             record,
-            weakness,
+            weaknesses: groups.weaknesses,
         }),
         Err(source) => {
             // It executes nothing yet, and is our unreaped child.
             let _ = child.kill();
             let _ = child.wait();
+            groups.remove();
             Err(host("record the guest's process")(source))
         }
     }
@@ -347,6 +380,8 @@ fn unrecorded(driver: &str, run_dir: &Path, boot_id: &str) -> Vec<Record> {
         }
         let text = |name| Some(std::str::from_utf8(value(name)?).ok()?.to_owned());
         let cgroup = PathBuf::from(text(ENV_CGROUP)?);
+        // Earlier versions made none.
+        let memory = text(ENV_MEMORY).map(PathBuf::from);
         Some(Record {
             driver: driver.to_owned(),
             vm: text(ENV_VM)?,
@@ -357,6 +392,7 @@ fn unrecorded(driver: &str, run_dir: &Path, boot_id: &str) -> Vec<Record> {
                 cgroup: cgroup::lists(&cgroup, pid).then_some(cgroup),
                 ..process
             },
+            memory: memory.filter(|dir| cgroup::lists(dir, pid)),
         })
     };
     pids.filter_map(guest).collect()

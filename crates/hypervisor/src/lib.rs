@@ -5,8 +5,8 @@
 //!
 //! ```text
 //!            prepare             resume
-//!  (nothing) -------> prepared ---------> running --+--> clean | crashed | killed
-//!                        |                   ^ |    |
+//!  (nothing) -------> prepared ---------> running --+--> clean | crashed | killed |
+//!                        |                   ^ |    |    panicked | out of memory
 //!                        |     freeze / thaw | v    |      reported only once every
 //!                        +---------------- frozen --+      thread of it is gone
 //! ```
@@ -38,18 +38,23 @@ mod embedded;
 pub mod freeze;
 mod guest;
 mod image;
+pub mod inside;
 mod launch;
 mod look;
+mod memory;
 mod process;
 mod qemu;
 mod table;
+mod times;
 
 pub use embedded::{EmbeddedDriver, EmbeddedOptions};
 pub use guest::guest_main;
 pub use image::{Counter, ImageKind, make_image, read_counter};
 pub use look::{Seen, look};
+pub use memory::memory_cgroup_beside;
 pub use process::Process;
 pub use qemu::{Acceleration, QemuDriver, QemuOptions};
+pub use times::{GuestTimes, read_guest_times, write_guest_times};
 
 /// One kind of virtual machine monitor, driven by the agent.
 ///
@@ -137,7 +142,8 @@ pub struct VmSpec {
     pub cgroup: CgroupPlacement,
 }
 
-/// Where a guest's own cgroup v2 directory goes.
+/// Where a guest's own cgroup v2 directory goes; where the memory controller is cgroup v1's, one of that
+/// hierarchy goes to the same place there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum CgroupPlacement {
     /// Below `mainstay-<uid>` at the cgroup v2 mount.
@@ -168,6 +174,10 @@ pub enum ExitCause {
     },
     /// This driver killed it.
     Killed,
+    /// The guest's operating system panicked.
+    Panicked,
+    /// The host's kernel killed it because memory had run out.
+    OutOfMemory,
 }
 
 /// A guest that an earlier agent left, now adopted.

@@ -1,9 +1,9 @@
 //! The driver of QEMU's system emulator.
 //!
 //! Decides QEMU's command line and what its end meant. A guest that powers
-//! itself off leaves a paused process (`-action shutdown=pause`), which the
-//! driver notices, records and ends; so a clean shutdown is known for one even
-//! if it happened while no agent ran.
+//! itself off, or panics and tells the panic device, leaves a paused process
+//! (`-action shutdown=pause,panic=pause`), which the driver notices, records and
+//! ends; so either is known for what it is even if it happened while no agent ran.
 //!
 //! Never sends a command that waits for the guest's disks (`stop`,
 //! `query-block`), never waits on a socket without a limit, never opens more
@@ -19,17 +19,17 @@ use qapi::qmp;
 
 use crate::launch::{self, Record};
 use crate::table::Table;
-use crate::{DriverError, Exit, Found, Hypervisor, Process, StartError, VmSpec, image};
+use crate::{DriverError, Exit, ExitCause, Found, Hypervisor, Process, StartError, VmSpec, image};
 
-mod monitor;
+pub(crate) mod monitor;
 mod probe;
 
 pub use probe::Acceleration;
 
-const NAME: &str = "qemu";
+pub(crate) const NAME: &str = "qemu";
 
 /// Measured: query-status and cont answer in about 1 ms; a loaded host is slower (2026-11-20).
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+pub(crate) const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How the QEMU driver starts its guests.
 #[derive(Debug, Clone)]
@@ -155,11 +155,13 @@ impl QemuDriver {
             "-m",
             &spec.memory_mb.to_string(),
         ]);
-        command.args(["-action", "shutdown=pause", "-drive", &drive]);
+        command.args(["-action", "shutdown=pause,panic=pause", "-drive", &drive]);
         command.args([
             "-device",
             "virtio-blk-pci,drive=disk0,werror=stop,rerror=stop,bootindex=0",
         ]);
+        // By which a guest says that it panics.
+        command.args(["-device", "pvpanic"]);
         command.args(["-serial", &format!("file:{vm}.serial")]);
         for suffix in [monitor::CONTROL, monitor::EVENTS] {
             command.args(["-qmp", &format!("unix:{vm}{suffix},server=on,wait=off")]);
@@ -239,16 +241,21 @@ impl Hypervisor for QemuDriver {
             self.note(image::no_direct(&spec.image));
         }
         let launched = launch::launch(NAME, &spec, self.command(&spec, acceleration, direct)?)?;
-        if let Some(weakness) = &launched.weakness {
+        for weakness in &launched.weaknesses {
             self.note(weakness.clone());
         }
         let record = launched.record.clone();
         self.guests.add(launched, monitor::Events::default());
         let start = Instant::now();
         loop {
-            if self.guests.pause(&spec.vm, Duration::from_millis(5)) {
+            if let Some(exit) = self.guests.wait_exit(&spec.vm, Duration::from_millis(5)) {
                 let words = launch::last_words(&record);
                 self.guests.forget(&spec.vm);
+                if exit.cause == ExitCause::OutOfMemory {
+                    return Err(StartError::NotEnoughMemory {
+                        needed_mb: spec.memory_mb,
+                    });
+                }
                 return Err(failure(words, &spec));
             }
             let left = self.options.start_timeout.saturating_sub(start.elapsed());

@@ -1,11 +1,12 @@
 //! The guests a driver knows, and what their ends meant.
 //!
 //! A guest is gone when every thread of its process is; only then is its exit
-//! decided: clean if its marker says so, else killed if this driver did it,
-//! else crashed. Never holds the table's lock while it waits.
+//! decided: what its marker says, else killed if this driver did it, else out of
+//! memory if its cgroup counted that, else crashed. Never holds the table's lock while it waits.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Child;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,7 @@ use nix::sys::signal::Signal;
 
 use crate::launch::{self, Launched, Record};
 use crate::process::{PidFd, all_threads_gone};
-use crate::{DriverError, Exit, ExitCause, Found, StartError, cgroup};
+use crate::{DriverError, Exit, ExitCause, Found, StartError};
 
 /// How often a waiting call looks for what no descriptor announces.
 const LOOK: Duration = Duration::from_millis(50);
@@ -60,11 +61,19 @@ impl<W: Watch> Guest<W> {
             .child
             .as_mut()
             .and_then(|child| child.try_wait().ok().flatten());
+        // Where the status is known it tells other ends of a process of which another one was killed so.
+        let by_sigkill = status.is_none_or(|s| s.signal() == Some(Signal::SIGKILL as i32));
         let cause = match self.record.marker() {
-            Some(marker) => marker
-                .crashed
-                .map_or(ExitCause::Clean, |detail| ExitCause::Crashed { detail }),
+            Some(marker) => marker.cause(),
             None if self.killed => ExitCause::Killed,
+            None if by_sigkill && self.record.is_oom_killed() => {
+                // The count goes with the cgroup; an agent that comes later shall know it too.
+                if let Err(error) = self.record.write_marker(&ExitCause::OutOfMemory) {
+                    let vm = &self.record.vm;
+                    tracing::warn!(vm, %error, "could not write the exit marker");
+                }
+                ExitCause::OutOfMemory
+            }
             None => {
                 let status = status.map_or_else(
                     || "ended while no agent was its parent".to_owned(),
@@ -79,9 +88,7 @@ impl<W: Watch> Guest<W> {
                 ExitCause::Crashed { detail }
             }
         };
-        if let Some(dir) = &self.record.process.cgroup {
-            cgroup::remove(dir);
-        }
+        self.record.remove_cgroups();
         self.exit = Some(Exit { cause });
         self.ended.notify_all();
         true
@@ -308,11 +315,6 @@ impl<W: Watch> Table<W> {
         let guest = self.guest(vm)?;
         let mut guest = lock(&guest);
         guest.child.as_mut()?.try_wait().ok()??.code()
-    }
-
-    /// Waits up to `pause` for the process to end; true when it has.
-    pub(crate) fn pause(&self, vm: &str, pause: Duration) -> bool {
-        self.wait_exit(vm, pause).is_some()
     }
 }
 

@@ -31,6 +31,9 @@ macro_rules! contract {
     };
 }
 
+#[path = "contract/inside.rs"]
+mod inside;
+
 contract!(
     prepared_guest_executes_nothing_until_resume,
     guest_frozen_by_cgroup_stands_still_until_thawed,

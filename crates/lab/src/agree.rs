@@ -22,10 +22,7 @@ pub const LOOSE_KINDS: [(&str, &str); 3] = [
         "heartbeat.datastores",
         "which of equal datastores is chosen first depends on which is read first",
     ),
-    (
-        "fault",
-        "what the scenario does is the same by definition",
-    ),
+    ("fault", "what the scenario does is the same by definition"),
 ];
 
 /// Beyond the heartbeats' phases: processes are started, disks answer, other work takes the processor.
@@ -148,8 +145,7 @@ fn words(entry: &Entry) -> Option<String> {
     }
     // Why a VM stopped is compared: it is what happened, not how it is explained.
     let compared = |key: &str| {
-        key != "kind"
-            && (!LOOSE_FIELDS.contains(&key) || (key == "reason" && kind == "vm.stopped"))
+        key != "kind" && (!LOOSE_FIELDS.contains(&key) || (key == "reason" && kind == "vm.stopped"))
     };
     let mut said = kind.clone();
     for (key, value) in fields.iter().filter(|(k, _)| compared(k)) {
@@ -183,9 +179,14 @@ pub fn compare(sim: &RunResult, lab: &RunResult, tolerance: Duration) -> Agreeme
     let mut both: Vec<(i64, i64, &String)> = Vec::new();
     let mut found: Vec<(i64, Difference)> = Vec::new();
     let none = Vec::new();
-    let names = ours.keys().chain(theirs.keys().filter(|k| !ours.contains_key(*k)));
+    let names = ours
+        .keys()
+        .chain(theirs.keys().filter(|k| !ours.contains_key(*k)));
     for event in names {
-        let (a, b) = (ours.get(event).unwrap_or(&none), theirs.get(event).unwrap_or(&none));
+        let (a, b) = (
+            ours.get(event).unwrap_or(&none),
+            theirs.get(event).unwrap_or(&none),
+        );
         for (sim, lab) in a.iter().zip(b) {
             both.push((*sim, *lab, event));
             if sim.abs_diff(*lab) > limit.unsigned_abs() {
@@ -277,7 +278,10 @@ mod tests {
     #[test]
     fn what_is_missing_late_or_turned_round_is_said() {
         let sim = [(100, "host-1"), (5000, "host-2")];
-        assert_eq!(words_of(&sim, &[(100, "host-1")]), ["only in the simulator"]);
+        assert_eq!(
+            words_of(&sim, &[(100, "host-1")]),
+            ["only in the simulator"]
+        );
         let more = [(100, "host-1"), (5000, "host-2"), (5001, "host-3")];
         assert_eq!(words_of(&sim, &more), ["only in the lab"]);
         assert_eq!(

@@ -66,8 +66,16 @@ pub fn is_of(dir: &Path, kind: Kind, run: &str) -> bool {
 /// How long killed processes may take to leave their cgroup: a machine's memory is given back first.
 const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 
-/// Removes a cgroup and those below it, when their last process has left.
+/// Removes a cgroup and those below it, when their last process has left; with those that guests have beside
+/// them for their memory, where the memory controller is cgroup v1's.
 pub fn remove_tree(dir: &Path) {
+    if let Some(beside) = mainstay_hypervisor::memory_cgroup_beside(dir) {
+        remove_when_empty(&beside);
+    }
+    remove_when_empty(dir);
+}
+
+fn remove_when_empty(dir: &Path) {
     let deadline = Instant::now() + EMPTY_WITHIN;
     while dir.exists() && Instant::now() < deadline {
         remove_empty(dir);

@@ -12,7 +12,7 @@ pub mod cluster;
 pub mod dir;
 pub mod fail;
 pub mod files;
-mod guests;
+pub mod guests;
 pub mod namespace;
 pub mod network;
 pub mod place;

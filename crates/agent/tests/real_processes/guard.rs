@@ -4,7 +4,7 @@ use crate::harness::{Cluster, is_frozen, kill, state_of, vm, wait_for};
 use mainstay_agent::control::client::Client;
 
 /// One host with one running VM; gives its guest's process.
-fn with_a_running_vm() -> (Cluster, i32) {
+pub(crate) fn with_a_running_vm() -> (Cluster, i32) {
     let mut cluster = Cluster::new(1, 1);
     cluster.start(1);
     cluster.wait_status(1, "a primary", |s| s.primary.clone());

@@ -392,8 +392,10 @@ impl Drop for Cluster {
             {
                 let text = std::fs::read_to_string(file.path()).unwrap_or_default();
                 let record = serde_json::from_str::<serde_json::Value>(&text).unwrap_or_default();
-                if let Some(cgroup) = record.get("cgroup").and_then(|c| c.as_str()) {
-                    let _ = std::fs::remove_dir(cgroup);
+                for of in ["cgroup", "memory"] {
+                    if let Some(cgroup) = record.get(of).and_then(|c| c.as_str()) {
+                        let _ = std::fs::remove_dir(cgroup);
+                    }
                 }
             }
         }

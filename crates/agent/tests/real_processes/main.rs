@@ -3,5 +3,6 @@
 mod cluster;
 mod control;
 mod guard;
+mod guests;
 mod harness;
 mod networks;

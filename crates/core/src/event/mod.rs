@@ -55,6 +55,31 @@ pub enum StopReason {
     StartAborted,
     /// Its host was shut down by its admin.
     HostShutdown,
+    /// Its guest's operating system panicked.
+    Panic,
+    /// Its host's kernel killed it because memory had run out.
+    Oom,
+}
+
+impl StopReason {
+    /// It ended without anybody's wish, and is to run again.
+    #[must_use]
+    pub fn is_failure(self) -> bool {
+        matches!(
+            self,
+            Self::Crash | Self::FrozenLimit | Self::Panic | Self::Oom
+        )
+    }
+
+    /// The reason as a lock on a datastore says it. Agents of format version 2 know none that came after
+    /// [`StopReason::HostShutdown`]; what they have to know of the later ones is that the VM crashed.
+    #[must_use]
+    pub fn on_disk(self) -> Self {
+        match self {
+            Self::Panic | Self::Oom => Self::Crash,
+            other => other,
+        }
+    }
 }
 
 /// What happened.

@@ -117,6 +117,8 @@ impl Agent {
             ExitCause::Crash if planted!(self, CrashIsOff) => (StopReason::Crash, Desired::Off),
             ExitCause::Crash => (StopReason::Crash, Desired::On),
             ExitCause::Killed => (StopReason::FrozenLimit, Desired::On),
+            ExitCause::Panicked => (StopReason::Panic, Desired::On),
+            ExitCause::OutOfMemory => (StopReason::Oom, Desired::On),
         };
         let asked = self
             .asked
@@ -158,10 +160,13 @@ impl Agent {
         vm.since = self.now;
         self.report_dirty = true;
         self.want_poweron_list();
-        if matches!(reason, StopReason::Crash | StopReason::FrozenLimit) {
+        if reason.is_failure() {
             self.say_stopped(id, reason);
         }
-        let host = self.me.host.clone();
+        let given_back = GivenBack {
+            host: self.me.host.clone(),
+            reason: reason.on_disk(),
+        };
         self.swap_lock_noting(
             &datastore,
             LockName::Vm(id.clone()),
@@ -169,7 +174,7 @@ impl Agent {
             from,
             None,
             desired,
-            Some(GivenBack { host, reason }),
+            Some(given_back),
         );
     }
 
@@ -208,12 +213,12 @@ impl Agent {
             SwapOutcome::Lost => self.say_stop_lost(id),
         }
         let spec = self.vms.get(id).map(|v| v.spec.clone());
-        match reason {
-            StopReason::Crash | StopReason::FrozenLimit | StopReason::StartAborted => {
-                self.vms.remove(id);
-                self.report_dirty = true;
-            }
-            _ => self.gone(id, reason),
+        if reason.is_failure() || reason == StopReason::StartAborted {
+            // A failure was said when the release began.
+            self.vms.remove(id);
+            self.report_dirty = true;
+        } else {
+            self.gone(id, reason);
         }
         self.durable_dirty |= self.durable.wanted_off.remove(id);
         if let (true, Some(spec)) = (start_again, spec) {
@@ -295,6 +300,10 @@ impl Agent {
             StopReason::Vmcp => "component protection",
             StopReason::Host => "the host stopped",
             StopReason::HostShutdown => "its host is being shut down by its admin",
+            StopReason::Panic => "its guest's operating system panicked",
+            StopReason::Oom => {
+                "its host's kernel killed it for want of memory (oom_kill counted in its cgroup); give the host more memory, or fewer VMs"
+            }
         };
         self.emit(EventKind::VmStopped { vm, host, reason }, String::from(why));
     }

@@ -21,11 +21,11 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 use qapi::{Command, ExecuteError, Qmp};
 
-use crate::DriverError;
 use crate::embedded::short_path;
 use crate::launch::Record;
 use crate::process::PidFd;
 use crate::table::{Watch, terminate};
+use crate::{DriverError, ExitCause};
 
 pub(super) const CONTROL: &str = ".qmp";
 pub(super) const EVENTS: &str = ".events";
@@ -57,7 +57,7 @@ fn open(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
 }
 
 /// Executes one command on the control socket, within `timeout` for each step.
-pub(super) fn execute<C: Command>(
+pub(crate) fn execute<C: Command>(
     record: &Record,
     command: &C,
     timeout: Duration,
@@ -158,29 +158,32 @@ impl Events {
     }
 }
 
-/// How the machine ended, if this line says that it did: `Some(None)` is a clean shutdown.
-fn ended(line: &[u8]) -> Option<Option<String>> {
+/// How the machine ended, if this line says that it did.
+fn ended(line: &[u8]) -> Option<ExitCause> {
     let message: serde_json::Value = serde_json::from_slice(line).ok()?;
     let text = |pointer: &str| message.pointer(pointer).and_then(serde_json::Value::as_str);
+    let crashed = |reason: &str| ExitCause::Crashed {
+        detail: reason.to_owned(),
+    };
     match (text("/event"), text("/return/status")) {
         (Some("SHUTDOWN"), _) => {
             let reason = text("/data/reason").unwrap_or("unknown");
             let by_guest = message.pointer("/data/guest") == Some(&serde_json::Value::Bool(true));
             match (by_guest, reason) {
-                (true, "guest-shutdown") => Some(None),
-                (true, reason) => Some(Some(reason.to_owned())),
+                (true, "guest-shutdown") => Some(ExitCause::Clean),
+                (true, "guest-panic") => Some(ExitCause::Panicked),
+                (true, reason) => Some(crashed(reason)),
                 // Somebody ended QEMU; whether it was this driver is known where that is decided.
                 (false, _) => None,
             }
         }
         (Some("GUEST_PANICKED"), _) => match text("/data/action") {
             Some("run") => None,
-            _ => Some(Some("the guest panicked".to_owned())),
+            _ => Some(ExitCause::Panicked),
         },
-        (None, Some("shutdown")) => Some(None),
-        (None, Some(status @ ("guest-panicked" | "internal-error"))) => {
-            Some(Some(status.to_owned()))
-        }
+        (None, Some("shutdown")) => Some(ExitCause::Clean),
+        (None, Some("guest-panicked")) => Some(ExitCause::Panicked),
+        (None, Some(status @ "internal-error")) => Some(crashed(status)),
         _ => None,
     }
 }
@@ -192,11 +195,11 @@ impl Watch for Events {
             self.stream = Self::connect(record).ok();
         }
         for line in self.receive() {
-            let Some(crashed) = ended(&line) else {
+            let Some(cause) = ended(&line) else {
                 continue;
             };
             if record.marker().is_none()
-                && let Err(error) = record.write_marker(crashed)
+                && let Err(error) = record.write_marker(&cause)
             {
                 tracing::warn!(vm = record.vm, %error, "could not write the exit marker");
             }
@@ -224,14 +227,39 @@ mod tests {
         let event = |guest, reason| {
             format!(r#"{{"event":"SHUTDOWN","data":{{"guest":{guest},"reason":"{reason}"}}}}"#)
         };
-        assert_eq!(ended(event(true, "guest-shutdown").as_bytes()), Some(None));
         assert_eq!(
-            ended(event(true, "guest-panic").as_bytes()),
-            Some(Some("guest-panic".to_owned()))
+            ended(event(true, "guest-shutdown").as_bytes()),
+            Some(ExitCause::Clean)
         );
+        assert!(matches!(
+            ended(event(true, "guest-reset").as_bytes()),
+            Some(ExitCause::Crashed { .. })
+        ));
         assert_eq!(ended(event(false, "host-signal").as_bytes()), None);
-        assert_eq!(ended(br#"{"return":{"status":"shutdown"}}"#), Some(None));
+        assert_eq!(
+            ended(br#"{"return":{"status":"shutdown"}}"#),
+            Some(ExitCause::Clean)
+        );
         assert_eq!(ended(br#"{"return":{"status":"running"}}"#), None);
         assert_eq!(ended(b"{"), None);
+    }
+
+    #[test]
+    fn a_panic_is_one_however_it_is_told() {
+        for line in [
+            r#"{"event":"GUEST_PANICKED","data":{"action":"pause"}}"#,
+            r#"{"event":"GUEST_PANICKED","data":{"action":"poweroff"}}"#,
+            r#"{"event":"SHUTDOWN","data":{"guest":true,"reason":"guest-panic"}}"#,
+            r#"{"return":{"status":"guest-panicked"}}"#,
+        ] {
+            assert_eq!(ended(line.as_bytes()), Some(ExitCause::Panicked), "{line}");
+        }
+        // It goes on, or has only loaded what is to run when it panics.
+        for line in [
+            r#"{"event":"GUEST_PANICKED","data":{"action":"run"}}"#,
+            r#"{"event":"GUEST_CRASHLOADED","data":{"action":"run"}}"#,
+        ] {
+            assert_eq!(ended(line.as_bytes()), None, "{line}");
+        }
     }
 }

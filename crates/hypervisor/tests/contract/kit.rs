@@ -173,6 +173,18 @@ impl Kit {
         assert!(!counts, "the guest counts");
     }
 
+    /// It counts no more, from soon on.
+    pub fn assert_comes_to_rest(&self) {
+        let start = Instant::now();
+        loop {
+            let before = self.counter();
+            if !on_write(&self.image(), STILL, || self.counter() != before) {
+                return;
+            }
+            assert!(start.elapsed() < PATIENCE, "the guest counts on");
+        }
+    }
+
     pub fn freeze(&self, process: &Process) {
         freeze::freeze(process).expect("freeze");
         wait_until("the guest is stopped", || freeze::is_stopped(process));
@@ -190,6 +202,9 @@ impl Kit {
 
 impl Drop for Kit {
     fn drop(&mut self) {
+        // Knows them all, also one whose record a test removed.
+        let last = driver(self.kind);
+        last.find(&self.run_dir());
         for process in &self.started {
             // Most are gone already.
             let _ = freeze::kill(process);
@@ -198,6 +213,9 @@ impl Drop for Kit {
                 let _ = std::fs::remove_dir(dir);
             }
         }
+        // Looking at a guest that is gone removes its cgroups.
+        last.find(&self.run_dir());
+        last.is_gone("vm");
     }
 }
 

@@ -7,8 +7,9 @@ use crate::network::Network;
 use mainstay_agent::config::{AgentFile, ClusterFile, ClusterId, DriverKind, Probe, SettingValue};
 use mainstay_core::config::{ClusterConfig, VmSpec};
 use mainstay_core::id::{DatastoreId, VmId};
+use mainstay_core::time::Duration;
 use mainstay_datastore::FileDatastore;
-use mainstay_hypervisor::{ImageKind, make_image};
+use mainstay_hypervisor::{GuestTimes, ImageKind, make_image, write_guest_times};
 use mainstay_sim::{Scenario, VmSetup};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -150,7 +151,7 @@ pub(super) fn storage(
 pub(super) fn image(
     storage: &Path,
     spec: &VmSpec,
-    _setup: &VmSetup,
+    setup: &VmSetup,
     driver: DriverKind,
 ) -> Result<()> {
     let kind = match driver {
@@ -163,7 +164,12 @@ pub(super) fn image(
     if let Some(parent) = path.parent() {
         make_dir(parent)?;
     }
+    let times = GuestTimes {
+        start: Duration::from_nanos(setup.start_time),
+        shutdown: setup.shutdown_time.map(Duration::from_nanos),
+    };
     make_image(&path, IMAGE_BYTES, kind)
+        .and_then(|()| write_guest_times(&path, &times))
         .context("cannot make a disk image")
         .map_err(|e| e.at(path.display()))
 }

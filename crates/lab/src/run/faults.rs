@@ -97,7 +97,11 @@ impl Stage<'_> {
                     }
                 }
             }
-            Fault::VmCrash { vm } | Fault::GuestShutdown { vm } => self.guest_fault(*vm, fault),
+            Fault::VmCrash { vm }
+            | Fault::GuestShutdown { vm }
+            | Fault::GuestHang { vm }
+            | Fault::GuestPanic { vm }
+            | Fault::VmOomKill { vm } => self.guest_fault(*vm, fault),
             Fault::VmPowerOn { vm, host } => self.wish(*vm, *host, true),
             Fault::VmPowerOff { vm } => self.wish(*vm, None, false),
             Fault::StartFail { host, vm, times } => {
@@ -162,14 +166,19 @@ impl Stage<'_> {
             let Ok(run_dir) = self.cluster.host(host).map(|h| h.run_dir.clone()) else {
                 continue;
             };
-            let done = match fault {
-                Fault::VmCrash { .. } => guests::crash(&run_dir, id.as_str()),
-                Fault::GuestShutdown { .. } => guests::shutdown(&run_dir, id.as_str()),
-                _ => Ok(()),
+            let happen = match fault {
+                Fault::VmCrash { .. } => guests::crash,
+                Fault::GuestShutdown { .. } => guests::shutdown,
+                Fault::GuestHang { .. } => guests::hang,
+                Fault::GuestPanic { .. } => guests::panic,
+                _ => guests::oom_kill,
             };
-            if let (Err(error), Some(entry)) = (done, self.trace.last_mut()) {
-                entry.why = error.one_line();
-            }
+            let vm = id.to_string();
+            self.ask(Then::Nothing, move || match happen(&run_dir, &vm) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err("there was nobody to whom it could happen".into()),
+                Err(error) => Err(error.one_line()),
+            });
         }
     }
 

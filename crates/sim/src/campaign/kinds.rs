@@ -61,7 +61,7 @@ const SLOW_SHUT_DOWN: Nanos = 100 * SECOND;
 
 impl<'a> Drawing<'a> {
     /// All kinds, by name. A new one needs a line here and its method; the order is part of what a seed means.
-    pub(super) const KINDS: [(&'static str, Kind<'a>); 28] = [
+    pub(super) const KINDS: [(&'static str, Kind<'a>); 29] = [
         ("a host loses power", Self::host_loses_power),
         ("a host pauses", Self::host_pauses),
         ("an agent dies", Self::agent_dies),
@@ -93,6 +93,7 @@ impl<'a> Drawing<'a> {
         ("the timers change", Self::timers_change),
         ("a vm is created", Self::vm_created),
         ("an isolated host rests", Self::isolated_host_rests),
+        ("a guest fails", Self::guest_fails),
     ];
 
     fn heal_all_networks(&mut self, at: Nanos) {
@@ -217,6 +218,22 @@ impl<'a> Drawing<'a> {
             self.push(s.at, Fault::GuestShutdown { vm });
         }
         self.push(s.end, Fault::VmPowerOn { vm, host: None });
+    }
+
+    /// Now and then: a guest that hangs writes nothing that could be judged. Somebody ends it after a while.
+    fn guest_fails(&mut self, s: Stroke) {
+        if self.vms == 0 || self.rng.percent(50) {
+            return;
+        }
+        let vm = self.vm();
+        match self.rng.below(3) {
+            0 => {
+                self.push(s.at, Fault::GuestHang { vm });
+                self.push(s.end, Fault::VmCrash { vm });
+            }
+            1 => self.push(s.at, Fault::GuestPanic { vm }),
+            _ => self.push(s.at, Fault::VmOomKill { vm }),
+        }
     }
 
     fn user_switches_off(&mut self, s: Stroke) {

@@ -95,6 +95,8 @@ impl Invariant for StatedCause {
                 let right = match reason {
                     StopReason::Guest => ended(ExitCause::GuestShutdown),
                     StopReason::Crash => ended(ExitCause::Crash),
+                    StopReason::Panic => ended(ExitCause::Panicked),
+                    StopReason::Oom => ended(ExitCause::OutOfMemory),
                     StopReason::FrozenLimit => ended(ExitCause::Killed),
                     StopReason::User => *user,
                     StopReason::Isolation => *isolated,
@@ -240,6 +242,18 @@ mod tests {
         assert!(!bad(said(StopReason::Guest, shutdown, false)));
         assert!(!bad(said(StopReason::Crash, crash, false)));
         assert!(bad(said(StopReason::FrozenLimit, crash, true)));
+        let (panicked, oom) = (ExitCause::Panicked, ExitCause::OutOfMemory);
+        assert!(!bad(said(StopReason::Panic, panicked, false)));
+        assert!(!bad(said(StopReason::Oom, oom, false)));
+        for (reason, exit) in [
+            (StopReason::Panic, crash),
+            (StopReason::Oom, crash),
+            (StopReason::Oom, ExitCause::Killed),
+            (StopReason::Crash, oom),
+            (StopReason::Crash, panicked),
+        ] {
+            assert!(bad(said(reason, exit, true)), "{reason:?} {exit:?}");
+        }
         for reason in [
             StopReason::User,
             StopReason::Isolation,

@@ -106,7 +106,18 @@ pub enum Fault {
     VmCrash {
         vm: usize,
     },
+    /// The host's kernel kills it for want of memory.
+    VmOomKill {
+        vm: usize,
+    },
     GuestShutdown {
+        vm: usize,
+    },
+    /// It executes nothing and writes nothing any more; its process lives.
+    GuestHang {
+        vm: usize,
+    },
+    GuestPanic {
         vm: usize,
     },
     VmPowerOn {
@@ -241,7 +252,10 @@ pub const EVENTS: &[EventDoc] = &[
     doc("datastore.full", &["datastore"], &["host"]),
     doc("datastore.heal", &[], &["datastore", "host"]),
     doc("vm.crash", &["vm"], &[]),
+    doc("vm.oom_kill", &["vm"], &[]),
     doc("guest.shutdown", &["vm"], &[]),
+    doc("guest.hang", &["vm"], &[]),
+    doc("guest.panic", &["vm"], &[]),
     doc("vm.power_on", &["vm"], PLACE),
     doc("vm.power_off", &["vm"], PLACE),
     doc("clock.drift", &["host", "ppm"], &[]),
@@ -253,8 +267,6 @@ pub const EVENTS: &[EventDoc] = &[
     doc("config.set", &["key", "value"], &["host"]),
     doc("manager.down", &[], &[]),
     doc("manager.up", &[], &[]),
-    later("guest.hang", &["vm"]),
-    later("guest.panic", &["vm"]),
     later("app.hang", &["vm"]),
     later("host.degraded", &["host"]),
     later("host.healthy", &["host"]),
@@ -316,7 +328,10 @@ impl Fault {
             },
             Self::DatastoreHeal { .. } => "datastore.heal",
             Self::VmCrash { .. } => "vm.crash",
+            Self::VmOomKill { .. } => "vm.oom_kill",
             Self::GuestShutdown { .. } => "guest.shutdown",
+            Self::GuestHang { .. } => "guest.hang",
+            Self::GuestPanic { .. } => "guest.panic",
             Self::VmPowerOn { .. } => "vm.power_on",
             Self::VmPowerOff { .. } => "vm.power_off",
             Self::ClockDrift { .. } => "clock.drift",
@@ -433,7 +448,12 @@ impl Fault {
                 out.push(("power", json!(if *on { "on" } else { "off" })));
             }
             Self::VmDelete { vm } => out.push(("vm", name(&names.vms, *vm))),
-            Self::VmCrash { vm } | Self::GuestShutdown { vm } | Self::VmPowerOff { vm } => {
+            Self::VmCrash { vm }
+            | Self::VmOomKill { vm }
+            | Self::GuestShutdown { vm }
+            | Self::GuestHang { vm }
+            | Self::GuestPanic { vm }
+            | Self::VmPowerOff { vm } => {
                 out.push(("vm", name(&names.vms, *vm)));
             }
             Self::VmPowerOn { vm, host: h } => {

@@ -133,10 +133,10 @@ fn timers_that_contradict_each_other_are_refused_with_the_inequality() {
 
 #[test]
 fn events_without_behaviour_are_named() {
-    let text = with("[[event]]\nat = \"5s\"\ndo = \"guest.hang\"\nvm = \"vm-1\"");
+    let text = with("[[event]]\nat = \"5s\"\ndo = \"app.hang\"\nvm = \"vm-1\"");
     assert_eq!(
         parse("x.toml", &text).expect("known").unplayable(),
-        ["guest.hang"]
+        ["app.hang"]
     );
 }
 

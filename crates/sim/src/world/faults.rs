@@ -106,19 +106,14 @@ impl World<'_> {
                 }
             }
             Fault::VmCrash { vm } => {
-                for host in 0..self.hosts.len() {
-                    for instance in self.instances_on(host, *vm) {
-                        self.kill(instance, ExitCause::Crash);
-                    }
-                }
+                self.at_each_process(*vm, |world, i| world.kill(i, ExitCause::Crash));
             }
-            Fault::GuestShutdown { vm } => {
-                for host in 0..self.hosts.len() {
-                    for instance in self.instances_on(host, *vm) {
-                        self.shut_down(instance);
-                    }
-                }
+            Fault::VmOomKill { vm } => {
+                self.at_each_process(*vm, |world, i| world.kill(i, ExitCause::OutOfMemory));
             }
+            Fault::GuestShutdown { vm } => self.at_each_process(*vm, Self::shut_down),
+            Fault::GuestHang { vm } => self.at_each_process(*vm, Self::hang),
+            Fault::GuestPanic { vm } => self.at_each_process(*vm, Self::panic),
             Fault::VmPowerOn { vm, host } => {
                 self.wish_on(*vm, *host);
             }
@@ -141,6 +136,14 @@ impl World<'_> {
                 self.wish_change(vec![Change::RemoveVm(id)], None, None);
             }
             Fault::ManagerDown | Fault::ManagerUp | Fault::NotPlayable(_) => {}
+        }
+    }
+
+    fn at_each_process(&mut self, vm: usize, befall: impl Fn(&mut Self, usize)) {
+        for host in 0..self.hosts.len() {
+            for instance in self.instances_on(host, vm) {
+                befall(self, instance);
+            }
         }
     }
 

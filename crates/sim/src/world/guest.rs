@@ -107,6 +107,8 @@ pub(super) struct Instance {
     /// It is gone when its write is over, for that cause.
     pub(super) dying: Option<ExitCause>,
     pub(super) shutting_down: bool,
+    /// Its operating system stands still; the process lives, and nothing tells of it.
+    hung: bool,
     /// Its agent asked it to, before it did so by itself.
     asked_down: bool,
     /// Its agent has noted that it is about to let it run.
@@ -256,6 +258,7 @@ impl World<'_> {
             writing: false,
             dying: None,
             shutting_down: false,
+            hung: false,
             asked_down: false,
             resumed: false,
             unsent: false,
@@ -407,7 +410,7 @@ impl World<'_> {
         if !i.exists() || i.phase == Phase::Dying || i.life != life || !self.hosts[i.host].powered {
             return;
         }
-        if i.executes() && !i.writing {
+        if i.executes() && !i.hung && !i.writing {
             let (vm, generation) = (i.vm, i.generation);
             let (host, disk) = (i.host, self.vms[vm].disk);
             self.instances[instance].writing = true;
@@ -460,7 +463,7 @@ impl World<'_> {
 
     pub(super) fn shut_down(&mut self, instance: usize) {
         let i = &mut self.instances[instance];
-        if i.shutting_down || i.phase != Phase::Started {
+        if i.shutting_down || i.hung || i.phase != Phase::Started {
             return;
         }
         i.shutting_down = true;
@@ -472,6 +475,20 @@ impl World<'_> {
                     cause: ExitCause::GuestShutdown,
                 },
             );
+        }
+    }
+
+    /// Its operating system stands still, if it executes.
+    pub(super) fn hang(&mut self, instance: usize) {
+        let i = &mut self.instances[instance];
+        i.hung |= i.executes();
+    }
+
+    /// Its operating system panics, if it executes: the process ends as after SIGKILL.
+    pub(super) fn panic(&mut self, instance: usize) {
+        let i = &self.instances[instance];
+        if i.executes() && !i.hung {
+            self.kill(instance, ExitCause::Panicked);
         }
     }
 
@@ -494,9 +511,9 @@ impl World<'_> {
         if i.phase == Phase::Dead {
             return;
         }
-        if cause == ExitCause::GuestShutdown && (i.phase != Phase::Started || i.frozen) {
-            // A frozen guest shuts nothing down; it goes on when it is thawed.
-            if i.frozen && i.phase == Phase::Started {
+        if cause == ExitCause::GuestShutdown && (i.phase != Phase::Started || i.frozen || i.hung) {
+            // A hung guest does not come to it; a frozen one goes on when it is thawed.
+            if i.frozen && !i.hung && i.phase == Phase::Started {
                 self.after(TICK, Happening::Exit { instance, cause });
             }
             return;

@@ -261,7 +261,10 @@ impl<'a> Building<'a> {
                 host: maybe_host,
             },
             "vm.crash" => Fault::VmCrash { vm: some_vm },
+            "vm.oom_kill" => Fault::VmOomKill { vm: some_vm },
             "guest.shutdown" => Fault::GuestShutdown { vm: some_vm },
+            "guest.hang" => Fault::GuestHang { vm: some_vm },
+            "guest.panic" => Fault::GuestPanic { vm: some_vm },
             "vm.power_on" => Fault::VmPowerOn {
                 vm: some_vm,
                 host: maybe_host,
