@@ -2,6 +2,7 @@
 
 mod agree;
 mod run;
+mod suite;
 
 use crate::fail;
 use crate::scenarios::{STOPPED, line};
@@ -28,6 +29,8 @@ pub(crate) struct LabArgs {
 enum LabCommand {
     /// Play scenario files on real agents, guests, networks and storage
     Run(run::RunArgs),
+    /// Play every scenario that the lab can play, and print a table
+    Suite(suite::SuiteArgs),
     /// End what dead labs left, and remove it: processes, mounts, cgroups, files
     Clean,
 }
@@ -70,6 +73,7 @@ impl ClusterArgs {
 pub(crate) fn run(args: LabArgs, json: bool) -> ExitCode {
     match args.command {
         LabCommand::Run(args) => finish(json, run::run(&args, json)),
+        LabCommand::Suite(args) => finish(json, suite::run(&args, json)),
         LabCommand::Clean => finish(json, clean(json)),
     }
 }
