@@ -184,6 +184,13 @@ impl Storage {
     pub fn mount(&self, spec: &MountSpec, namespace: &Namespace) -> Result<Mount> {
         Mount::make(&self.0, spec, namespace)
     }
+
+    /// How many callers wait for a lock that another holds; at some moments those that just try again are
+    /// not among them.
+    #[must_use]
+    pub fn waiting_for_locks(&self) -> usize {
+        self.0.waiters.count()
+    }
 }
 
 impl Shared {
