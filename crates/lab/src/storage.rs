@@ -14,6 +14,9 @@
 //!
 //! A datastore of kind `block` is one large sparse file in such a directory.
 //!
+//! A caller that is signalled while it hangs stays until it is answered, SIGKILL included, as on an array
+//! that is gone: its process is in state D until the path is healed or the host loses power.
+//!
 //! What it is not: `mmap` of shared files is not served, nor `flock` beyond one mount, nor extended
 //! attributes; permissions are not checked, hosts are root. Bytes go to the backing file through the page
 //! cache of this machine, which outlives every fault that a lab can play; whoever measures with durable

@@ -13,7 +13,8 @@ pub enum Fault {
     /// ENXIO, EIO, ENODEV or ESTALE. Locks of files that are closed meanwhile are released.
     Gone(Errno),
     /// Every operation takes this long in addition, all that are under way side by side; effects keep the
-    /// order in which the operations came.
+    /// order in which the operations came. An operation is what the kernel asks for, each name of a path and
+    /// each look at attributes included, as no client caches here: one heartbeat is about ten.
     Slow(Duration),
     /// What changes something takes effect, but its caller is never told; answers come when the path is
     /// healed. What only reads, opens or locks is answered.

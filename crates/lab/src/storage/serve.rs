@@ -27,6 +27,9 @@ const VALID: Duration = Duration::ZERO;
 /// Requests that the kernel may have under way without a caller that waits; more queue up in it.
 const BACKGROUND_MAX: u16 = 4096;
 
+/// Entries of a directory that one answer may have; the kernel asks for the next ones.
+const ENTRIES_MAX: usize = 1536;
+
 /// Past the page cache of the host, and several writes to one file at a time.
 const OPENED: FopenFlags =
     FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
@@ -442,10 +445,11 @@ impl Filesystem for Served {
         self.run(
             Kind::Read,
             reply,
+            // Read when the first entry is asked for.
             move |host, _| {
-                let entries = host.entries(ino)?;
+                host.nodes.get(ino)?;
                 let handle = host.next_handle();
-                locked(&host.listings).insert(handle, entries);
+                locked(&host.listings).insert(handle, Vec::new());
                 Ok(handle)
             },
             |reply, handle| reply.opened(FileHandle(handle), FopenFlags::empty()),
@@ -471,7 +475,8 @@ impl Filesystem for Served {
                     *listing = fresh;
                 }
                 let from = usize::try_from(offset).unwrap_or(usize::MAX);
-                Ok(listing.get(from..).unwrap_or_default().to_vec())
+                let rest = listing.get(from..).unwrap_or_default();
+                Ok(rest.iter().take(ENTRIES_MAX).cloned().collect::<Vec<_>>())
             },
             move |mut reply, entries| {
                 for (next, (ino, kind, name)) in (offset + 1..).zip(entries) {

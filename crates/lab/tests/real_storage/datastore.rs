@@ -10,7 +10,7 @@ use mainstay_lab::storage::Fault;
 use nix::errno::Errno;
 use std::fs;
 use std::sync::{Arc, Barrier};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const CLUSTER: u64 = 0xabc;
 
@@ -228,4 +228,30 @@ fn a_lost_acknowledgement_and_a_lost_device_are_told_apart() {
         .mount()
         .set(Some(Fault::Slow(Duration::from_millis(1))));
     assert_eq!(lost.join().unwrap(), done());
+}
+
+#[test]
+#[ignore = "measures"]
+fn figures_of_a_slow_path() {
+    if skipped() {
+        return;
+    }
+    let t = two();
+    let by = Duration::from_millis(50);
+    t.hosts[0].mount().set(Some(Fault::Slow(by)));
+    let heartbeat = RecordKey::Heartbeat(host_id("host-1"));
+    for (what, request) in [
+        (
+            "renew",
+            StorageRequest::Renew(heartbeat.clone(), vec![1; 512]),
+        ),
+        ("read", StorageRequest::Read(heartbeat)),
+        ("link", StorageRequest::Link(lock(1), vec![1; 64])),
+    ] {
+        let start = Instant::now();
+        let outcome = perform(&t.hosts[0], &t.stores[0], request);
+        assert!(matches!(outcome, StorageOutcome::Ok(_)), "{outcome:?}");
+        let operations = start.elapsed().as_secs_f64() / by.as_secs_f64();
+        println!("{what}: {operations:.1} operations one after the other");
+    }
 }

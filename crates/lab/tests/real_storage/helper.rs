@@ -56,9 +56,11 @@ pub fn main() {
         "write" => {
             let file = open(path).unwrap();
             say("WRITES");
-            for n in 0u64.. {
-                file.write_all_at(&[1; 512], (n % 8) * 512).unwrap();
-            }
+            // The end of its storage is its own.
+            let mut sectors = (0u64..8).cycle();
+            while let Some(n) = sectors.next()
+                && file.write_all_at(&[1; 512], n * 512).is_ok()
+            {}
         }
         "lab" => {
             let lab = Lab::new();
