@@ -32,6 +32,7 @@ mod gate;
 mod locks;
 mod mount;
 mod nodes;
+mod request;
 mod serve;
 mod waiting;
 

@@ -6,7 +6,7 @@
 use super::fault::Fault;
 use super::gate::Gate;
 use super::nodes::Nodes;
-use super::serve::Served;
+use super::request::Served;
 use super::{DEVICE, Host, MountSpec, Shared, available, locked};
 use crate::fail::{Context, Failure, Result};
 use crate::namespace::Namespace;

@@ -7,6 +7,7 @@ use mainstay_lab::storage::Fault;
 use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -121,4 +122,25 @@ fn nothing_hangs_when_the_lab_itself_is_killed() {
     });
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains("mainstay-lab"), "{mounts}");
+}
+
+#[test]
+fn a_process_of_a_host_inherits_nothing_of_the_storage() {
+    if skipped() {
+        return;
+    }
+    let lab = Lab::new();
+    let host = lab.host("host-1");
+    let _open = host.open("disk");
+    let list = host.run(|| {
+        Command::new("ls")
+            .args(["-l", "/proc/self/fd"])
+            .output()
+            .unwrap()
+    });
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    assert!(list.contains("/proc/"), "{list}");
+    for word in ["fuse", "ds-1", "disk", "mnt:", "net:"] {
+        assert!(!list.contains(word), "{word}: {list}");
+    }
 }
