@@ -8,7 +8,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{F_RDLCK, F_UNLCK, F_WRLCK};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 fn pid(child: &Child) -> Pid {
@@ -174,69 +174,4 @@ fn locks_of_a_host_without_power_are_kept_exactly_that_long() {
         "{:?}",
         after.elapsed()
     );
-}
-
-fn qemu(host: &Host) -> Child {
-    let disk = host.path("disk");
-    let mut command = Command::new("qemu-system-x86_64");
-    command
-        .args("-machine q35,accel=tcg -m 32 -nodefaults -display none -S".split(' '))
-        .arg("-drive")
-        .arg(format!(
-            "file={},format=raw,if=none,id=d0,cache=none,aio=threads",
-            disk.display()
-        ))
-        .args(["-device", "virtio-blk-pci,drive=d0"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped());
-    host.spawn(&mut command)
-}
-
-#[test]
-fn a_second_qemu_on_another_host_is_refused() {
-    let there = Command::new("qemu-system-x86_64").arg("--version").output();
-    if there.is_err() {
-        eprintln!("SKIPPED: there is no qemu-system-x86_64; apt-get install qemu-system-x86");
-        return;
-    }
-    if skipped() {
-        return;
-    }
-    let lab = Lab::new();
-    let (one, two) = (lab.host("host-1"), lab.host("host-2"));
-    let probe = two.open("disk");
-    probe.set_len(1 << 20).unwrap();
-    let mut first = qemu(&one);
-    comes_true("the first has its locks", || {
-        assert!(first.try_wait_ended().is_none(), "the first ended");
-        in_the_way(&probe, 200, 4).is_some()
-    });
-    let second = qemu(&two).wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(!second.status.success());
-    assert!(text.contains("lock"), "{text}");
-    first.kill().unwrap();
-    first.wait().unwrap();
-    comes_true("its locks are free", || {
-        in_the_way(&probe, 100, 200).is_none()
-    });
-    let mut third = qemu(&two);
-    comes_true("it starts elsewhere", || {
-        in_the_way(&probe, 200, 4).is_some()
-    });
-    third.kill().unwrap();
-    third.wait().unwrap();
-}
-
-trait Ended {
-    fn try_wait_ended(&self) -> Option<()>;
-}
-
-impl Ended for Child {
-    /// Whether the process has ended, without taking its status.
-    fn try_wait_ended(&self) -> Option<()> {
-        mainstay_lab::procs::start_time(pid(self))
-            .is_none()
-            .then_some(())
-    }
 }

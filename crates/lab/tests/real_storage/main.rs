@@ -13,6 +13,7 @@ mod helper;
 mod kit;
 mod locks;
 mod power;
+mod qemu;
 
 /// Not a test: what processes of the other tests do, when these start this program again.
 #[test]
