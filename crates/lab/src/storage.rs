@@ -14,6 +14,9 @@
 //!
 //! A datastore of kind `block` is one large sparse file in such a directory.
 //!
+//! A caller that is signalled while it hangs stays until it is answered, SIGKILL included, as on an array
+//! that is gone: its process is in state D until the path is healed or the host loses power.
+//!
 //! What it is not: `mmap` of shared files is not served, nor `flock` beyond one mount, nor extended
 //! attributes; permissions are not checked, hosts are root. Bytes go to the backing file through the page
 //! cache of this machine, which outlives every fault that a lab can play; whoever measures with durable
@@ -29,6 +32,7 @@ mod gate;
 mod locks;
 mod mount;
 mod nodes;
+mod request;
 mod serve;
 mod waiting;
 
@@ -183,6 +187,13 @@ impl Storage {
     /// When this may not be done here (see [`available`]), or one of the two directories is missing.
     pub fn mount(&self, spec: &MountSpec, namespace: &Namespace) -> Result<Mount> {
         Mount::make(&self.0, spec, namespace)
+    }
+
+    /// How many callers wait for a lock that another holds; at some moments those that just try again are
+    /// not among them.
+    #[must_use]
+    pub fn waiting_for_locks(&self) -> usize {
+        self.0.waiters.count()
     }
 }
 

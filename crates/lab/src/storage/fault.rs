@@ -12,8 +12,10 @@ pub enum Fault {
     /// Permanent device loss: every operation fails at once with this error. Storage of various kinds says
     /// ENXIO, EIO, ENODEV or ESTALE. Locks of files that are closed meanwhile are released.
     Gone(Errno),
-    /// Every operation takes this long in addition, all that are under way side by side; effects keep the
-    /// order in which the operations came.
+    /// Each reading or writing of bytes, each sync and each change of an entry takes this long in addition,
+    /// all that are under way side by side; effects keep the order in which they were asked for. Names,
+    /// attributes, opening, closing and locking cost nothing more: a client has them in a cache, and an array
+    /// never sees them. So a heartbeat, which is one write, is late by this much and not by twenty times it.
     Slow(Duration),
     /// What changes something takes effect, but its caller is never told; answers come when the path is
     /// healed. What only reads, opens or locks is answered.
@@ -28,7 +30,9 @@ pub enum Fault {
 /// What kind of operation, as far as a fault makes a difference.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Reads, opens for reading, looks up, locks.
+    /// Looks names and attributes up, opens for reading, locks.
+    Look,
+    /// Reads bytes or entries.
     Read,
     /// Opens an existing file for writing.
     OpenToWrite,
@@ -45,6 +49,11 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// Whether [`Fault::Slow`] delays it.
+    pub(super) fn is_delayed(self) -> bool {
+        !matches!(self, Self::Look | Self::OpenToWrite | Self::Close)
+    }
+
     /// Whether [`Fault::LoseAcks`] keeps its answer back.
     pub(super) fn loses_ack(self) -> bool {
         matches!(self, Self::Write | Self::Change | Self::Grow | Self::Sync)
@@ -82,7 +91,8 @@ impl Pass {
 mod tests {
     use super::*;
 
-    const KINDS: [Kind; 7] = [
+    const KINDS: [Kind; 8] = [
+        Kind::Look,
         Kind::Read,
         Kind::OpenToWrite,
         Kind::Write,

@@ -69,7 +69,7 @@ impl Gate {
         }
         let due = match state.fault {
             Some(Fault::Hang) => None,
-            Some(Fault::Slow(by)) => Some(Instant::now() + by),
+            Some(Fault::Slow(by)) if kind.is_delayed() => Some(Instant::now() + by),
             fault => return self.carry_out(fault, kind, work),
         };
         let mut line = locked(&self.line);
@@ -134,7 +134,9 @@ impl Gate {
 
     /// Lets nothing through any more and gives what waited, without effect, to the caller.
     pub(super) fn close(&self) -> LetGo {
-        write(&self.state).closed = true;
+        let mut state = write(&self.state);
+        state.closed = true;
+        state.fault = None;
         let mut line = locked(&self.line);
         line.closed = true;
         self.changed.notify_all();

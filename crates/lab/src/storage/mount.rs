@@ -6,7 +6,7 @@
 use super::fault::Fault;
 use super::gate::Gate;
 use super::nodes::Nodes;
-use super::serve::Served;
+use super::request::Served;
 use super::{DEVICE, Host, MountSpec, Shared, available, locked};
 use crate::fail::{Context, Failure, Result};
 use crate::namespace::Namespace;
@@ -24,8 +24,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Threads that take the operations of one mount. No fault holds one, so one would do; the second serves
-/// while the first waits for the disk below (`write_through`, or a directory that is not cached).
+/// while the first waits for a directory of the disk below that is not cached.
 const THREADS: usize = 2;
+
+/// With `write_through` a thread waits for the disk with each write, so that many share its flushes.
+const THREADS_WRITING_THROUGH: usize = 32;
 
 /// A datastore that a host has mounted. Dropping it ends it as [`Mount::power_off`] does, with its locks
 /// released at once.
@@ -90,18 +93,22 @@ impl Mount {
                 )
             })?;
         let mut config = Config::default();
-        config.n_threads = Some(THREADS);
+        config.n_threads = Some(if spec.write_through {
+            THREADS_WRITING_THROUGH
+        } else {
+            THREADS
+        });
         config.acl = SessionACL::All;
-        made.session = Session::from_fd(
-            Served(Arc::clone(&host)),
-            device.into(),
-            SessionACL::All,
-            config,
-        )
-        .and_then(Session::spawn)
-        .map(Some)
-        .context("a datastore cannot be served")
-        .map_err(|e| e.at(spec.at.display()))?;
+        let served = Served(Arc::clone(&host));
+        let session = Session::from_fd(served, device.into(), SessionACL::All, config)
+            .and_then(Session::spawn)
+            .context("a datastore cannot be served")
+            .map_err(|e| e.at(spec.at.display()));
+        if session.is_err() {
+            // The first error is the one to tell.
+            drop(namespace.inside(|| abort(&spec.at)));
+        }
+        made.session = Some(session?);
         made.pace = std::thread::Builder::new()
             .name("storage-pace".into())
             .spawn(move || host.gate.pace())

@@ -3,9 +3,10 @@
 
 use super::backing::{Caller, Changes};
 use super::fault::{Kind, Pass};
-use super::locks::{Holder, Range};
-use super::nodes::{Result, attr};
-use super::{Host, locked};
+use super::locked;
+use super::locks::Range;
+use super::nodes::attr;
+use super::request::{LockRequest, Served};
 use fuser::{
     BsdFileFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
     LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
@@ -18,169 +19,20 @@ use nix::libc;
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 /// How long the kernel may believe an attribute or a name.
-const VALID: Duration = Duration::ZERO;
+pub(super) const VALID: Duration = Duration::ZERO;
 
 /// Requests that the kernel may have under way without a caller that waits; more queue up in it.
 const BACKGROUND_MAX: u16 = 4096;
 
+/// Entries of a directory that one answer may have; the kernel asks for the next ones.
+const ENTRIES_MAX: usize = 1536;
+
 /// Past the page cache of the host, and several writes to one file at a time.
 const OPENED: FopenFlags =
     FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES);
-
-/// One mount, for the library that reads the kernel's requests.
-#[derive(Clone)]
-pub(super) struct Served(pub(super) Arc<Host>);
-
-/// A reply that can be an error.
-trait Fails: Send + 'static {
-    fn fail(self, errno: Errno);
-}
-
-macro_rules! fails {
-    ($($reply:ty),*) => {
-        $(impl Fails for $reply {
-            fn fail(self, errno: Errno) {
-                // The number, not the name, is what the kernel takes.
-                self.error(fuser::Errno::from_i32(errno as i32));
-            }
-        })*
-    };
-}
-
-fails!(
-    ReplyAttr,
-    ReplyCreate,
-    ReplyData,
-    ReplyDirectory,
-    ReplyEmpty,
-    ReplyEntry,
-    ReplyLock,
-    ReplyLseek,
-    ReplyOpen,
-    ReplyStatfs,
-    ReplyWrite
-);
-
-impl Served {
-    /// Hands an operation to the gate: `work` has the effect, `answer` tells the caller.
-    fn run<R: Fails, T: Send + 'static>(
-        &self,
-        kind: Kind,
-        reply: R,
-        work: impl FnOnce(&Host, Pass) -> Result<T> + Send + 'static,
-        answer: impl FnOnce(R, T) + Send + 'static,
-    ) {
-        let host = Arc::clone(&self.0);
-        self.0.gate.submit(kind, move |pass| {
-            let result = match pass {
-                Pass::Refused(errno) if kind == Kind::Close => work(&host, pass).and(Err(errno)),
-                Pass::Refused(errno) => Err(errno),
-                _ => work(&host, pass),
-            };
-            move |instead: Option<Errno>| match instead.map_or(result, Err) {
-                Ok(value) => answer(reply, value),
-                Err(errno) => reply.fail(errno),
-            }
-        });
-    }
-
-    fn entry(
-        &self,
-        kind: Kind,
-        reply: ReplyEntry,
-        work: impl FnOnce(&Host) -> Result<fuser::FileAttr> + Send + 'static,
-    ) {
-        self.run(
-            kind,
-            reply,
-            move |host, _| work(host),
-            |reply, attr| reply.entry(&VALID, &attr, Generation(0)),
-        );
-    }
-
-    fn empty(
-        &self,
-        kind: Kind,
-        reply: ReplyEmpty,
-        work: impl FnOnce(&Host) -> Result<()> + Send + 'static,
-    ) {
-        self.run(
-            kind,
-            reply,
-            move |host, _| work(host),
-            |reply, ()| reply.ok(),
-        );
-    }
-
-    /// Takes a lock, or lets the caller wait and tries again.
-    fn lock(&self, ask: LockRequest, reply: ReplyEmpty) {
-        let served = self.clone();
-        self.0.gate.submit(Kind::Read, move |pass| {
-            let result = match pass {
-                Pass::Refused(errno) => Err(errno),
-                _ => ask.take(&served.0),
-            };
-            move |instead: Option<Errno>| match instead.map_or(result, Err) {
-                Ok(true) => reply.ok(),
-                Ok(false) if ask.waits => {
-                    let waiters = Arc::clone(&served.0.storage.waiters);
-                    waiters.wait(ask.caller, move |interrupted| {
-                        if interrupted {
-                            reply.fail(Errno::EINTR);
-                        } else {
-                            served.lock(ask, reply);
-                        }
-                    });
-                }
-                Ok(false) => reply.fail(Errno::EAGAIN),
-                Err(errno) => reply.fail(errno),
-            }
-        });
-    }
-}
-
-/// A lock that somebody asks for.
-#[derive(Clone, Copy)]
-struct LockRequest {
-    holder: Holder,
-    range: Range,
-    waits: bool,
-    caller: u32,
-}
-
-impl LockRequest {
-    fn take(&self, host: &Host) -> Result<bool> {
-        let open = host.opened(self.holder.handle)?;
-        let taken = host.storage.locks.take(open.key, self.holder, self.range);
-        if taken {
-            // A write lock that became a read lock lets others in.
-            host.storage.waiters.notify();
-        }
-        Ok(taken)
-    }
-}
-
-impl Host {
-    fn holder(&self, handle: FileHandle, owner: LockOwner) -> Holder {
-        Holder {
-            mount: self.number,
-            owner: owner.0,
-            handle: handle.0,
-        }
-    }
-
-    fn close(&self, handle: u64) -> Result<()> {
-        let open = locked(&self.files).remove(&handle).ok_or(Errno::EBADF)?;
-        let locks = &self.storage.locks;
-        locks.give_up_handle(open.key, self.number, handle);
-        self.storage.waiters.notify();
-        Ok(())
-    }
-}
 
 fn caller(request: &Request) -> Caller {
     Caller {
@@ -205,7 +57,7 @@ impl Filesystem for Served {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.to_owned();
-        self.entry(Kind::Read, reply, move |host| host.lookup(parent, &name));
+        self.entry(Kind::Look, reply, move |host| host.lookup(parent, &name));
     }
 
     fn forget(&self, _: &Request, ino: INodeNo, lookups: u64) {
@@ -214,7 +66,7 @@ impl Filesystem for Served {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         self.run(
-            Kind::Read,
+            Kind::Look,
             reply,
             move |host, _| Ok(attr(ino, &host.nodes.get(ino)?.meta()?)),
             |reply, attr| reply.attr(&VALID, &attr),
@@ -257,7 +109,7 @@ impl Filesystem for Served {
 
     fn readlink(&self, _: &Request, ino: INodeNo, reply: ReplyData) {
         self.run(
-            Kind::Read,
+            Kind::Look,
             reply,
             // An empty name means the link itself, which is open.
             move |host, _| nix::fcntl::readlinkat(&*host.nodes.get(ino)?.file, ""),
@@ -331,7 +183,7 @@ impl Filesystem for Served {
 
     fn open(&self, _: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let kind = if flags.0 & libc::O_ACCMODE == libc::O_RDONLY {
-            Kind::Read
+            Kind::Look
         } else {
             Kind::OpenToWrite
         };
@@ -440,12 +292,13 @@ impl Filesystem for Served {
 
     fn opendir(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         self.run(
-            Kind::Read,
+            Kind::Look,
             reply,
+            // Read when the first entry is asked for.
             move |host, _| {
-                let entries = host.entries(ino)?;
+                host.nodes.get(ino)?;
                 let handle = host.next_handle();
-                locked(&host.listings).insert(handle, entries);
+                locked(&host.listings).insert(handle, Vec::new());
                 Ok(handle)
             },
             |reply, handle| reply.opened(FileHandle(handle), FopenFlags::empty()),
@@ -471,7 +324,8 @@ impl Filesystem for Served {
                     *listing = fresh;
                 }
                 let from = usize::try_from(offset).unwrap_or(usize::MAX);
-                Ok(listing.get(from..).unwrap_or_default().to_vec())
+                let rest = listing.get(from..).unwrap_or_default();
+                Ok(rest.iter().take(ENTRIES_MAX).cloned().collect::<Vec<_>>())
             },
             move |mut reply, entries| {
                 for (next, (ino, kind, name)) in (offset + 1..).zip(entries) {
@@ -504,7 +358,7 @@ impl Filesystem for Served {
 
     fn statfs(&self, _: &Request, _: INodeNo, reply: ReplyStatfs) {
         self.run(
-            Kind::Read,
+            Kind::Look,
             reply,
             |host, pass| Ok((host.space()?, pass)),
             |reply, (space, pass)| {
@@ -537,7 +391,7 @@ impl Filesystem for Served {
     ) {
         let range = range(start, end, typ);
         self.run(
-            Kind::Read,
+            Kind::Look,
             reply,
             move |host, _| {
                 let open = host.opened(handle.0)?;

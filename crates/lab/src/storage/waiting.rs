@@ -57,6 +57,11 @@ impl Waiters {
         self.given_up.notify_all();
     }
 
+    /// How many wait now.
+    pub(super) fn count(&self) -> usize {
+        locked(&self.state).waiting.len()
+    }
+
     fn run(&self) {
         loop {
             let state = locked(&self.state);

@@ -1,0 +1,146 @@
+//! A host that loses power, and a lab that does.
+
+use super::helper::{self, said};
+use super::kit::{Lab, comes_true, number, open, skipped};
+use mainstay_lab::procs::start_time;
+use mainstay_lab::storage::Fault;
+use nix::unistd::Pid;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+#[test]
+fn what_waits_has_no_effect_after_power_off() {
+    if skipped() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut host = lab.host("host-1");
+    let file = Arc::new(host.open("disk"));
+    file.write_all_at(&[1; 512], 0).unwrap();
+    for fault in [Fault::Hang, Fault::Slow(Duration::from_secs(3600))] {
+        let waiting = Arc::new(host.open("disk"));
+        host.mount().set(Some(fault));
+        let writer = host.hang(move || waiting.write_all_at(&[2; 512], 0));
+        let path = host.path("new");
+        let maker = host.hang(move || open(&path).map(drop));
+        let mount = host.mount.take().unwrap();
+        mount.power_off(Duration::ZERO).unwrap();
+        assert_ne!(number(writer.join().unwrap()), 0, "freed with an error");
+        assert_ne!(number(maker.join().unwrap()), 0);
+        host.mount = Some(lab.storage.mount(&lab.spec("host-1"), &host.ns).unwrap());
+    }
+    assert_ne!(number(file.write_at(&[3; 512], 0)), 0, "a file of before");
+    assert_eq!(lab.log.all().len(), 1);
+    assert!(!lab.backing("new").exists());
+    assert_eq!(fs::read(lab.backing("disk")).unwrap(), [1; 512]);
+    let path = host.path("disk");
+    assert_eq!(
+        host.run(|| fs::read(&path)).unwrap(),
+        [1; 512],
+        "mounted anew"
+    );
+}
+
+#[test]
+fn a_killed_process_that_hangs_is_freed_by_power_off() {
+    if skipped() {
+        return;
+    }
+    let lab = Lab::new();
+    let mut host = lab.host("host-1");
+    let mut child = host.spawn(&mut helper::command("write", &host.path("disk")));
+    said(&mut child, "WRITES");
+    host.mount().set(Some(Fault::Hang));
+    comes_true("a write hangs", || host.mount().waiting().0 > 0);
+    child.kill().unwrap();
+    // It must not end: each look gives it the time of a system call, and there are many.
+    for _ in 0..200 {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it hangs in the kernel"
+        );
+        std::thread::yield_now();
+    }
+    let start = Instant::now();
+    host.mount
+        .take()
+        .unwrap()
+        .power_off(Duration::ZERO)
+        .unwrap();
+    let off = start.elapsed();
+    child.wait().unwrap();
+    eprintln!(
+        "power off took {off:?}, the process was gone after {:?}",
+        start.elapsed()
+    );
+    assert!(start.elapsed() < Duration::from_secs(5));
+    let landed = lab.log.all().len();
+    drop(host);
+    assert_eq!(lab.log.all().len(), landed);
+}
+
+#[test]
+fn power_off_leaves_the_other_hosts_alone() {
+    if skipped() {
+        return;
+    }
+    let lab = Lab::new();
+    let (mut one, two) = (lab.host("host-1"), lab.host("host-2"));
+    let file = two.open("disk");
+    for _ in 0..5 {
+        one.mount().set(Some(Fault::Hang));
+        let path = one.path("disk");
+        let hung = one.hang(move || fs::read(path));
+        one.mount.take().unwrap().power_off(Duration::ZERO).unwrap();
+        assert!(hung.join().unwrap().is_err());
+        file.write_all_at(&[1; 512], 0).unwrap();
+        one.mount = Some(lab.storage.mount(&lab.spec("host-1"), &one.ns).unwrap());
+    }
+}
+
+#[test]
+fn nothing_hangs_when_the_lab_itself_is_killed() {
+    if skipped() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let mut lab = helper::command("lab", dir.path())
+        .env("TMPDIR", dir.path())
+        .spawn()
+        .unwrap();
+    let writer: i32 = said(&mut lab, "WRITER").parse().unwrap();
+    let writer = Pid::from_raw(writer);
+    assert!(start_time(writer).is_some());
+    lab.kill().unwrap();
+    lab.wait().unwrap();
+    // Its write fails when the connection is closed, and it ends by itself.
+    comes_true("what hung in its storage is gone", || {
+        start_time(writer).is_none()
+    });
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    assert!(!mounts.contains("mainstay-lab"), "{mounts}");
+}
+
+#[test]
+fn a_process_of_a_host_inherits_nothing_of_the_storage() {
+    if skipped() {
+        return;
+    }
+    let lab = Lab::new();
+    let host = lab.host("host-1");
+    let _open = host.open("disk");
+    let list = host.run(|| {
+        Command::new("ls")
+            .args(["-l", "/proc/self/fd"])
+            .output()
+            .unwrap()
+    });
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    assert!(list.contains("/proc/"), "{list}");
+    for word in ["fuse", "ds-1", "disk", "mnt:", "net:"] {
+        assert!(!list.contains(word), "{word}: {list}");
+    }
+}
