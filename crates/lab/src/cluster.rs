@@ -14,12 +14,12 @@ use crate::files::{self, make_dir, new_boot};
 use crate::network::{HostPlan, Network, Plan};
 use crate::place::{Kind, Note, Place};
 use crate::procs::{self, Marker};
-use crate::storage::{Fault, MountSpec, Observer, Storage};
+use crate::storage::{Fault, Mount, MountSpec, Observer, Storage};
 pub use build::image_path;
 pub use host::{Daemon, Host};
 use mainstay_agent::config::DriverKind;
 use mainstay_agent::control::client::Client;
-use mainstay_core::config::ClusterConfig;
+use mainstay_core::config::{ClusterConfig, FenceClass};
 use mainstay_core::id::{DatastoreId, VmId};
 use mainstay_core::time::{Duration, Instant};
 use mainstay_hypervisor::Seen;
@@ -31,6 +31,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 /// How long killed processes may take to be gone once their storage lets them go.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
@@ -66,6 +67,8 @@ pub struct Cluster {
     faults: BTreeMap<(usize, usize), StorageFault>,
     expiry: Vec<Duration>,
     image_locks: Vec<bool>,
+    fenced: Vec<bool>,
+    failing: Vec<Failing>,
     config: ClusterConfig,
     options: Options,
 }
@@ -144,6 +147,10 @@ impl Cluster {
         let config = build::hosts(dir.path(), &hosts, &file, options)?;
         let backing = dir.path().join("storage");
         build::storage(&backing, scenario, &config, options.driver)?;
+        let fenced = |id: &DatastoreId| {
+            let spec = config.datastores.get(id);
+            spec.is_none_or(|s| s.fence == FenceClass::Enforced)
+        };
         let expiry = |d: &mainstay_sim::DatastoreSetup| Duration::from_nanos(d.image_lock_expiry);
         Ok(Self {
             run,
@@ -157,6 +164,8 @@ impl Cluster {
             faults: BTreeMap::new(),
             expiry: scenario.datastores.iter().map(expiry).collect(),
             image_locks: scenario.datastores.iter().map(|d| d.image_locks).collect(),
+            fenced: scenario.datastores.iter().map(|d| fenced(&d.id)).collect(),
+            failing: Vec::new(),
             config,
             options: options.clone(),
         })
@@ -280,9 +289,13 @@ impl Cluster {
                 at,
                 image_locks: self.image_locks.get(index).copied().unwrap_or(true),
                 write_through: false,
+                fenced: self.fenced.get(index).copied().unwrap_or(true),
             };
             let mount = self.storage.mount(&spec, self.network.namespace(host)?)?;
             mount.set(self.faults.get(&(host, index)).copied().map(fault_of));
+            for failing in &self.failing {
+                fail(&mount, (host, index), failing);
+            }
             mounts.insert(index, mount);
         }
         self.network.plug(host, true)?;
@@ -342,13 +355,16 @@ impl Cluster {
         };
         let at = now();
         self.network.plug(host, false)?;
-        // One write ends every process of the host; nothing of it can run in between.
-        let killed = std::fs::write(it.cgroup.join("cgroup.kill"), "1");
         it.powered = false;
-        it.paused = false;
+        // Nothing of it acts any more, and what it gives up as it dies reaches no storage: that learns of its
+        // end by its silence.
+        it.set_frozen(true)?;
+        it.wait_frozen();
         for (index, mount) in std::mem::take(&mut it.mounts) {
             mount.power_off(expiry.get(index).copied().unwrap_or_default())?;
         }
+        it.paused = false;
+        let killed = std::fs::write(it.cgroup.join("cgroup.kill"), "1");
         killed
             .context("cannot end the processes of a host")
             .map_err(|e| e.at(it.cgroup.display()))?;
@@ -365,6 +381,9 @@ impl Cluster {
         let it = self.hosts.get_mut(host).filter(|h| h.powered && !h.paused);
         let Some(it) = it else { return Ok(()) };
         it.paused = true;
+        for (index, mount) in &it.mounts {
+            mount.lose(self.expiry.get(*index).copied().unwrap_or_default());
+        }
         self.network.pause(host)?;
         it.set_frozen(true)
     }
@@ -377,11 +396,16 @@ impl Cluster {
         let it = self.hosts.get_mut(host).filter(|h| h.paused);
         let Some(it) = it else { return Ok(()) };
         it.paused = false;
+        for (index, mount) in &it.mounts {
+            if !cuts_off(self.faults.get(&(host, *index)).copied()) {
+                mount.find_again();
+            }
+        }
         it.set_frozen(false)?;
         self.network.resume(host)
     }
 
-    /// Sets, or ends, what ails a datastore for one host or for all.
+    /// Sets, or ends, what ails a datastore for one host or for all. The last fault counts.
     pub fn set_fault(
         &mut self,
         datastore: usize,
@@ -396,26 +420,58 @@ impl Cluster {
                 Some(fault) => self.faults.insert((index, datastore), fault),
                 None => self.faults.remove(&(index, datastore)),
             };
-            if let Some(mount) = it.mounts.get(&datastore) {
-                mount.set(fault.map(fault_of));
+            let Some(mount) = it.mounts.get(&datastore) else {
+                continue;
+            };
+            // A storage that is gone for everybody gives nobody's locks away.
+            if cuts_off(fault) && host.is_some() {
+                mount.lose(self.expiry.get(datastore).copied().unwrap_or_default());
+            } else if !cuts_off(fault) && !it.paused {
+                mount.find_again();
             }
+            mount.set(fault.map(fault_of));
         }
     }
 
     /// The next starts fail: of one VM, or of all on one host.
-    pub fn fail_starts(&self, host: Option<usize>, vm: Option<(&VmId, &DatastoreId)>, times: u64) {
-        let Some((vm, datastore)) = vm else { return };
-        let Some(index) = self.datastores.iter().position(|d| d == datastore) else {
-            return;
-        };
+    pub fn fail_starts(
+        &mut self,
+        host: Option<usize>,
+        vm: Option<(&VmId, &DatastoreId)>,
+        times: u64,
+    ) {
+        let image = vm.and_then(|(vm, datastore)| {
+            let index = self.datastores.iter().position(|d| d == datastore)?;
+            Some((index, image_path(vm)))
+        });
+        let failing = (host, image, Arc::new(AtomicU64::new(times)));
         for (number, it) in self.hosts.iter().enumerate() {
-            if host.is_none_or(|h| h == number)
-                && let Some(mount) = it.mounts.get(&index)
-            {
-                mount.fail_opens(&image_path(vm), times);
+            for (index, mount) in &it.mounts {
+                fail(mount, (number, *index), &failing);
             }
         }
+        self.failing.push(failing);
     }
+}
+
+/// Starts that are to fail: on one host or all, of one image or all, and how many are left.
+type Failing = (Option<usize>, Option<(usize, PathBuf)>, Arc<AtomicU64>);
+
+/// Lets them fail on a mount that they are about.
+fn fail(mount: &Mount, (host, datastore): (usize, usize), (at, image, left): &Failing) {
+    let here = at.is_none_or(|h| h == host);
+    match image {
+        Some((index, path)) if here && *index == datastore => {
+            mount.fail_opens(path, Arc::clone(left))
+        }
+        None if here => mount.fail_opens(Path::new(build::IMAGES), Arc::clone(left)),
+        _ => {}
+    }
+}
+
+/// With such a fault the storage does not hear the host.
+fn cuts_off(fault: Option<StorageFault>) -> bool {
+    matches!(fault, Some(StorageFault::Apd | StorageFault::Pdl))
 }
 
 fn fault_of(fault: StorageFault) -> Fault {
@@ -431,9 +487,8 @@ fn fault_of(fault: StorageFault) -> Fault {
 /// Memory where there is room in it, else the temporary directory.
 fn base_dir() -> PathBuf {
     let memory = Path::new("/dev/shm");
-    let roomy = nix::sys::statvfs::statvfs(memory).is_ok_and(|s| {
-        u64::from(s.blocks_available()).saturating_mul(s.fragment_size()) > ROOM_BYTES
-    });
+    let roomy = nix::sys::statvfs::statvfs(memory)
+        .is_ok_and(|s| s.blocks_available().saturating_mul(s.fragment_size()) > ROOM_BYTES);
     if roomy && crate::dir::is_in_memory(memory) {
         return memory.into();
     }

@@ -47,7 +47,6 @@ use locks::{FileKey, Locks};
 use mainstay_core::time::Instant;
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::time::{ClockId, clock_gettime};
 use nodes::Nodes;
 use std::collections::HashMap;
 use std::fmt;
@@ -55,7 +54,6 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
 use waiting::Waiters;
 
 /// What the kernel offers file systems in user space by.
@@ -82,6 +80,8 @@ pub struct MountSpec {
     /// answered when the bytes are in this machine's page cache: processes and whole hosts of a lab can die
     /// without losing them, the disk is not worn, and a write costs a fraction.
     pub write_through: bool,
+    /// Whether the storage refuses the writes of a host that has lost its lock on a file to another one.
+    pub fenced: bool,
 }
 
 /// A write whose bytes are on the backing file.
@@ -134,7 +134,8 @@ struct Host {
     files: Mutex<HashMap<u64, Arc<Open>>>,
     listings: Mutex<HashMap<u64, Vec<Entry>>>,
     next_handle: AtomicU64,
-    failing_opens: Mutex<HashMap<PathBuf, u64>>,
+    failing_opens: Mutex<Vec<(PathBuf, Arc<AtomicU64>)>>,
+    fenced: bool,
 }
 
 /// Says whether file systems in user space can be mounted here.
@@ -227,15 +228,17 @@ impl Host {
 
     /// EIO when opens of this file are to fail, once for each time that was asked for.
     fn fail_if_asked(&self, path: &Path) -> nodes::Result<()> {
-        let mut failing = locked(&self.failing_opens);
-        let Some(left) = failing.get_mut(path) else {
-            return Ok(());
+        let fails = |(below, left): &(PathBuf, Arc<AtomicU64>)| {
+            let one_less = |left: u64| left.checked_sub(1);
+            path.starts_with(below)
+                && left
+                    .fetch_update(Ordering::AcqRel, Ordering::Acquire, one_less)
+                    .is_ok()
         };
-        *left = left.saturating_sub(1);
-        if *left == 0 {
-            failing.remove(path);
+        match locked(&self.failing_opens).iter().any(fails) {
+            true => Err(Errno::EIO),
+            false => Ok(()),
         }
-        Err(Errno::EIO)
     }
 }
 
@@ -246,14 +249,6 @@ impl fmt::Debug for Host {
             .field("datastore", &self.datastore)
             .finish_non_exhaustive()
     }
-}
-
-/// The clock of everything that the lab measures.
-fn now() -> Instant {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Instant::ZERO, |time| {
-        let nanos = Duration::from(time).as_nanos();
-        Instant::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
-    })
 }
 
 // What these locks hold is consistent between any two statements, so that a panic elsewhere spoils nothing.

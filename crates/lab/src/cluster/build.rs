@@ -20,9 +20,12 @@ const PORT: u16 = 7777;
 /// Of a VM's disk: the guests use the first sectors.
 const IMAGE_BYTES: u64 = 1 << 20;
 
+/// The directory of all images, below the root of a datastore.
+pub(super) const IMAGES: &str = "vms";
+
 /// Where a VM's image lies, below the root of its datastore.
 pub fn image_path(vm: &VmId) -> PathBuf {
-    PathBuf::from("vms").join(vm.as_str()).join("disk.raw")
+    PathBuf::from(IMAGES).join(vm.as_str()).join("disk.raw")
 }
 
 /// The checked configuration as files say it, with the addresses of this run.

@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
+/// A running process is stopped in microseconds, on a busy machine in milliseconds.
+const FROZEN_WITHIN: Duration = Duration::from_millis(20);
+
 /// One of a host's two daemons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Daemon {
@@ -133,6 +136,14 @@ impl Host {
         .map_err(|e| e.at(self.cgroup.display()))
     }
 
+    /// Waits until all its processes are stopped, but for those that wait for storage: they stop when that answers.
+    pub(super) fn wait_frozen(&self) {
+        let deadline = Instant::now() + FROZEN_WITHIN;
+        while !self.says("frozen 1") && Instant::now() < deadline {
+            std::thread::park_timeout(Duration::from_micros(200));
+        }
+    }
+
     /// Waits until none of its processes is left.
     pub(super) fn wait_empty(&self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
@@ -151,7 +162,11 @@ impl Host {
     }
 
     fn has_processes(&self) -> bool {
+        self.says("populated 1")
+    }
+
+    fn says(&self, state: &str) -> bool {
         let events = std::fs::read_to_string(self.cgroup.join("cgroup.events"));
-        events.is_ok_and(|text| text.lines().any(|l| l == "populated 1"))
+        events.is_ok_and(|text| text.lines().any(|l| l == state))
     }
 }

@@ -105,12 +105,11 @@ impl Stage<'_> {
             Fault::VmPowerOn { vm, host } => self.wish(*vm, *host, true),
             Fault::VmPowerOff { vm } => self.wish(*vm, None, false),
             Fault::StartFail { host, vm, times } => {
-                let vm = vm.and_then(|v| self.scenario.vms.get(v)).and_then(|v| {
-                    let spec = self.cluster.config().vms.get(&v.id);
-                    Some((
-                        &v.id,
-                        &spec.or_else(|| self.scenario.created.get(&v.id))?.datastore,
-                    ))
+                let scenario = self.scenario;
+                let vm = vm.and_then(|v| scenario.vms.get(v)).and_then(|v| {
+                    let spec = scenario.config.vms.get(&v.id);
+                    let spec = spec.or_else(|| scenario.created.get(&v.id))?;
+                    Some((&v.id, &spec.datastore))
                 });
                 self.cluster.fail_starts(*host, vm, *times);
             }

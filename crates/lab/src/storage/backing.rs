@@ -4,7 +4,8 @@
 use super::fault::Pass;
 use super::locks::FileKey;
 use super::nodes::{Node, Result, by_descriptor, errno, open_entry};
-use super::{Host, Write, locked, now};
+use super::{Host, Write, locked};
+use crate::clock::now;
 use fuser::{FileAttr, INodeNo, TimeOrNow};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, OFlag, RenameFlags, openat, renameat2};
@@ -153,6 +154,9 @@ impl Host {
         let open = self.opened(handle)?;
         {
             let _in_order = self.storage.order(open.key);
+            if self.fenced && self.storage.locks.is_revoked(self.number, handle) {
+                return Err(Errno::EIO);
+            }
             let offset = if open.flags.contains(OFlag::O_APPEND) {
                 open.file.metadata().map_err(|e| errno(&e))?.len()
             } else {

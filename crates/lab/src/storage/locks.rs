@@ -7,7 +7,7 @@
 //! Locks of a host that lost power are held until the time that the storage gives them up.
 
 use super::locked;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -62,14 +62,34 @@ struct Held {
 #[derive(Debug, Default)]
 pub(super) struct Locks {
     files: Mutex<BTreeMap<FileKey, Vec<Held>>>,
+    /// Open files, by mount and handle, that had a lock which another owner has taken since.
+    revoked: Mutex<BTreeSet<(u64, u64)>>,
 }
 
 impl Locks {
     /// The first lock of another owner that conflicts.
     pub(super) fn conflict(&self, file: FileKey, holder: &Holder, wanted: Range) -> Option<Range> {
         let now = Instant::now();
-        let files = locked(&self.files);
-        find_conflict(files.get(&file)?, holder, wanted, now)
+        let mut files = locked(&self.files);
+        let held = files.get_mut(&file)?;
+        let found = find_conflict(held, holder, wanted, now);
+        if found.is_none() {
+            // Image locks are shared ones: who asks and hears that nothing is in the way goes on.
+            self.revoke(held, holder, wanted, now);
+        }
+        found
+    }
+
+    /// Takes away what the storage has given up and another owner is about to use.
+    fn revoke(&self, held: &mut Vec<Held>, holder: &Holder, wanted: Range, now: Instant) {
+        let mut revoked = locked(&self.revoked);
+        held.retain(|h| {
+            let over = h.until.is_some_and(|until| until <= now) && h.is_in_the_way(holder, wanted);
+            if over {
+                revoked.insert((h.holder.mount, h.holder.handle));
+            }
+            !over
+        });
     }
 
     /// Takes a lock. False: another owner's conflicts.
@@ -77,10 +97,10 @@ impl Locks {
         let now = Instant::now();
         let mut files = locked(&self.files);
         let held = files.entry(file).or_default();
-        held.retain(|h| h.until.is_none_or(|until| now < until));
         if find_conflict(held, &holder, wanted, now).is_some() {
             return false;
         }
+        self.revoke(held, &holder, wanted, now);
         cut_out(held, &holder, wanted);
         held.push(Held {
             holder,
@@ -104,12 +124,29 @@ impl Locks {
 
     /// Gives up all locks that were taken through an open file: the last descriptor of it is closed.
     pub(super) fn give_up_handle(&self, file: FileKey, mount: u64, handle: u64) {
+        locked(&self.revoked).remove(&(mount, handle));
         self.edit(file, |held| {
             held.retain(|h| (h.holder.mount, h.holder.handle) != (mount, handle));
         });
     }
 
-    /// A mount ended: what it holds is held until then.
+    /// The storage hears the mount again: it keeps what nobody else has taken.
+    pub(super) fn reclaim(&self, mount: u64) {
+        for held in locked(&self.files).values_mut().flatten() {
+            if held.holder.mount == mount {
+                held.until = None;
+            }
+        }
+    }
+
+    /// Whether an open file had a lock which another owner has taken since.
+    pub(super) fn is_revoked(&self, mount: u64, handle: u64) -> bool {
+        let revoked = locked(&self.revoked);
+        !revoked.is_empty() && revoked.contains(&(mount, handle))
+    }
+
+    /// A mount ended, or the storage does not hear it: what it holds is held until then, and after that until
+    /// somebody else wants it.
     pub(super) fn expire(&self, mount: u64, until: Instant) {
         for held in locked(&self.files).values_mut().flatten() {
             if held.holder.mount == mount {
@@ -133,12 +170,20 @@ fn overlaps(a: Range, b: Range) -> bool {
     a.start <= b.end && b.start <= a.end
 }
 
+impl Held {
+    /// Whether it keeps another owner from that lock, as long as the storage keeps it.
+    fn is_in_the_way(&self, holder: &Holder, wanted: Range) -> bool {
+        !self.holder.is_same_owner(holder)
+            && overlaps(self.range, wanted)
+            && (self.range.exclusive || wanted.exclusive)
+    }
+}
+
 fn find_conflict(held: &[Held], holder: &Holder, wanted: Range, now: Instant) -> Option<Range> {
     held.iter()
         .filter(|h| h.until.is_none_or(|until| now < until))
-        .filter(|h| !h.holder.is_same_owner(holder) && overlaps(h.range, wanted))
+        .find(|h| h.is_in_the_way(holder, wanted))
         .map(|h| h.range)
-        .find(|range| range.exclusive || wanted.exclusive)
 }
 
 /// Takes these bytes out of the owner's locks; what sticks out on either side stays.
@@ -238,6 +283,32 @@ mod tests {
         assert!(!locks.take(FILE, holder(2, 1), bytes(1, 1, true)));
         locks.give_up_owner(FILE, &holder(1, 2));
         assert!(locks.take(FILE, holder(2, 1), bytes(1, 1, true)));
+    }
+
+    #[test]
+    fn a_lost_host_keeps_what_nobody_took_and_is_refused_where_somebody_did() {
+        let locks = Locks::default();
+        let other = FileKey { inode: 3, ..FILE };
+        for file in [FILE, other] {
+            assert!(locks.take(file, holder(1, 7), bytes(0, 9, true)));
+        }
+        locks.expire(1, Instant::now());
+        assert!(locks.take(FILE, holder(2, 1), bytes(0, 9, true)));
+        locks.reclaim(1);
+        assert!(locks.is_revoked(1, 7));
+        assert!(!locks.is_revoked(2, 1));
+        // As image locks are taken: shared by all, then asked whether somebody else's is there.
+        assert!(locks.take(other, holder(3, 1), bytes(10, 19, false)));
+        locks.expire(3, Instant::now());
+        assert!(locks.take(other, holder(2, 2), bytes(10, 19, false)));
+        assert_eq!(
+            locks.conflict(other, &holder(2, 2), bytes(10, 19, true)),
+            None
+        );
+        assert!(locks.is_revoked(3, 1));
+        assert!(!locks.take(other, holder(2, 1), bytes(0, 9, true)));
+        locks.give_up_handle(FILE, 1, 7);
+        assert!(!locks.is_revoked(1, 7));
     }
 
     #[test]

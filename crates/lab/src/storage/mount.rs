@@ -68,6 +68,7 @@ impl Mount {
             files: Mutex::default(),
             listings: Mutex::default(),
             next_handle: AtomicU64::new(1),
+            fenced: spec.fenced,
             failing_opens: Mutex::default(),
         });
         // The standard library opens with O_CLOEXEC: no child keeps the connection alive.
@@ -130,15 +131,25 @@ impl Mount {
         self.host.gate.set(fault);
     }
 
-    /// Lets the next `times` opens of a file fail with EIO, creating it included; the path is relative to
-    /// the mount. 0 lets them succeed again.
-    pub fn fail_opens(&self, path: &Path, times: u64) {
+    /// Lets opens of a file, or of all files of a directory, fail with EIO as long as `left` is above zero; each
+    /// counts it down. The path is relative to the mount; mounts may share the count.
+    pub fn fail_opens(&self, below: &Path, left: Arc<AtomicU64>) {
         let mut failing = locked(&self.host.failing_opens);
-        if times == 0 {
-            failing.remove(path);
-        } else {
-            failing.insert(path.into(), times);
-        }
+        failing.retain(|(_, left)| left.load(Ordering::Acquire) > 0);
+        failing.push((below.into(), left));
+    }
+
+    /// The storage does not hear the host any more, be it paused or cut off: after `keep_locks` its locks are
+    /// anybody's who asks, and its writes to a file of which somebody else has taken them fail with EIO where the
+    /// storage fences ([`MountSpec::fenced`]).
+    pub fn lose(&self, keep_locks: Duration) {
+        let until = Instant::now() + keep_locks;
+        self.host.storage.locks.expire(self.host.number, until);
+    }
+
+    /// The storage hears the host again, which keeps the locks that nobody else has taken.
+    pub fn find_again(&self) {
+        self.host.storage.locks.reclaim(self.host.number);
     }
 
     /// How many operations wait for the fault to change or to be due, and how many answers are kept back.

@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -292,7 +293,8 @@ fn opens_of_a_file_fail_as_often_as_asked() {
     let (disk, other) = (host.path("vm-1/disk"), host.path("other"));
     host.run(|| fs::create_dir(host.path("vm-1"))).unwrap();
     drop(host.open("vm-1/disk"));
-    host.mount().fail_opens("vm-1/disk".as_ref(), 2);
+    let twice = Arc::new(AtomicU64::new(2));
+    host.mount().fail_opens("vm-1".as_ref(), twice);
     host.run(|| {
         assert!(open(&other).is_ok());
         assert_eq!(number(open(&disk)), Errno::EIO as i32);

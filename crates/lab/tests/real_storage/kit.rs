@@ -95,6 +95,7 @@ impl Lab {
             at,
             image_locks: true,
             write_through: false,
+            fenced: true,
         }
     }
 
