@@ -8,11 +8,7 @@ use serde_json::json;
 /// Plays the scenario in the simulator as well, and compares.
 pub(super) fn against_sim(scenario: &Scenario, lab: &RunResult) -> (Agreement, f64, bool) {
     let tolerance = agree::tolerance(&scenario.config.settings.timing);
-    let options = Options {
-        stop_at_violation: false,
-        ..Options::default()
-    };
-    let sim = mainstay_sim::run(scenario, &options);
+    let sim = mainstay_sim::run(scenario, &Options::default());
     let agreement = agree::compare(&sim, lab, tolerance);
     (agreement, tolerance.as_secs_f64(), sim.pass())
 }
