@@ -11,7 +11,7 @@ use mainstay_core::io::{
     IoFault, Output, PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue,
 };
 use mainstay_core::time::{Duration, Instant};
-use mainstay_core::wire::{Envelope, FORMAT_VERSION, Message, PAGE_BYTES, RecordKey};
+use mainstay_core::wire::{Envelope, FORMAT_VERSION, LockRecord, Message, PAGE_BYTES, RecordKey};
 use mainstay_core::{Agent, Command, Identity, provision};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -249,14 +249,23 @@ impl Cluster {
     }
 
     pub(crate) fn crash(&mut self, id: &VmId) {
+        self.end(id, ExitCause::Crash);
+    }
+
+    pub(crate) fn end(&mut self, id: &VmId, cause: ExitCause) {
         let on = self.running.remove(id).expect("runs");
-        self.push(
-            &on,
-            Input::VmExited {
-                vm: id.clone(),
-                cause: ExitCause::Crash,
-            },
-        );
+        let vm = id.clone();
+        self.push(&on, Input::VmExited { vm, cause });
+    }
+
+    /// The lock records of a VM that are on disk.
+    pub(crate) fn locks(&self, id: &VmId) -> Vec<LockRecord> {
+        let cluster = self.config.cluster_id;
+        let all = self.disks.values().flatten();
+        let of_vm = all.filter(|(key, _)| matches!(key, RecordKey::VmLock(vm, _) if vm == id));
+        of_vm
+            .map(|(_, bytes)| LockRecord::decode(cluster, bytes).expect("a lock").1)
+            .collect()
     }
 
     /// The guard of its host finds that its right to run has lapsed.
