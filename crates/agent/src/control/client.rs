@@ -1,6 +1,6 @@
 //! The client of the control socket.
 
-use super::{Answer, EventLine, InForce, Pong, Readiness, Request};
+use super::{Answer, EventLine, InForce, Leaving, Pong, Readiness, Request};
 use mainstay_core::config::{Change, ClusterConfig};
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::status::{Explanation, Status};
@@ -121,11 +121,12 @@ impl Client {
         self.call(&Request::PowerOff { vm: vm.clone() })
     }
 
-    /// Says that the host is being shut down: its VMs are stopped and their locks given back.
+    /// Says that the host is being shut down: its VMs are stopped and their locks given back. To be asked again
+    /// until it is ready.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub fn leave(&self) -> Result<(), ClientError> {
+    pub fn leave(&self) -> Result<Leaving, ClientError> {
         self.call(&Request::Leave)
     }
 

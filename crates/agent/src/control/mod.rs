@@ -53,7 +53,8 @@ pub enum Request {
         /// The VM.
         vm: VmId,
     },
-    /// This host is being shut down: stop its VMs and give their locks back.
+    /// This host is being shut down: stop its VMs and give their locks back. Answers with a [`Leaving`]; asked
+    /// again until it is ready.
     Leave,
     /// Agent or guard are about to be restarted on purpose: move VMs to longer rights to run. Answers with a
     /// [`Readiness`]; asked again until it is ready.
@@ -82,6 +83,15 @@ pub struct InForce {
     pub file: ClusterFile,
     /// The mount point of each datastore on that host.
     pub mounts: BTreeMap<DatastoreId, PathBuf>,
+}
+
+/// The answer to [`Request::Leave`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Leaving {
+    /// The agent's host.
+    pub host: HostId,
+    /// Nothing of its VMs is left there, and their locks are given back: the host may be shut down.
+    pub ready: bool,
 }
 
 /// The answer to [`Request::PrepareRestart`].

@@ -1,7 +1,7 @@
 //! The server of the control socket: a thread for each connection, so that no client ever holds the
 //! agent's loop up.
 
-use super::{Answer, InForce, Pong, REQUEST_MAX_BYTES, Readiness, Request};
+use super::{Answer, InForce, Leaving, Pong, REQUEST_MAX_BYTES, Readiness, Request};
 use crate::events::EventLog;
 use crate::twin::{self, TwinError};
 use mainstay_core::config::{Change, ClusterConfig};
@@ -54,7 +54,7 @@ pub(crate) enum Ask {
     ExplainHost(HostId, SyncSender<Result<Explanation, String>>),
     PowerOn(VmId, SyncSender<Result<(), String>>),
     PowerOff(VmId, SyncSender<Result<(), String>>),
-    Leave(SyncSender<Result<(), String>>),
+    Leave(SyncSender<Result<Leaving, String>>),
     PrepareRestart(SyncSender<Result<Readiness, String>>),
     Config(SyncSender<ClusterConfig>),
     InForce(SyncSender<InForce>),

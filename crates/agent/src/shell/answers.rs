@@ -3,7 +3,7 @@
 use super::Shell;
 use crate::clock;
 use crate::control::server::{Ask, Proposal};
-use crate::control::{Pong, Readiness};
+use crate::control::{Leaving, Pong, Readiness};
 use mainstay_core::Command;
 use mainstay_core::config::nearest;
 use mainstay_core::id::{HostId, VmId};
@@ -40,7 +40,7 @@ impl Shell {
             Ask::PowerOn(vm, to) => drop(to.try_send(self.command(Command::PowerOn(vm)))),
             Ask::PowerOff(vm, to) => drop(to.try_send(self.command(Command::PowerOff(vm)))),
             Ask::PrepareRestart(to) => drop(to.try_send(self.prepare_restart())),
-            Ask::Leave(to) => drop(to.try_send(self.command(Command::Leave))),
+            Ask::Leave(to) => drop(to.try_send(self.leave())),
             Ask::Config(to) => drop(to.try_send(self.agent.config().clone())),
             Ask::InForce(to) => drop(to.try_send(self.in_force())),
             Ask::Change(proposal) => self.change(proposal),
@@ -64,6 +64,15 @@ impl Shell {
             Err(error) => drop(outcome.try_send(Err(error))),
         }
         self.drain();
+    }
+
+    fn leave(&mut self) -> Result<Leaving, String> {
+        // Only the first of them does something.
+        self.command(Command::Leave)?;
+        Ok(Leaving {
+            host: self.stamp.writer.clone(),
+            ready: self.agent.may_leave(),
+        })
     }
 
     fn prepare_restart(&mut self) -> Result<Readiness, String> {
