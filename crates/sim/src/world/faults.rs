@@ -3,17 +3,18 @@
 use super::guard::Words;
 use super::guest::{Instance, Phase, Wanted};
 use super::{Happening, World};
-use crate::clock::{MS, SECOND};
+use crate::clock::{MS, Nanos, SECOND};
 use crate::invariants::Fact;
 use crate::scenario::Fault;
 use crate::trace::{Body, Entry};
 use mainstay_core::Command;
 use mainstay_core::config::Change;
+use mainstay_core::drill::Answer;
 use mainstay_core::event::{EventKind, StopReason};
 use mainstay_core::guard::Guard;
 use mainstay_core::id::BootId;
 use mainstay_core::io::ExitCause;
-use mainstay_core::time::nanos;
+use mainstay_core::time::{Duration, nanos};
 
 /// Service managers commonly give a service so long to stop.
 const SERVICE_PATIENCE: u64 = 90 * SECOND;
@@ -65,6 +66,11 @@ impl World<'_> {
             Fault::HostResume { host } => self.resume(*host),
             Fault::HostShutdown { host } => self.shut_host_down(*host, false),
             Fault::HostReboot { host } => self.shut_host_down(*host, true),
+            Fault::HostDrill {
+                host,
+                time,
+                insists,
+            } => self.drill(*host, *time, *insists),
             Fault::AgentKill { host } => self.agent_kill(*host),
             Fault::AgentRestart {
                 host,
@@ -168,6 +174,7 @@ impl World<'_> {
         h.responses.clear();
         h.shutting = None;
         h.restarting = None;
+        h.drilled = false;
         h.wishes.clear();
         h.role = None;
         let slots = self.vms.len();
@@ -295,6 +302,46 @@ impl World<'_> {
             self.vm_changed(vm);
         }
         self.release_held();
+    }
+
+    /// An admin rehearses the loss of a host, and asks for it there.
+    fn drill(&mut self, host: usize, time: Option<Nanos>, insists: bool) {
+        if !self.hosts[host].agent_listens() {
+            return self.note("the drill was not heard of: the agent does not answer");
+        }
+        let now = self.hosts[host].clock.local(self.now);
+        let id = self.hosts[host].id.clone();
+        let time = time.map(Duration::from_nanos);
+        let asked = match &mut self.hosts[host].agent {
+            Some(agent) => agent.run_drill(now, &id, time, insists),
+            None => return,
+        };
+        self.drain(host);
+        if let Err(error) = asked {
+            self.note(&error.to_string());
+        }
+    }
+
+    /// What became of a drill that was asked for.
+    pub(super) fn drill_answered(&mut self, answer: &Result<Answer, String>) {
+        if let Err(why) = answer {
+            self.note(why);
+        }
+    }
+
+    /// A host falls silent, or is back: whoever is not heard hears nobody either.
+    pub(super) fn in_drill(&mut self, host: usize, silent: bool) {
+        self.hosts[host].drilled = silent;
+        self.hosts[host].unrest = self.now;
+        if silent {
+            return;
+        }
+        // Only now its agent learns what ended meanwhile.
+        for instance in self.instances.on_host(host).to_vec() {
+            if !self.instances[instance].exists() {
+                self.instances[instance].untold = None;
+            }
+        }
     }
 
     /// The operating system asks its services to stop; the machine is off, or comes back, when its agent
