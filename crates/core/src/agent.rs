@@ -398,16 +398,21 @@ impl Agent {
         self.now = self.now.max(now);
         self.shorten_rights();
         if gap > 3 * self.timing().network_heartbeat {
-            let now = self.now;
-            for peer in self.peers.values_mut() {
-                peer.listened_since = now;
-            }
-            self.isolation
-                .note_gap(now, self.config.settings.timing.network_heartbeat);
-            let silent_at = now + self.timing().network_heartbeat + self.timing().election_start;
-            self.role.listens_from(silent_at);
-            self.sessions_listen_from(now);
+            self.listen_anew();
         }
+    }
+
+    /// Nobody was listened to until now.
+    pub(crate) fn listen_anew(&mut self) {
+        let now = self.now;
+        for peer in self.peers.values_mut() {
+            peer.listened_since = now;
+        }
+        self.isolation
+            .note_gap(now, self.config.settings.timing.network_heartbeat);
+        let silent_at = now + self.timing().network_heartbeat + self.timing().election_start;
+        self.role.listens_from(silent_at);
+        self.sessions_listen_from(now);
     }
 
     /// Does everything that is due; a silent host does nothing.
@@ -475,7 +480,7 @@ impl Agent {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         if let Some(silence) = &self.drills.silence {
-            return Some(silence.until());
+            return Some(silence.due());
         }
         let mut next = self.next_heartbeat;
         // What is due already was looked at in this step; if it still waits, another event ends that.

@@ -4,11 +4,11 @@ use super::Shell;
 use crate::clock;
 use crate::control::server::{Ask, Drilled, Proposal};
 use crate::control::{Pong, Readiness};
-use mainstay_core::{Command, CommandError};
 use mainstay_core::config::nearest;
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::status::Status;
 use mainstay_core::time::millis;
+use mainstay_core::{Command, CommandError};
 
 impl Shell {
     fn status(&self) -> Result<Status, String> {

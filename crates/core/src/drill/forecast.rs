@@ -85,7 +85,11 @@ impl Agent {
         let candidates = self.peers.iter().filter(fit).map(|(host, peer)| {
             let usable = peer.report.as_ref().map(|r| r.datastores.clone());
             let usable = usable.unwrap_or_default();
-            let counted = if self.is_resting(host) { 0 } else { usable.len() };
+            let counted = if self.is_resting(host) {
+                0
+            } else {
+                usable.len()
+            };
             let rank = Rank {
                 datastores: u32::try_from(counted).unwrap_or(u32::MAX),
                 host: host.clone(),
@@ -135,7 +139,11 @@ impl Agent {
                     after_dependency,
                     why,
                 } => {
-                    let waits = if after_dependency { patience } else { Duration::ZERO };
+                    let waits = if after_dependency {
+                        patience
+                    } else {
+                        Duration::ZERO
+                    };
                     Outcome::Restarted {
                         host,
                         asked_ms: millis(times.asked + waits),
@@ -146,7 +154,9 @@ impl Agent {
                 Rehearsed::Left(why) => Outcome::Left { why },
                 Rehearsed::Stuck(why) => Outcome::Stuck { why },
             };
-            let fence = datastore.and_then(|d| self.config.datastores.get(d)).map(|d| d.fence);
+            let fence = datastore
+                .and_then(|d| self.config.datastores.get(d))
+                .map(|d| d.fence);
             Foreseen {
                 protected: self.listed_on(&vm).is_some(),
                 enforced: fence == Some(FenceClass::Enforced),
@@ -165,34 +175,79 @@ impl Agent {
         let host = &forecast.host;
         let takes_vms = |h: &&HostId| *h != host && !self.is_resting(h);
         if self.config.hosts.keys().filter(takes_vms).count() == 0 {
-            say(false, format!("{host} is the only host that takes VMs: nothing could be restarted elsewhere; add another host, or let one leave maintenance"));
+            say(
+                false,
+                format!(
+                    "{host} is the only host that takes VMs: nothing could be restarted elsewhere; add another host, or let one leave maintenance"
+                ),
+            );
         }
         if !self.config.settings.host_monitoring {
-            say(false, String::from("high availability is off, so that nobody reacts to the loss of a host; `mainstay config set host_monitoring true`"));
+            say(
+                false,
+                String::from(
+                    "high availability is off, so that nobody reacts to the loss of a host; `mainstay config set host_monitoring true`",
+                ),
+            );
         }
         if self.is_resting(host) {
-            say(false, format!("{host} is in maintenance: its VMs are not meant to be restarted from there; `mainstay maintenance exit {host}` first"));
+            say(
+                false,
+                format!(
+                    "{host} is in maintenance: its VMs are not meant to be restarted from there; `mainstay maintenance exit {host}` first"
+                ),
+            );
         }
         if let Some(why) = self.is_not_well(host) {
-            say(false, format!("{host} is not well itself: {why}; wait until it is live"));
+            say(
+                false,
+                format!("{host} is not well itself: {why}; wait until it is live"),
+            );
         }
         let silent = |h: &&HostId| self.drills.is_under_way(h, self.now);
         if let Some(other) = self.config.hosts.keys().find(silent) {
-            say(false, format!("{other} is in a drill; end that first with `mainstay drill {other} --stop`"));
+            say(
+                false,
+                format!(
+                    "{other} is in a drill; end that first with `mainstay drill {other} --stop`"
+                ),
+            );
         }
         let old = |p: &crate::liveness::Peer| p.understands.is_none_or(|v| v < 2);
         if self.peers.get(host).is_some_and(old) {
-            say(false, format!("the agent of {host} is of an older version, which knows no drills; upgrade it"));
+            say(
+                false,
+                format!(
+                    "the agent of {host} is of an older version, which knows no drills; upgrade it"
+                ),
+            );
         }
         let others = self.config.hosts.keys().filter(takes_vms);
         for (other, why) in others.filter_map(|h| Some((h, self.is_not_well(h)?))) {
-            say(true, format!("{other} is not well ({why}), and a real failure during a drill would be worse; wait until every host is live"));
+            say(
+                true,
+                format!(
+                    "{other} is not well ({why}), and a real failure during a drill would be worse; wait until every host is live"
+                ),
+            );
         }
         let open: Vec<&str> = stuck(forecast, |v| !v.enforced);
         if !open.is_empty() && !self.config.settings.accept_late_writes {
-            say(true, format!("{} on datastores that do not refuse late writes (fence class open): nobody would take over from a host whose death is not proven, and they would stand still until the drill ends", names(&open)));
+            say(
+                true,
+                format!(
+                    "{} on datastores that do not refuse late writes (fence class open): nobody would take over from a host whose death is not proven, and they would stand still until the drill ends",
+                    names(&open)
+                ),
+            );
         } else if !open.is_empty() {
-            say(true, format!("{} on datastores that do not refuse late writes (fence class open), and the silent host answers pings: they are taken over only from a dead one, and would stand still until the drill ends", names(&open)));
+            say(
+                true,
+                format!(
+                    "{} on datastores that do not refuse late writes (fence class open), and the silent host answers pings: they are taken over only from a dead one, and would stand still until the drill ends",
+                    names(&open)
+                ),
+            );
         }
         let without: Vec<&str> = stuck(forecast, |v| v.enforced);
         let first = forecast.vms.iter().find_map(|v| match &v.outcome {
@@ -200,7 +255,13 @@ impl Agent {
             _ => None,
         });
         if let Some(why) = first {
-            say(true, format!("{} would not come back elsewhere, and would stand still until the drill ends: {why}; make room, or change what keeps them", names(&without)));
+            say(
+                true,
+                format!(
+                    "{} would not come back elsewhere, and would stand still until the drill ends: {why}; make room, or change what keeps them",
+                    names(&without)
+                ),
+            );
         }
         all
     }

@@ -96,7 +96,10 @@ impl Agent {
         let Some(noted) = self.drills.noted.get_mut(host) else {
             return;
         };
-        let heard = noted.told.entry(from.clone()).or_insert_with(Heard::default);
+        let heard = noted
+            .told
+            .entry(from.clone())
+            .or_insert_with(Heard::default);
         heard.last = Some(now);
         // An answer to a question that was asked twice says the same again.
         if usize::try_from(after) == Ok(heard.marks.len()) {

@@ -156,7 +156,10 @@ impl Agent {
         time_ms: Option<u64>,
         insists: bool,
     ) {
-        let time_ms = match self.forecast(host).and_then(|f| allowed(f, time_ms, insists)) {
+        let time_ms = match self
+            .forecast(host)
+            .and_then(|f| allowed(f, time_ms, insists))
+        {
             Ok(time_ms) => time_ms,
             Err(why) => return self.reply(from, DrillMessage::Refused { ticket, why }),
         };
@@ -173,13 +176,21 @@ impl Agent {
         let follows = self.role.followed() == Some(from);
         let own = *from == self.me.host && self.role.is_primary();
         let why = if !(follows || own) {
-            format!("{from}, which allowed it, is not the primary of {} any more; ask again", self.me.host)
+            format!(
+                "{from}, which allowed it, is not the primary of {} any more; ask again",
+                self.me.host
+            )
         } else if self.leaving.is_some() || self.planned.is_some() {
-            format!("{} is being shut down, or its agent restarted; ask again when it is back", self.me.host)
+            format!(
+                "{} is being shut down, or its agent restarted; ask again when it is back",
+                self.me.host
+            )
         } else {
             let (host, vms) = (self.me.host.clone(), self.vms.keys().count());
             self.drill_has_begun(&host, time_ms);
-            let why = format!("asked for at {asker}: this host is silent for {time_ms} ms at the longest, as if it was lost, with {vms} VMs");
+            let why = format!(
+                "asked for at {asker}: this host is silent for {time_ms} ms at the longest, as if it was lost, with {vms} VMs"
+            );
             self.fall_silent(Duration::from_millis(time_ms), why);
             return;
         };

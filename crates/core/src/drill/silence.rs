@@ -3,14 +3,23 @@
 //! To every other agent, to the guard and to the VMs it is an agent that hangs. What it asked for before may
 //! still be answered meanwhile; the answers are kept and looked at afterwards, as an agent that was stopped
 //! finds them. Only its end is heard: an order of another agent, a command here, or its own time.
+//!
+//! One thing it does: it reads the locks of VMs that are frozen on it, and ends the process of one whose lock
+//! another host took. An agent that hung does that when it goes on; here it is done at once, because storage
+//! that locks images would keep a VM from running elsewhere for as long as its frozen process is there, which
+//! the process of a host that is really lost is not. To end a VM that was lost is always safe.
+//!
+//! Never here: a write, a message, a swap, a thaw, or a start while the host is silent.
 
 use super::{DrillMessage, LONGEST, Mark, Marked, Noted};
-use crate::agent::{Agent, CommandError};
+use crate::agent::{Agent, CommandError, Pending};
 use crate::event::EventKind;
-use crate::id::HostId;
+use crate::id::{DatastoreId, Generation, HostId, OpId, VmId};
 use crate::io::{Channel, Input};
+use crate::lock::LockName;
+use crate::tasks::TaskFor;
 use crate::time::{Duration, Instant, millis};
-use crate::wire::Message;
+use crate::wire::{LockRecord, Message};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -27,12 +36,14 @@ pub(crate) struct Silence {
     held: VecDeque<Input>,
     /// Messages that were not heard.
     unheard: usize,
+    /// When the locks of frozen VMs are read again.
+    next_look: Instant,
 }
 
 impl Silence {
-    /// When the agent comes back by itself.
-    pub(crate) fn until(&self) -> Instant {
-        self.until
+    /// When something is to be done: locks are read, or the agent comes back by itself.
+    pub(crate) fn due(&self) -> Instant {
+        self.until.min(self.next_look)
     }
 }
 
@@ -67,11 +78,14 @@ impl Agent {
             until: now + time,
             held: VecDeque::new(),
             unheard: 0,
+            next_look: now,
         });
     }
 
     /// What happens while this host is silent.
     pub(crate) fn hear_nothing(&mut self, now: Instant, input: Input) {
+        self.now = self.now.max(now);
+        let looks = matches!(&input, Input::Storage(op, _) if self.is_look(*op));
         let Some(silence) = &mut self.drills.silence else {
             return;
         };
@@ -90,22 +104,74 @@ impl Agent {
             }
             // Said once, before the first message that shows it: to be known afterwards.
             Input::Understands { host, version } => self.on_understands(&host, version),
-            other => {
-                if let Input::VmLapsed { vm, .. } = &other {
-                    let mark = Mark {
-                        at_ms: millis(now.since(silence.since)),
-                        what: Marked::Frozen { vm: vm.clone() },
-                    };
-                    let host = self.me.host.clone();
-                    if let Some(noted) = self.drills.noted.get_mut(&host) {
-                        noted.own.push(mark);
-                    }
+            Input::VmLapsed { vm, generation } => self.note_frozen(&vm, generation),
+            Input::Storage(op, outcome) if looks => {
+                if let Some(Pending::Task(number)) = self.pending.remove(&op) {
+                    self.step_task(number, &outcome);
                 }
-                silence.held.push_back(other);
+            }
+            other => silence.held.push_back(other),
+        }
+        match end {
+            Some(why) => self.come_back(now, why),
+            None => self.look_at_locks(),
+        }
+    }
+
+    /// The guard has frozen a VM.
+    fn note_frozen(&mut self, vm: &VmId, generation: Generation) {
+        let (now, host) = (self.now, self.me.host.clone());
+        self.on_vm_lapsed(vm, generation);
+        if let Some(noted) = self.drills.noted.get_mut(&host) {
+            noted.own.push(Mark {
+                at_ms: millis(now.since(noted.since)),
+                what: Marked::Frozen { vm: vm.clone() },
+            });
+        }
+    }
+
+    /// The operation belongs to the reading of a lock that was begun in this silence.
+    fn is_look(&self, op: OpId) -> bool {
+        let Some(Pending::Task(number)) = self.pending.get(&op) else {
+            return false;
+        };
+        matches!(self.works_for(*number), Some(TaskFor::Drilled(_)))
+    }
+
+    /// Reads the locks of the VMs that are frozen here, once in each heartbeat interval.
+    fn look_at_locks(&mut self) {
+        let (now, interval) = (self.now, self.timing().network_heartbeat);
+        match &mut self.drills.silence {
+            Some(silence) if now >= silence.next_look => silence.next_look = now + interval,
+            _ => return,
+        }
+        let frozen = self.vms.iter().filter(|(_, v)| v.is_frozen());
+        let frozen: Vec<(VmId, DatastoreId)> = frozen
+            .map(|(vm, local)| (vm.clone(), local.spec.datastore.clone()))
+            .collect();
+        for (vm, datastore) in frozen {
+            let work_for = TaskFor::Drilled(vm.clone());
+            // Storage that hangs is not asked again; one that could not be read is.
+            if !self.has_task(&work_for) || self.tasks.waits(&work_for) {
+                self.drop_tasks(&work_for);
+                self.read_lock(&datastore, LockName::Vm(vm), work_for);
             }
         }
-        if let Some(why) = end {
-            self.come_back(now, why);
+    }
+
+    /// The lock of a VM that is frozen here was read.
+    pub(crate) fn on_drilled_head(&mut self, vm: &VmId, record: Option<&LockRecord>) {
+        if !self.in_drill() {
+            return;
+        }
+        let own = self.holder();
+        let taken = record.is_some_and(|r| r.holder.as_ref() != Some(&own));
+        let frozen = self.vms.get(vm).filter(|v| v.is_frozen());
+        if let Some(generation) = frozen
+            .map(crate::vms::LocalVm::generation)
+            .filter(|_| taken)
+        {
+            self.lock_lost(vm, generation);
         }
     }
 
@@ -116,6 +182,10 @@ impl Agent {
             return;
         };
         self.advance(now);
+        self.listen_anew();
+        for vm in self.vms.keys().cloned().collect::<Vec<VmId>>() {
+            self.drop_tasks(&TaskFor::Drilled(vm));
+        }
         let host = self.me.host.clone();
         let lasted = now.since(silence.since).as_millis();
         let kind = EventKind::DrillEnded { host: host.clone() };
@@ -139,7 +209,12 @@ impl Agent {
 
     /// A host falls silent on purpose.
     pub(super) fn note_begun(&mut self, host: &HostId, drill: u64, time: Duration) {
-        if self.drills.noted.get(host).is_some_and(|n| n.drill == drill) {
+        if self
+            .drills
+            .noted
+            .get(host)
+            .is_some_and(|n| n.drill == drill)
+        {
             // It was overtaken by the word that the drill is over.
             return;
         }

@@ -287,7 +287,12 @@ impl Agent {
     }
 
     /// Why this owner breaks no lock of that host yet, whatever its heartbeat shows.
-    fn owner_waits(&self, datastore: &DatastoreId, host: &HostId, named: Duration) -> Option<String> {
+    fn owner_waits(
+        &self,
+        datastore: &DatastoreId,
+        host: &HostId,
+        named: Duration,
+    ) -> Option<String> {
         let acting = self.acting(datastore)?;
         let needed = acting.longest_break.max(named);
         if let Some(wait) = acting.vouched_lately(host, self.now, needed) {

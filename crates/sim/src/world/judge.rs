@@ -309,7 +309,9 @@ impl World<'_> {
         let heard = |h: usize| {
             let both = self.net.path(h, primary) && self.net.path(primary, h);
             let hosts = [&self.hosts[h], &self.hosts[primary]];
-            let at_rest = hosts.iter().all(|h| h.agent_listens() && !h.drilled && h.unrest < since);
+            let at_rest = hosts
+                .iter()
+                .all(|h| h.agent_listens() && !h.drilled && h.unrest < since);
             (h == primary || both && !resets) && at_rest
         };
         // What runs on a host that is being shut down is on its way off, and holds nobody back.

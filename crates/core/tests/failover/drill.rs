@@ -1,8 +1,6 @@
 //! Drills through the core's public interface: what is foretold, what happens, what is refused.
 
-mod cluster;
-
-use cluster::{Cluster, host, vm};
+use crate::cluster::{Cluster, host, vm};
 use mainstay_core::config::{Change, Profile};
 use mainstay_core::drill::{Answer, Forecast, Marked, Outcome, Progress};
 use mainstay_core::event::{EventKind, HostState};
@@ -29,7 +27,11 @@ fn plan(c: &mut Cluster, at: u32, of: u32) -> Forecast {
     let ticket = c.agent(at).plan_drill(now, &host(of)).expect("taken");
     c.settle(at);
     c.run_for(2 * SECOND);
-    let answer = c.drills.iter().rev().find(|(h, t, _)| (h, *t) == (&host(at), ticket));
+    let answer = c
+        .drills
+        .iter()
+        .rev()
+        .find(|(h, t, _)| (h, *t) == (&host(at), ticket));
     match answer.expect("an answer").2.clone().expect("a forecast") {
         Answer::Forecast(forecast) => *forecast,
         other => panic!("{other:?}"),
@@ -49,7 +51,11 @@ fn run(
     c.settle(at);
     let ticket = asked.map_err(|e| e.to_string())?;
     c.run_for(SECOND);
-    let answer = c.drills.iter().rev().find(|(h, t, _)| (h, *t) == (&host(at), ticket));
+    let answer = c
+        .drills
+        .iter()
+        .rev()
+        .find(|(h, t, _)| (h, *t) == (&host(at), ticket));
     answer.expect("an answer").2.clone()
 }
 
@@ -57,12 +63,17 @@ fn run(
 fn progress(c: &mut Cluster, at: u32, of: u32) -> Progress {
     for _ in 0..20 {
         let now = c.now;
-        c.agent(at).drill_progress(now, &host(of)).expect("heard of");
+        c.agent(at)
+            .drill_progress(now, &host(of))
+            .expect("heard of");
         c.settle(at);
         c.run_for(SECOND / 2);
     }
     let now = c.now;
-    let found = c.agent(at).drill_progress(now, &host(of)).expect("heard of");
+    let found = c
+        .agent(at)
+        .drill_progress(now, &host(of))
+        .expect("heard of");
     c.settle(at);
     found
 }
@@ -96,17 +107,29 @@ fn a_forecast_names_a_host_and_a_time_for_each_vm_and_changes_nothing() {
     assert_eq!(forecast.vms.len(), 2);
     for foreseen in &forecast.vms {
         match &foreseen.outcome {
-            Outcome::Restarted { host: to, asked_ms, wave, .. } => {
+            Outcome::Restarted {
+                host: to,
+                asked_ms,
+                wave,
+                ..
+            } => {
                 assert_ne!(*to, host(2));
                 assert_eq!((*asked_ms, *wave), (6000, 1));
             }
             other => panic!("{other:?}"),
         }
     }
-    assert!(forecast.all_come_back && forecast.obstacles.is_empty(), "{:?}", forecast.obstacles);
+    assert!(
+        forecast.all_come_back && forecast.obstacles.is_empty(),
+        "{:?}",
+        forecast.obstacles
+    );
     let after = c.status(3);
     assert_eq!(before.vms, after.vms);
-    assert!(!has(&c, |e| matches!(e, EventKind::RestartRequested { .. })));
+    assert!(!has(&c, |e| matches!(
+        e,
+        EventKind::RestartRequested { .. }
+    )));
     assert!(!has(&c, started));
 }
 
@@ -135,13 +158,17 @@ fn what_a_forecast_says_is_what_happens_when_the_host_is_lost() {
     c.power_off(2);
     c.run_for(30 * SECOND);
     for foreseen in forecast.vms {
-        let Outcome::Restarted { host: to, asked_ms, .. } = foreseen.outcome else {
+        let Outcome::Restarted {
+            host: to, asked_ms, ..
+        } = foreseen.outcome
+        else {
             panic!("{foreseen:?}");
         };
         assert_eq!(c.running.get(&foreseen.vm), Some(&to));
-        let asked = c.first(killed, |e| {
-            matches!(e, EventKind::RestartRequested { vm, .. } if *vm == foreseen.vm)
-        });
+        let asked = c.first(
+            killed,
+            |e| matches!(e, EventKind::RestartRequested { vm, .. } if *vm == foreseen.vm),
+        );
         let asked = asked.expect("asked for").as_millis() as u64;
         let later = asked_ms..=asked_ms + forecast.later_by_ms;
         assert!(later.contains(&asked), "{asked} ms, not {later:?}");
@@ -158,23 +185,38 @@ fn vms_of_a_drilled_host_come_back_elsewhere_and_the_drill_is_told_of() {
     freeze(&mut c, 1);
     let silent = c.agent(2).plan_drill(begun, &host(1));
     assert_eq!(silent, Err(CommandError::Silent(host(2))));
-    assert!(c.status(2).hosts[1].why.contains("a drill: it is silent on purpose"));
+    assert!(
+        c.status(2).hosts[1]
+            .why
+            .contains("a drill: it is silent on purpose")
+    );
     c.run_for(6 * SECOND);
     assert_ne!(c.running.get(&vm(1)), Some(&host(2)));
-    assert!(has(&c, |e| matches!(e, EventKind::HostState { host: h, to: HostState::AgentUnreachable, .. } if *h == host(2))));
+    assert!(has(
+        &c,
+        |e| matches!(e, EventKind::HostState { host: h, to: HostState::AgentUnreachable, .. } if *h == host(2))
+    ));
     c.run_for(20 * SECOND);
     let ended = c.first(begun, |e| matches!(e, EventKind::DrillEnded { .. }));
     let ended = ended.expect("it ended").as_millis();
     assert!((20_000..20_100).contains(&ended), "{ended}");
     assert_eq!(c.status(3).hosts[1].state, HostState::Live);
     let told = progress(&mut c, 1, 2);
-    assert!(told.complete && told.ended == Some("its time is up".into()), "{told:#?}");
+    assert!(
+        told.complete && told.ended == Some("its time is up".into()),
+        "{told:#?}"
+    );
     let marks: Vec<_> = told.told.iter().flat_map(|t| &t.marks).collect();
     for wanted in [
         Marked::Frozen { vm: vm(1) },
-        Marked::Verdict { state: HostState::AgentUnreachable },
+        Marked::Verdict {
+            state: HostState::AgentUnreachable,
+        },
     ] {
-        assert!(marks.iter().any(|m| m.what == wanted), "{wanted:?} in {marks:#?}");
+        assert!(
+            marks.iter().any(|m| m.what == wanted),
+            "{wanted:?} in {marks:#?}"
+        );
     }
     let at = |is: fn(&Marked) -> bool| marks.iter().find(|m| is(&m.what)).map(|m| m.at_ms);
     let asked = at(|m| matches!(m, Marked::Asked { .. })).expect("asked for");
@@ -191,14 +233,19 @@ fn a_drill_of_the_primary_elects_another() {
     c.run_for(3 * SECOND);
     freeze(&mut c, 2);
     c.run_for(20 * SECOND);
-    let elected = |e: &EventKind| matches!(e, EventKind::PrimaryElected { host: h } if *h == host(2));
+    let elected =
+        |e: &EventKind| matches!(e, EventKind::PrimaryElected { host: h } if *h == host(2));
     assert!(has(&c, elected));
     assert_eq!(c.running.values().filter(|h| **h == host(3)).count(), 0);
     c.run_for(30 * SECOND);
     let told = progress(&mut c, 1, 3);
     assert!(told.complete, "{told:#?}");
     let marks: Vec<_> = told.told.iter().flat_map(|t| &t.marks).collect();
-    assert!(marks.iter().any(|m| m.what == Marked::Elected { host: host(2) }));
+    assert!(
+        marks
+            .iter()
+            .any(|m| m.what == Marked::Elected { host: host(2) })
+    );
 }
 
 #[test]
@@ -214,7 +261,10 @@ fn a_drill_ends_when_it_is_called_off_anywhere() {
     c.run_for(SECOND);
     let ended = c.first(begun, |e| matches!(e, EventKind::DrillEnded { .. }));
     assert!(ended.is_some_and(|at| at < 4 * SECOND), "{ended:?}");
-    assert!(!has(&c, |e| matches!(e, EventKind::RestartRequested { .. })));
+    assert!(!has(&c, |e| matches!(
+        e,
+        EventKind::RestartRequested { .. }
+    )));
     c.run_for(10 * SECOND);
     assert!(run(&mut c, 3, 1, None, false).is_ok(), "{:?}", c.drills);
 }
@@ -237,8 +287,14 @@ fn a_host_that_is_shut_down_in_a_drill_leaves_as_it_does_otherwise() {
 #[test]
 fn drills_that_show_nothing_or_are_dangerous_are_refused_with_the_remedy() {
     let mut c = settled(3, 3);
-    let typo = c.agent(1).plan_drill(Instant::ZERO, &host(22)).expect_err("no such host");
-    assert!(typo.to_string().contains("did you mean \"host-2\"?"), "{typo}");
+    let typo = c
+        .agent(1)
+        .plan_drill(Instant::ZERO, &host(22))
+        .expect_err("no such host");
+    assert!(
+        typo.to_string().contains("did you mean \"host-2\"?"),
+        "{typo}"
+    );
     let short = refusal(run(&mut c, 1, 2, Some(SECOND), true));
     assert!(short.contains("lasts between 7500 ms"), "{short}");
     let long = refusal(run(&mut c, 1, 2, Some(7200 * SECOND), true));
@@ -262,7 +318,10 @@ fn drills_that_show_nothing_or_are_dangerous_are_refused_with_the_remedy() {
     c.power_off(1);
     c.run_for(20 * SECOND);
     let why = refusal(run(&mut c, 3, 2, None, false));
-    assert!(why.contains("host-1 is not well") && why.contains("--force"), "{why}");
+    assert!(
+        why.contains("host-1 is not well") && why.contains("--force"),
+        "{why}"
+    );
     let gone = refusal(run(&mut c, 3, 1, None, true));
     assert!(gone.contains("host-1 is not well itself"), "{gone}");
     assert!(!has(&c, started));
@@ -272,7 +331,13 @@ fn drills_that_show_nothing_or_are_dangerous_are_refused_with_the_remedy() {
 #[test]
 fn the_only_host_that_takes_vms_is_not_drilled() {
     let mut c = settled(2, 1);
-    c.propose(2, Change::Maintenance { host: host(1), on: true });
+    c.propose(
+        2,
+        Change::Maintenance {
+            host: host(1),
+            on: true,
+        },
+    );
     c.run_for(5 * SECOND);
     let why = refusal(run(&mut c, 2, 2, None, true));
     assert!(why.contains("is the only host that takes VMs"), "{why}");
