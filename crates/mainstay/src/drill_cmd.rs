@@ -86,6 +86,7 @@ pub(crate) fn run(common: &Common, args: &DrillArgs) -> Result<()> {
         client,
         forecast,
         shown: BTreeMap::new(),
+        host_told: false,
     }
     .run(args)
 }
@@ -163,6 +164,8 @@ struct Drill {
     forecast: Forecast,
     /// How many marks of each host were shown.
     shown: BTreeMap<HostId, usize>,
+    /// The drilled host told what happened on it.
+    host_told: bool,
 }
 
 impl Drill {
@@ -247,7 +250,8 @@ impl Drill {
             new.extend(marks.iter().skip(*shown).map(|mark| (by, mark)));
             *shown = marks.len();
         }
-        new.sort_by_key(|(_, mark)| mark.at_ms);
+        // What the silent host tells comes last: it tells it when it is back.
+        new.sort_by_key(|(by, mark)| (**by == self.forecast.host, mark.at_ms));
         for (by, mark) in new {
             let ours = |vm: &VmId| self.forecast.vms.iter().any(|v| v.vm == *vm);
             if !mark.what.vm().is_none_or(ours) {
@@ -256,7 +260,11 @@ impl Drill {
             if self.json {
                 ui::json(&json!({"at_ms": mark.at_ms, "by": by, "what": mark.what}));
             } else {
-                let (text, tone) = told(&self.forecast.host, &mark.what);
+                let host = &self.forecast.host;
+                if by == host && !std::mem::replace(&mut self.host_told, true) {
+                    line(Tone::Dim.paint(format_args!("what happened on {host} itself:")));
+                }
+                let (text, tone) = told(host, &mark.what);
                 line(format_args!(
                     "{:>7}  {}",
                     ui::seconds(Duration::from_millis(mark.at_ms)),

@@ -1,7 +1,7 @@
 //! Drills through the core's public interface: what is foretold, what happens, what is refused.
 
 use crate::cluster::{Cluster, host, vm};
-use mainstay_core::config::{Change, Profile};
+use mainstay_core::config::{Change, Profile, RestartPriority, VmSpec};
 use mainstay_core::drill::{Answer, Forecast, Marked, Outcome, Progress};
 use mainstay_core::event::{EventKind, HostState};
 use mainstay_core::time::{Duration, Instant};
@@ -341,4 +341,100 @@ fn the_only_host_that_takes_vms_is_not_drilled() {
     c.run_for(5 * SECOND);
     let why = refusal(run(&mut c, 2, 2, None, true));
     assert!(why.contains("is the only host that takes VMs"), "{why}");
+}
+
+/// Changes VMs of the running cluster.
+fn change_vms(c: &mut Cluster, changes: &[(u32, fn(&mut VmSpec))]) {
+    for (n, change) in changes {
+        let mut spec = c.agent_config(3).vms.get(&vm(*n)).expect("known").clone();
+        change(&mut spec);
+        c.propose(3, Change::PutVm(spec));
+        c.run_for(SECOND);
+    }
+    c.run_for(10 * SECOND);
+}
+
+fn outcome(forecast: &Forecast, n: u32) -> &Outcome {
+    let found = forecast.vms.iter().find(|v| v.vm == vm(n));
+    &found.expect("foreseen").outcome
+}
+
+#[test]
+fn what_nobody_restarts_and_what_nobody_has_room_for_are_told_apart() {
+    let mut c = settled(3, 9);
+    change_vms(
+        &mut c,
+        &[
+            (1, |v| v.restart_priority = RestartPriority::Disabled),
+            (4, |v| v.memory_mb = 1 << 20),
+        ],
+    );
+    let forecast = plan(&mut c, 1, 2);
+    assert!(
+        matches!(outcome(&forecast, 1), Outcome::Left { why } if why.contains("disabled")),
+        "{forecast:?}"
+    );
+    assert!(
+        matches!(outcome(&forecast, 4), Outcome::Stuck { why } if why.contains("MiB are free")),
+        "{forecast:?}"
+    );
+    assert!(matches!(outcome(&forecast, 7), Outcome::Restarted { .. }));
+    assert!(!forecast.all_come_back);
+    let why = refusal(run(&mut c, 1, 2, None, false));
+    assert!(
+        why.contains("vm-4 would not come back") && why.contains("--force"),
+        "{why}"
+    );
+}
+
+#[test]
+fn starts_that_wait_for_others_come_in_later_waves() {
+    let mut c = settled(3, 9);
+    change_vms(
+        &mut c,
+        &[
+            (1, |v| v.depends_on = vec![vm(4)]),
+            (4, |v| v.depends_on = vec![vm(7)]),
+        ],
+    );
+    let forecast = plan(&mut c, 1, 2);
+    let order: Vec<_> = forecast.vms.iter().map(|v| v.vm.clone()).collect();
+    assert_eq!(order, [vm(7), vm(4), vm(1)]);
+    let wave = |n| match outcome(&forecast, n) {
+        Outcome::Restarted { wave, .. } => *wave,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!((wave(7), wave(4), wave(1)), (1, 2, 3));
+    // The first has no host: those behind it go on without it when their patience ends.
+    change_vms(&mut c, &[(7, |v| v.memory_mb = 1 << 20)]);
+    let forecast = plan(&mut c, 1, 2);
+    assert!(matches!(outcome(&forecast, 7), Outcome::Stuck { .. }));
+    let patience = c.agent_config(3).settings.dependency_timeout.as_millis();
+    for n in [4, 1] {
+        let Outcome::Restarted { asked_ms, .. } = outcome(&forecast, n) else {
+            panic!("{forecast:?}");
+        };
+        assert_eq!(u128::from(*asked_ms), 6000 + patience, "vm-{n}");
+    }
+}
+
+#[test]
+fn as_many_starts_at_a_time_as_the_setting_allows_are_foreseen() {
+    let mut c = settled(3, 9);
+    let limit = Change::Set {
+        key: "concurrent_restarts_per_host".into(),
+        value: "1".into(),
+    };
+    c.propose(3, limit);
+    c.run_for(5 * SECOND);
+    let forecast = plan(&mut c, 1, 2);
+    let waves: Vec<u32> = forecast
+        .vms
+        .iter()
+        .map(|v| match &v.outcome {
+            Outcome::Restarted { wave, .. } => *wave,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(waves, [1, 1, 2]);
 }
