@@ -44,13 +44,13 @@ pub(crate) struct DrillArgs {
     #[arg(long)]
     stop: bool,
     /// The longest that the host is silent, such as 45s [default: twice what the restarts need, and 10 s]
-    #[arg(long, value_name = "TIME", requires = "run", value_parser = time)]
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["plan", "stop"], value_parser = time)]
     time: Option<Duration>,
     /// Run it although another host is not well, or VMs would stand still until its end
-    #[arg(long, requires = "run")]
+    #[arg(long, conflicts_with_all = ["plan", "stop"])]
     force: bool,
     /// Do not ask whether its VMs may be interrupted
-    #[arg(long, requires = "run")]
+    #[arg(long, conflicts_with_all = ["plan", "stop"])]
     yes: bool,
 }
 
