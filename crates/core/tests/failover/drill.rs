@@ -169,8 +169,8 @@ fn what_a_forecast_says_is_what_happens_when_the_host_is_lost() {
             killed,
             |e| matches!(e, EventKind::RestartRequested { vm, .. } if *vm == foreseen.vm),
         );
-        let asked = asked.expect("asked for").as_millis() as u64;
-        let later = asked_ms..=asked_ms + forecast.later_by_ms;
+        let asked = asked.expect("asked for").as_millis();
+        let later = u128::from(asked_ms)..=u128::from(asked_ms + forecast.later_by_ms);
         assert!(later.contains(&asked), "{asked} ms, not {later:?}");
     }
 }
@@ -343,8 +343,11 @@ fn the_only_host_that_takes_vms_is_not_drilled() {
     assert!(why.contains("is the only host that takes VMs"), "{why}");
 }
 
+/// A VM, and what is changed about it.
+type VmChange = (u32, fn(&mut VmSpec));
+
 /// Changes VMs of the running cluster.
-fn change_vms(c: &mut Cluster, changes: &[(u32, fn(&mut VmSpec))]) {
+fn change_vms(c: &mut Cluster, changes: &[VmChange]) {
     for (n, change) in changes {
         let mut spec = c.agent_config(3).vms.get(&vm(*n)).expect("known").clone();
         change(&mut spec);

@@ -3,18 +3,17 @@
 use super::guard::Words;
 use super::guest::{Instance, Phase, Wanted};
 use super::{Happening, World};
-use crate::clock::{MS, Nanos, SECOND};
+use crate::clock::{MS, SECOND};
 use crate::invariants::Fact;
 use crate::scenario::Fault;
 use crate::trace::{Body, Entry};
 use mainstay_core::Command;
 use mainstay_core::config::Change;
-use mainstay_core::drill::Answer;
 use mainstay_core::event::{EventKind, StopReason};
 use mainstay_core::guard::Guard;
 use mainstay_core::id::BootId;
 use mainstay_core::io::ExitCause;
-use mainstay_core::time::{Duration, nanos};
+use mainstay_core::time::nanos;
 
 /// Service managers commonly give a service so long to stop.
 const SERVICE_PATIENCE: u64 = 90 * SECOND;
@@ -304,46 +303,6 @@ impl World<'_> {
         self.release_held();
     }
 
-    /// An admin rehearses the loss of a host, and asks for it there.
-    fn drill(&mut self, host: usize, time: Option<Nanos>, insists: bool) {
-        if !self.hosts[host].agent_listens() {
-            return self.note("the drill was not heard of: the agent does not answer");
-        }
-        let now = self.hosts[host].clock.local(self.now);
-        let id = self.hosts[host].id.clone();
-        let time = time.map(Duration::from_nanos);
-        let asked = match &mut self.hosts[host].agent {
-            Some(agent) => agent.run_drill(now, &id, time, insists),
-            None => return,
-        };
-        self.drain(host);
-        if let Err(error) = asked {
-            self.note(&error.to_string());
-        }
-    }
-
-    /// What became of a drill that was asked for.
-    pub(super) fn drill_answered(&mut self, answer: &Result<Answer, String>) {
-        if let Err(why) = answer {
-            self.note(why);
-        }
-    }
-
-    /// A host falls silent, or is back: whoever is not heard hears nobody either.
-    pub(super) fn in_drill(&mut self, host: usize, silent: bool) {
-        self.hosts[host].drilled = silent;
-        self.hosts[host].unrest = self.now;
-        if silent {
-            return;
-        }
-        // Only now its agent learns what ended meanwhile.
-        for instance in self.instances.on_host(host).to_vec() {
-            if !self.instances[instance].exists() {
-                self.instances[instance].untold = None;
-            }
-        }
-    }
-
     /// The operating system asks its services to stop; the machine is off, or comes back, when its agent
     /// lets it go, or when it has waited long enough.
     fn shut_host_down(&mut self, host: usize, reboot: bool) {
@@ -489,7 +448,7 @@ impl World<'_> {
     }
 
     /// Adds what became of a wish to its line.
-    fn note(&mut self, text: &str) {
+    pub(super) fn note(&mut self, text: &str) {
         let now = self.now;
         let line = self.trace.iter_mut().rev().take_while(|e| e.at == now);
         if let Some(entry) = line

@@ -2,6 +2,7 @@
 
 mod config;
 mod disk;
+mod drill;
 mod driver;
 mod faults;
 mod guard;
