@@ -107,15 +107,29 @@ impl Agent {
                 cause,
                 Some(WaitCause::NotProtected | WaitCause::PriorityDisabled)
             );
-            let outcome = if meant {
-                Rehearsed::Left(why)
-            } else {
-                Rehearsed::Stuck(why)
+            let outcome = match cause {
+                _ if meant => Rehearsed::Left(why),
+                Some(WaitCause::HolderUnreachable) => {
+                    Rehearsed::Stuck(self.stuck_on_open(&lost.datastore))
+                }
+                _ => Rehearsed::Stuck(why),
             };
             (lost.vm, outcome)
         });
         outcomes.extend(rest);
         outcomes
+    }
+
+    /// Why nothing is taken over on a datastore that does not refuse late writes.
+    fn stuck_on_open(&self, datastore: &DatastoreId) -> String {
+        let dead = if self.config.settings.accept_late_writes {
+            "from a dead one it would be, because accept_late_writes is on"
+        } else {
+            "nor is it from a dead one without accept_late_writes or power fencing"
+        };
+        format!(
+            "{datastore} does not refuse late writes (fence class open), and nothing is taken over there from a host that answers pings, as one in a drill does; {dead}"
+        )
     }
 
     /// Some VMs wait for others that are stuck: they go on without them when their patience ends.
