@@ -47,6 +47,7 @@ fn every_subcommand_has_help() {
         &["remove", "host"],
         &["remove", "vm"],
         &["datastore", "add"],
+        &["drill"],
         &["sim"],
         &["agent"],
         &["guard"],

@@ -68,6 +68,32 @@ pub enum Request {
         /// The changes: all or none.
         changes: Vec<Change>,
     },
+    /// What would happen if a host was lost? Answers with a [`mainstay_core::drill::Answer`].
+    DrillPlan {
+        /// The host.
+        host: HostId,
+    },
+    /// Let a host fall silent, as if it was lost. Answers with a [`mainstay_core::drill::Answer`] when it is.
+    DrillRun {
+        /// The host.
+        host: HostId,
+        /// For so long, in milliseconds; as long as its forecast says when it is left out.
+        #[serde(default)]
+        time_ms: Option<u64>,
+        /// Also against what may be insisted on.
+        #[serde(default)]
+        insists: bool,
+    },
+    /// Let a host come back.
+    DrillStop {
+        /// The host.
+        host: HostId,
+    },
+    /// How far is the last drill of a host? Answers with a [`mainstay_core::drill::Progress`].
+    DrillProgress {
+        /// The host.
+        host: HostId,
+    },
     /// Is somebody there?
     Ping,
 }

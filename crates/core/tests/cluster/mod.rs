@@ -4,6 +4,7 @@
 use mainstay_core::config::{
     Change, ClusterConfig, DatastoreSpec, HostSpec, Profile, Settings, VmSpec,
 };
+use mainstay_core::drill::Answer;
 use mainstay_core::event::{Event, EventKind};
 use mainstay_core::id::{BootId, DatastoreId, HostId, InstanceId, OpId, VmId};
 use mainstay_core::io::{
@@ -43,6 +44,7 @@ pub(crate) struct Cluster {
     /// The version that each host keeps there.
     pub(crate) kept: BTreeMap<HostId, u64>,
     pub(crate) proposed: Vec<(HostId, u64, Result<u64, String>)>,
+    pub(crate) drills: Vec<(HostId, u64, Result<Answer, String>)>,
     /// What goes wrong.
     pub(crate) broken: Broken,
     /// Links of VM locks, writes of powered-on lists and of local disks, and kills that were asked for.
@@ -147,6 +149,7 @@ impl Cluster {
             losing_configs: 0,
             kept: BTreeMap::new(),
             proposed: Vec::new(),
+            drills: Vec::new(),
             broken: Broken::default(),
             asked: Asked::default(),
         };
@@ -405,6 +408,7 @@ impl Cluster {
                 Output::Proposed(ticket, outcome) => {
                     self.proposed.push((of.clone(), ticket, outcome))
                 }
+                Output::Drill(ticket, answer) => self.drills.push((of.clone(), ticket, answer)),
                 Output::Event(Event { at, kind, .. }) => self.events.push((at, of.clone(), kind)),
             }
         }

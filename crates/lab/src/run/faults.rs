@@ -75,6 +75,11 @@ impl Stage<'_> {
             Fault::GuardHang { host } => self.signal(*host, Daemon::Guard, Signal::SIGSTOP)?,
             Fault::GuardResume { host } => self.signal(*host, Daemon::Guard, Signal::SIGCONT)?,
             Fault::AgentRestart { host, time, .. } => self.restart_agent(*host, *time),
+            Fault::HostDrill {
+                host,
+                time,
+                insists,
+            } => self.drill(*host, *time, *insists)?,
             Fault::NetworkCut { .. }
             | Fault::NetworkPartition { .. }
             | Fault::NetworkDrop { .. }
@@ -268,6 +273,19 @@ impl Stage<'_> {
         self.ask(Then::StopAgent { host, boot, away }, move || {
             jobs::prepare_restart(&sockets)
         });
+    }
+
+    /// An admin rehearses the loss of the host, and asks for it there.
+    fn drill(&mut self, host: usize, time: Option<u64>, insists: bool) -> Result<()> {
+        let (sockets, id) = (
+            self.sockets(Some(host)),
+            self.cluster.host(host)?.id.clone(),
+        );
+        let time = time.map(Duration::from_nanos);
+        self.ask(Then::Nothing, move || {
+            jobs::drill(&sockets, &id, time, insists)
+        });
+        Ok(())
     }
 
     pub(super) fn follows(&mut self, then: Then) {

@@ -3,7 +3,7 @@
 use super::{Heard, Stage};
 use mainstay_agent::control::client::{Client, ClientError};
 use mainstay_core::config::Change;
-use mainstay_core::id::VmId;
+use mainstay_core::id::{HostId, VmId};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -152,6 +152,18 @@ pub(super) fn create(
 ) -> Result<(), String> {
     change(sockets, &[change_])?;
     then_on.map_or(Ok(()), |(at, vm)| power(&at, &vm, true, TRIES))
+}
+
+/// Asks a host's agent to rehearse its loss.
+pub(super) fn drill(
+    sockets: &Sockets,
+    host: &HostId,
+    time: Option<Duration>,
+    insists: bool,
+) -> Result<(), String> {
+    let socket = sockets.first().ok_or_else(|| not_heard(String::new()))?;
+    let asked = Client::connect(socket).and_then(|c| c.drill_run(host, time, insists));
+    asked.map(drop).map_err(|e| e.to_string())
 }
 
 /// Says that the host is being shut down, and waits until its agent lets it go.
