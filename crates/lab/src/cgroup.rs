@@ -12,15 +12,21 @@ pub struct RunCgroup {
 }
 
 impl RunCgroup {
-    /// Makes one with a child for each host; none where this user has not the right.
-    pub fn make(kind: Kind, run: &str, hosts: impl Iterator<Item = String>) -> Option<Self> {
+    /// Where that of a run is made, so that it can be noted before.
+    #[must_use]
+    pub fn place(kind: Kind, run: &str) -> Option<PathBuf> {
         let root = root()?;
         let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
         let own = own
             .lines()
             .find_map(|l| l.strip_prefix("0::/"))
             .unwrap_or_default();
-        let dir = root.join(own).join(name(kind, run));
+        Some(root.join(own).join(name(kind, run)))
+    }
+
+    /// Makes one with a child for each host; none where this user has not the right.
+    pub fn make(kind: Kind, run: &str, hosts: impl Iterator<Item = String>) -> Option<Self> {
+        let dir = Self::place(kind, run)?;
         fs::create_dir(&dir).ok()?;
         let made = Self { dir };
         for host in hosts {

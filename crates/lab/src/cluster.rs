@@ -57,7 +57,6 @@ pub struct Options {
 pub struct Cluster {
     run: String,
     dir: RunDir,
-    place: Place,
     cgroup: RunCgroup,
     network: Network,
     storage: Storage,
@@ -71,6 +70,8 @@ pub struct Cluster {
     failing: Vec<Failing>,
     config: ClusterConfig,
     options: Options,
+    /// The last to go.
+    _noted: Noted,
 }
 
 /// Whether a lab can be had here.
@@ -105,7 +106,10 @@ impl Cluster {
         let base = options.dir.clone().unwrap_or_else(base_dir);
         let base = std::path::absolute(&base).context("cannot use this directory")?;
         let name = format!("{}-{run}", Kind::Lab.prefix());
-        let mut dir = RunDir::make(&base.join(&name), &run)
+        let at = base.join(&name);
+        // Noted before the first thing that only a note finds again.
+        let noted = Noted::write(&place, &run, &at)?;
+        let mut dir = RunDir::make(&at, &run)
             .context("cannot make the lab's directory")
             .map_err(|e| {
                 e.at(base.display())
@@ -128,8 +132,6 @@ impl Cluster {
             networks: scenario.networks.len(),
             seed: scenario.seed,
         };
-        // Noted before the first thing that only a note finds again.
-        note(&place, &run, dir.path(), &cgroup)?;
         let network = Network::make(&plan)?;
         let hosts: Vec<Host> = scenario
             .hosts
@@ -155,7 +157,6 @@ impl Cluster {
         Ok(Self {
             run,
             dir,
-            place,
             cgroup,
             network,
             storage: Storage::new(observer),
@@ -168,6 +169,7 @@ impl Cluster {
             failing: Vec::new(),
             config,
             options: options.clone(),
+            _noted: noted,
         })
     }
 
@@ -495,18 +497,37 @@ fn base_dir() -> PathBuf {
     std::env::temp_dir()
 }
 
-fn note(place: &Place, run: &str, dir: &Path, cgroup: &RunCgroup) -> Result<()> {
-    let pid = Pid::this();
-    place.write(&Note {
-        run: run.to_owned(),
-        pid: pid.as_raw(),
-        start: procs::start_time(pid).unwrap_or_default(),
-        dir: dir.to_owned(),
-        memory: None,
-        hosts: BTreeMap::new(),
-        socket: PathBuf::new(),
-        cgroup: Some(cgroup.path().to_owned()),
-    })
+/// The note of a run: taken away with it, also when the run is not made to its end.
+#[derive(Debug)]
+struct Noted {
+    place: Place,
+    run: String,
+}
+
+impl Noted {
+    fn write(place: &Place, run: &str, dir: &Path) -> Result<Self> {
+        let pid = Pid::this();
+        place.write(&Note {
+            run: run.to_owned(),
+            pid: pid.as_raw(),
+            start: procs::start_time(pid).unwrap_or_default(),
+            dir: dir.to_owned(),
+            memory: None,
+            hosts: BTreeMap::new(),
+            socket: PathBuf::new(),
+            cgroup: RunCgroup::place(Kind::Lab, run),
+        })?;
+        Ok(Self {
+            place: place.clone(),
+            run: run.to_owned(),
+        })
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        self.place.forget(&self.run);
+    }
 }
 
 impl Drop for Cluster {
@@ -517,6 +538,5 @@ impl Drop for Cluster {
         }
         procs::kill_marked(&Marker::run(&self.run));
         cgroup::remove_tree(self.cgroup.path());
-        self.place.forget(&self.run);
     }
 }

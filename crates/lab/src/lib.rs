@@ -18,4 +18,5 @@ pub mod network;
 pub mod place;
 pub mod procs;
 pub mod run;
+pub mod soak;
 pub mod storage;

@@ -173,31 +173,95 @@ impl Place {
         self.notes().into_iter().find(Note::alive)
     }
 
-    /// Ends what dead runs left and removes their files; gives the runs that were cleared.
-    pub fn clear_leftovers(&self) -> Vec<String> {
-        let mut cleared = Vec::new();
-        for note in self.notes().into_iter().filter(|n| !n.alive()) {
-            if !sound_run_id(&note.run) {
-                continue;
+    /// Ends what dead runs left and removes their files; says what was found of each. The note of a run of which
+    /// something stays is kept, so that the next one tries again.
+    pub fn clear_leftovers(&self) -> Vec<Cleared> {
+        let dead = self.notes().into_iter().filter(|n| !n.alive());
+        let dead = dead.filter(|n| sound_run_id(&n.run));
+        dead.map(|note| {
+            let cleared = self.clear(&note);
+            if cleared.left.is_empty() {
+                self.forget(&note.run);
             }
-            procs::kill_marked(&procs::Marker::run(&note.run));
-            if let Some(dir) = note
-                .cgroup
-                .as_deref()
-                .filter(|dir| cgroup::is_of(dir, self.kind, &note.run))
-            {
-                cgroup::remove_tree(dir);
+            cleared
+        })
+        .collect()
+    }
+
+    fn clear(&self, note: &Note) -> Cleared {
+        let mut cleared = Cleared {
+            run: note.run.clone(),
+            ..Cleared::default()
+        };
+        let killed = procs::kill_marked(&procs::Marker::run(&note.run));
+        cleared.processes = killed.processes.len();
+        if killed.left > 0 {
+            let what = format!("{} processes that outlive SIGKILL", killed.left);
+            cleared.left.push(what);
+        }
+        let cgroup = note.cgroup.as_deref();
+        if let Some(dir) = cgroup.filter(|dir| cgroup::is_of(dir, self.kind, &note.run)) {
+            cgroup::remove_tree(dir);
+            cleared.found(dir);
+        }
+        for dir in [Some(&note.dir), note.memory.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            let existed = dir.exists();
+            remove_run_dir(dir, &note.run);
+            // Without a mark it is a run's that died as it made it, or somebody else's; an empty one of the
+            // run's own name has nothing that could be lost.
+            if dir.file_name().is_some_and(|n| *n == *self.name(&note.run)) {
+                drop(fs::remove_dir(dir));
             }
-            for dir in [Some(&note.dir), note.memory.as_ref()]
-                .into_iter()
-                .flatten()
-            {
-                remove_run_dir(dir, &note.run);
+            if existed && (!dir.exists() || has_mark(dir, &note.run)) {
+                cleared.found(dir);
             }
-            self.forget(&note.run);
-            cleared.push(note.run);
         }
         cleared
+    }
+
+    /// What a run's directory is called.
+    fn name(&self, run: &str) -> String {
+        format!("{}-{run}", self.kind.prefix())
+    }
+}
+
+/// What was found of a dead run.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Cleared {
+    /// The run's id.
+    pub run: String,
+    /// Processes that were ended.
+    pub processes: usize,
+    /// Directories and cgroups that were removed.
+    pub removed: Vec<PathBuf>,
+    /// What is still there.
+    pub left: Vec<String>,
+}
+
+impl Cleared {
+    /// There was something, and it was removed, or could not be.
+    fn found(&mut self, dir: &Path) {
+        if dir.exists() {
+            self.left.push(dir.display().to_string());
+        } else {
+            self.removed.push(dir.to_owned());
+        }
+    }
+}
+
+impl std::fmt::Display for Cleared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} processes ended", self.run, self.processes)?;
+        for dir in &self.removed {
+            write!(f, ", {} removed", dir.display())?;
+        }
+        for what in &self.left {
+            write!(f, ", STILL THERE: {what}")?;
+        }
+        Ok(())
     }
 }
 
@@ -208,10 +272,14 @@ fn sound_run_id(run: &str) -> bool {
 
 /// Removes a run's directory if it has the run's mark.
 pub fn remove_run_dir(dir: &Path, run: &str) {
-    if fs::read_to_string(dir.join(MARK)).is_ok_and(|mark| mark.trim() == run) {
+    if has_mark(dir, run) {
         // A file that cannot be removed is reported by who looks for it; the rest goes.
         drop(fs::remove_dir_all(dir));
     }
+}
+
+fn has_mark(dir: &Path, run: &str) -> bool {
+    fs::read_to_string(dir.join(MARK)).is_ok_and(|mark| mark.trim() == run)
 }
 
 #[cfg(test)]
@@ -255,9 +323,30 @@ mod tests {
             .write(&note("000a11fe", &alive, me.as_raw(), start))
             .expect("note");
 
+        let half_made = base.path().join("mainstay-demo-00000ba1");
+        fs::create_dir(&half_made).expect("dir");
+        place
+            .write(&note("00000ba1", &half_made, me.as_raw(), start + 1))
+            .expect("note");
         let mut cleared = place.clear_leftovers();
-        cleared.sort();
-        assert_eq!(cleared, ["00000bad", "0000dead"]);
+        cleared.sort_by(|a, b| a.run.cmp(&b.run));
+        assert_eq!(cleared.len(), 3);
+        assert_eq!(
+            (cleared[0].run.as_str(), &cleared[0].removed),
+            ("00000ba1", &vec![half_made.clone()])
+        );
+        assert!(!half_made.exists());
+        assert_eq!(cleared[1].run, "00000bad");
+        assert_eq!(cleared[1].removed, Vec::<PathBuf>::new());
+        assert_eq!(
+            (cleared[2].run.as_str(), &cleared[2].removed),
+            ("0000dead", &vec![dead.clone()])
+        );
+        assert!(
+            cleared
+                .iter()
+                .all(|c| c.left.is_empty() && c.processes == 0)
+        );
         assert!(!dead.exists());
         assert!(
             unmarked.exists(),

@@ -65,8 +65,27 @@ impl Stopper {
 pub trait Audience {
     /// What is being done before the first event.
     fn phase(&mut self, text: &str);
-    /// Something happened; `zero` is none before it.
+    /// Something happened; `zero` is none before it. A fault that was refused comes once more, with the reason.
     fn entry(&mut self, entry: &Entry, zero: Option<u64>);
+    /// The process tables were looked at, some times a second from zero on.
+    fn looked(&mut self, _: &Look<'_>) {}
+    /// Whether what it watched by itself is as it should be; files of a run are kept where it is not.
+    fn content(&mut self) -> bool {
+        true
+    }
+}
+
+/// A look at the process tables.
+#[derive(Debug)]
+pub struct Look<'a> {
+    /// When.
+    pub since_zero: Duration,
+    /// What was looked at.
+    pub cluster: &'a Cluster,
+    /// VMs that execute somewhere.
+    pub running: usize,
+    /// Properties found broken so far.
+    pub broken: usize,
 }
 
 /// Nobody.
@@ -134,7 +153,7 @@ impl<'a> Run<'a> {
         };
         let passed = error.is_none();
         let result = stage.close(error);
-        let keep = !(passed && result.pass());
+        let keep = !(passed && result.pass() && stage.audience.content());
         if keep {
             stage.cluster.keep_files();
         }
@@ -386,6 +405,17 @@ impl<'a> Stage<'a> {
             self.watch
                 .changed(&self.scenario.expects, index, since, &facts);
         }
+        let runs = |vm: &&mainstay_sim::VmSetup| {
+            let facts = self.table.facts(vm.id.as_str());
+            !facts.running.is_empty()
+        };
+        let look = Look {
+            since_zero: Duration::from_nanos(since),
+            cluster: &self.cluster,
+            running: self.scenario.vms.iter().filter(runs).count(),
+            broken: self.judge.broken_so_far() + self.disks.breached(),
+        };
+        self.audience.looked(&look);
     }
 
     /// Judges it all.

@@ -2,6 +2,7 @@
 
 mod agree;
 mod run;
+mod soak;
 mod suite;
 
 use crate::fail;
@@ -10,7 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use mainstay_agent::config::DriverKind;
 use mainstay_lab::cluster::Options;
 use mainstay_lab::fail::{Context, Failure, Result};
-use mainstay_lab::place::{Kind, Place};
+use mainstay_lab::place::{Kind, Note, Place};
 use mainstay_lab::procs;
 use mainstay_lab::run::Stopper;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
@@ -31,6 +32,8 @@ enum LabCommand {
     Run(run::RunArgs),
     /// Play every scenario that the lab can play, and print a table
     Suite(suite::SuiteArgs),
+    /// Random faults for a long time on one cluster; judged by disks and process tables, daemons watched for growth
+    Soak(soak::SoakArgs),
     /// End what dead labs left, and remove it: processes, mounts, cgroups, files
     Clean,
 }
@@ -74,6 +77,7 @@ pub(crate) fn run(args: LabArgs, json: bool) -> ExitCode {
     match args.command {
         LabCommand::Run(args) => finish(json, run::run(&args, json)),
         LabCommand::Suite(args) => finish(json, suite::run(&args, json)),
+        LabCommand::Soak(args) => finish(json, soak::run(&args, json)),
         LabCommand::Clean => finish(json, clean(json)),
     }
 }
@@ -93,14 +97,16 @@ fn clean(json: bool) -> Result<ExitCode> {
     let place = Place::of_user(Kind::Lab);
     adopt_orphans()?;
     let cleared = place.clear_leftovers();
-    let running: Vec<_> = place.notes();
+    let running: Vec<_> = place.notes().into_iter().filter(Note::alive).collect();
+    let left = cleared.iter().any(|c| !c.left.is_empty());
+    let code = ExitCode::from(u8::from(left));
     if json {
         let runs: Vec<_> = running.iter().map(|n| &n.run).collect();
         line(&serde_json::json!({ "cleared": cleared, "running": runs }).to_string());
-        return Ok(ExitCode::SUCCESS);
+        return Ok(code);
     }
     for run in &cleared {
-        line(&format!("cleared what the dead lab {run} had left"));
+        line(&format!("dead lab {run}"));
     }
     for note in &running {
         line(&format!(
@@ -111,7 +117,7 @@ fn clean(json: bool) -> Result<ExitCode> {
     if cleared.is_empty() {
         line("no dead lab has left anything");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(code)
 }
 
 /// What the daemons of a dead host leave is reaped here: process 1 may take its time.

@@ -92,6 +92,12 @@ impl Disks {
         lock(&self.state).breaches.clone()
     }
 
+    /// How much was broken so far.
+    #[must_use]
+    pub fn breached(&self) -> usize {
+        lock(&self.state).breaches.len()
+    }
+
     /// Judges one write of a guest.
     fn stroke(&self, vm: &VmId, stroke: Stroke) {
         let mut state = lock(&self.state);

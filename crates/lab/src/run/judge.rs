@@ -262,6 +262,11 @@ impl Judge {
         }
     }
 
+    /// How much was broken so far.
+    pub(super) fn broken_so_far(&self) -> usize {
+        self.violations.len()
+    }
+
     pub(super) fn violations(&mut self) -> Vec<Violation> {
         std::mem::take(&mut self.violations)
     }

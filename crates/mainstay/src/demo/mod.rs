@@ -178,7 +178,7 @@ fn play(common: &Common, args: &RunArgs) -> Result<()> {
     for run in place.clear_leftovers() {
         tell.fact(
             "cleared",
-            format_args!("what the dead demo {run} had left"),
+            format_args!("what the dead demo {} had left", run.run),
             Tone::Dim,
         );
     }
