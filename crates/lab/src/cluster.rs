@@ -429,7 +429,7 @@ fn fault_of(fault: StorageFault) -> Fault {
 }
 
 /// Memory where there is room in it, else the temporary directory.
-fn base_dir() -> PathBuf {
+pub(crate) fn base_dir() -> PathBuf {
     let memory = Path::new("/dev/shm");
     let roomy = nix::sys::statvfs::statvfs(memory).is_ok_and(|s| {
         u64::from(s.blocks_available()).saturating_mul(s.fragment_size()) > ROOM_BYTES
@@ -440,7 +440,11 @@ fn base_dir() -> PathBuf {
     std::env::temp_dir()
 }
 
-fn note(place: &Place, run: &str, dir: &Path, cgroup: &RunCgroup) -> Result<()> {
+/// Notes a run that this process leads.
+///
+/// # Errors
+/// When the place of notes cannot be written.
+pub(crate) fn note(place: &Place, run: &str, dir: &Path, cgroup: &RunCgroup) -> Result<()> {
     let pid = Pid::this();
     place.write(&Note {
         run: run.to_owned(),

@@ -14,6 +14,7 @@ pub mod files;
 mod guests;
 pub mod namespace;
 pub mod network;
+pub mod peer;
 pub mod place;
 pub mod procs;
 pub mod run;
