@@ -132,6 +132,8 @@ impl Host {
         pairs.push((shared.fence_agent.to_owned(), fence));
         let own = DISK.iter().chain(MEMORY);
         pairs.extend(own.map(|name| (self.dir.join(name), Path::new("/").join(name))));
+        // The mounts below may cover the way to it.
+        let cover = fs::metadata(nothing).context("cannot see a file of the run")?;
         self.namespace.inside(|| {
             for (from, at) in &pairs {
                 let none: Option<&str> = None;
@@ -145,7 +147,7 @@ impl Host {
                 .context("cannot mount what a host has of its own")
                 .map_err(|e| e.at(at.display()))?;
             }
-            check_resets_are_covered(nothing)
+            check_resets_are_covered(&cover)
         })?
     }
 
@@ -317,8 +319,7 @@ const DAEMON_SETTINGS: &[(&str, &str)] = &[
 ];
 
 /// Nothing is started before this holds.
-fn check_resets_are_covered(nothing: &Path) -> Result<()> {
-    let cover = fs::metadata(nothing).context("cannot see a file of the run")?;
+fn check_resets_are_covered(cover: &fs::Metadata) -> Result<()> {
     for path in RESETS.iter().map(Path::new).filter(|p| p.exists()) {
         let seen = fs::metadata(path).context("cannot see what covers a file of the kernel")?;
         if (seen.dev(), seen.ino()) != (cover.dev(), cover.ino()) {
