@@ -150,7 +150,8 @@ exit 0
 }
 
 /// The name under which Pacemaker finds the fence agent. It looks in `/usr/sbin` alone, so the run's agent is
-/// mounted over one that Pacemaker's own package has there and that nobody uses any more.
+/// mounted over one that Pacemaker's own package has there and that nobody uses any more. To an agent of this
+/// name it says whom to fence as `nodename` alone.
 pub(super) const FENCE_AGENT_TYPE: &str = "fence_legacy";
 
 /// The fence agent: a BMC that answers after a time of its own, and confirms only what is so. It takes the power
@@ -160,10 +161,10 @@ pub(super) fn fence_agent(cgroups: &Path) -> String {
         r#"#!/bin/sh
 # Written by a run of Mainstay's lab.
 action=reboot host= takes=0
-while IFS= read -r line; do
+while IFS= read -r line || [ -n "$line" ]; do
 	case "$line" in
 	action=* | option=*) action=${{line#*=}} ;;
-	port=* | plug=*) host=${{line#*=}} ;;
+	nodename=*) host=${{line#*=}} ;;
 	takes=*) takes=${{line#*=}} ;;
 	esac
 done
@@ -176,7 +177,7 @@ metadata)
 <longdesc>Takes the power of a host of the lab.</longdesc>
 <parameters>
 <parameter name="action" required="1"><content type="string" default="reboot"/><shortdesc lang="en">What to do</shortdesc></parameter>
-<parameter name="port" required="1"><content type="string"/><shortdesc lang="en">The host</shortdesc></parameter>
+<parameter name="nodename" required="1"><content type="string"/><shortdesc lang="en">The host</shortdesc></parameter>
 <parameter name="takes"><content type="string" default="0"/><shortdesc lang="en">Seconds until it answers</shortdesc></parameter>
 </parameters>
 <actions>
@@ -192,7 +193,10 @@ metadata)
 END
 	;;
 off | reboot)
-	[ -n "$host" ] && [ -e "$cgroup/cgroup.kill" ] || exit 1
+	if [ -z "$host" ] || ! [ -e "$cgroup/cgroup.kill" ]; then
+		echo "there is no host '$host' to switch off" >&2
+		exit 1
+	fi
 	[ "$takes" = 0 ] || sleep "$takes"
 	echo 1 > "$cgroup/cgroup.kill" || exit 1
 	until grep -q '^populated 0' "$cgroup/cgroup.events"; do :; done
