@@ -1,8 +1,16 @@
 //! Pacemaker in the lab. Needs root, /dev/net/tun and the packages; says so and passes where they are not.
 
 use mainstay_lab::peer::{self, Options, Report, Variant};
+use mainstay_lab::place::{Kind, Note, Place};
 use mainstay_lab::procs::{self, Marker};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything may take that must happen.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Set in a process of this test that is to be killed.
+const DOOMED: &str = "MAINSTAY_PEER_TEST_DOOMED";
 
 fn measured(options: &Options) -> Option<Report> {
     if let Err(failure) = peer::available() {
@@ -32,15 +40,76 @@ fn resources_of_a_dead_host_start_elsewhere_and_nothing_is_left() {
     // Corosync's own timers alone take longer than a second, and shorter than a minute.
     assert!(sample.first_s > 1.0 && sample.first_s <= sample.all_s && sample.all_s < 60.0);
     assert_eq!(procs::marked(&Marker::run(&row.run)).len(), 0);
-    let name = format!("mainstay-lab-{}", row.run);
+    let own = std::fs::read_to_string("/proc/self/cgroup").expect("own cgroup");
+    let own = own.lines().find_map(|l| l.strip_prefix("0::/"));
     let cgroups = mainstay_lab::cgroup::root().expect("cgroup v2");
-    for dir in [
-        cgroups.as_path(),
-        std::path::Path::new("/dev/shm"),
-        &std::env::temp_dir(),
-    ] {
-        assert!(!dir.join(&name).exists(), "{}", dir.display());
+    let cgroups = cgroups.join(own.unwrap_or_default());
+    let bases: [PathBuf; 3] = [cgroups, "/dev/shm".into(), std::env::temp_dir()];
+    for base in bases {
+        let left = base.join(format!("{}-{}", Kind::Lab.prefix(), row.run));
+        assert!(!left.exists(), "{}", left.display());
     }
+}
+
+/// Not a test of its own: what the next one kills.
+#[test]
+#[ignore = "runs until it is killed"]
+fn doomed() {
+    if std::env::var_os(DOOMED).is_some() {
+        measured(&Options {
+            variants: vec![Variant::NoFencing],
+            runs: 1_000,
+            ..Options::default()
+        });
+    }
+}
+
+fn wait<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_a_killed_lab_left_is_cleared_by_the_next_one() {
+    if let Err(failure) = peer::available() {
+        eprintln!("skipped: {}", failure.one_line());
+        return;
+    }
+    let program = std::env::current_exe().expect("this program");
+    let mut lab = Command::new(program)
+        .args(["--ignored", "--exact", "doomed"])
+        .env(DOOMED, "1")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("a lab of its own");
+    let pid = i32::try_from(lab.id()).expect("a process id");
+    let place = Place::of_user(Kind::Lab);
+    let of_it = |note: &Note| note.pid == pid;
+    let note: Note = wait("the lab notes its run", || {
+        place.notes().into_iter().find(of_it)
+    });
+    let marker = Marker::run(&note.run);
+    wait("all hosts have started", || {
+        let lines = procs::marked(&marker).into_iter();
+        let count = lines.filter(|p| procs::command_line(*p).contains("pacemaker-controld"));
+        (count.count() == 3).then_some(())
+    });
+    lab.kill().expect("kill");
+    lab.wait().expect("wait");
+    wait("nothing is left", || {
+        // The next lab of this user may be somebody else's, and quicker.
+        place.clear_leftovers();
+        let cgroup = note.cgroup.as_deref().is_some_and(Path::exists);
+        let left = cgroup || note.dir.exists() || !procs::marked(&marker).is_empty();
+        (!left).then_some(())
+    });
 }
 
 fn number<T: std::str::FromStr>(name: &str, default: T) -> T {
@@ -52,14 +121,11 @@ fn number<T: std::str::FromStr>(name: &str, default: T) -> T {
     })
 }
 
+/// The lower of the two where there are two in the middle.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => f64::NAN,
-        odd if odd % 2 == 1 => values[middle],
-        _ => f64::midpoint(values[middle - 1], values[middle]),
-    }
+    let middle = values.len().saturating_sub(1) / 2;
+    values.get(middle).copied().unwrap_or(f64::NAN)
 }
 
 /// `PEER_RUNS`, `PEER_RESOURCES` and `PEER_REST_S` change what it does, `PEER_VARIANTS` names variants.

@@ -49,7 +49,8 @@ impl<'a> Cluster<'a> {
     /// Makes one, and waits until it has come to rest with all resources on the first host.
     pub(super) fn make(variant: Variant, resources: usize, options: &'a Options) -> Result<Self> {
         let mut made = Self::build(variant, resources, options)?;
-        made.bring_up().inspect_err(|_| made.dir.keep = true)?;
+        let up = made.bring_up();
+        made.keep_on_failure(up)?;
         Ok(made)
     }
 
@@ -255,8 +256,11 @@ impl<'a> Cluster<'a> {
             Ok(quiet >= 2)
         });
         settled.map_err(|e| match &seen.trouble {
-            Some(trouble) => Failure::new(format_args!("{e}\n  what it says: {trouble}")),
-            None => e,
+            Some(trouble) if !e.is_interrupted() => {
+                let what = format_args!("{}; Pacemaker says: {trouble}", e.one_line());
+                Failure::new(what).at(self.dir.path().display())
+            }
+            _ => e,
         })
     }
 
@@ -279,6 +283,22 @@ impl<'a> Cluster<'a> {
 
     /// Brings the cluster to rest with all hosts on and all resources on the one that is to die; gives that.
     pub(super) fn prepare(&mut self) -> Result<usize> {
+        let prepared = self.come_to_rest();
+        self.keep_on_failure(prepared)
+    }
+
+    /// Kills a host hard and waits until all resources have started elsewhere.
+    pub(super) fn fail_over(&mut self, victim: usize) -> Result<Sample> {
+        let sample = self.kill_and_watch(victim);
+        self.keep_on_failure(sample)
+    }
+
+    /// Logs outlive what failed, but not what somebody ended.
+    fn keep_on_failure<T>(&mut self, result: Result<T>) -> Result<T> {
+        result.inspect_err(|e| self.dir.keep |= !e.is_interrupted())
+    }
+
+    fn come_to_rest(&mut self) -> Result<usize> {
         let victim = self.victim()?;
         let home = config::home_constraint(&self.host(victim)?.member.name);
         let on = self.hosts.iter().find(|h| h.powered);
@@ -297,12 +317,6 @@ impl<'a> Cluster<'a> {
         }
         self.settle(victim)?;
         Ok(victim)
-    }
-
-    /// Kills a host hard and waits until all resources have started elsewhere.
-    pub(super) fn fail_over(&mut self, victim: usize) -> Result<Sample> {
-        let result = self.kill_and_watch(victim);
-        result.inspect_err(|_| self.dir.keep = true)
     }
 
     fn kill_and_watch(&mut self, victim: usize) -> Result<Sample> {

@@ -2,8 +2,8 @@
 //!
 //! # Never here
 //! A daemon that could reset the machine. Pacemaker and sbd do so when they think that their host must not go
-//! on, and for them this machine is their host: each runs without CAP_SYS_BOOT, and the kernel's files that
-//! ask for a reset are covered in the host's mounts.
+//! on, and for them this machine is their host: each runs without CAP_SYS_BOOT, and the kernel's files through
+//! which a reset is asked for are covered in the host's mounts.
 
 use super::config::{FENCE_AGENT_TYPE, Member, UP};
 use crate::fail::{Context, Failure, Result};
@@ -40,8 +40,13 @@ const OWNED: &[&str] = &[
     "var/lib/pacemaker/cores",
     "var/lib/pacemaker/pengine",
 ];
-/// Through these a process resets the machine, or prepares to. Kernels without them have no such files.
-const RESETS: &[&str] = &["/proc/sysrq-trigger", "/proc/sys/kernel/sysrq"];
+/// Through these a process resets the machine, or prepares to. Not every machine has them.
+const RESETS: &[&str] = &[
+    "/proc/sysrq-trigger",
+    "/proc/sys/kernel/sysrq",
+    "/dev/watchdog",
+    "/dev/watchdog0",
+];
 /// How long a tool may take to answer, in seconds: they wait for daemons.
 const TOOL_LIMIT_S: &str = "30";
 /// How long killed processes may take to be gone.
