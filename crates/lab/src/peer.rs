@@ -177,6 +177,9 @@ pub struct Sample {
     pub first_s: f64,
     /// Until the last was, in seconds.
     pub all_s: f64,
+    /// The machine's load average over a minute when the host died. Pacemaker looks at it too, and starts
+    /// fewer resources at a time where it is high, whoever makes it so.
+    pub load: f64,
 }
 
 /// All runs of one cluster.

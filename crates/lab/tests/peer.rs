@@ -149,14 +149,15 @@ fn table() {
     for (variant, why) in &report.skipped {
         println!("{}: skipped: {why}", variant.label());
     }
-    println!("| variant | resources | runs | first, median s | all, median s | worst s |");
-    println!("|---|---|---|---|---|---|");
+    println!("| variant | resources | runs | first, median s | all, median s | worst s | load |");
+    println!("|---|---|---|---|---|---|---|");
     for row in &report.rows {
         let first = median(row.samples.iter().map(|s| s.first_s).collect());
         let all = median(row.samples.iter().map(|s| s.all_s).collect());
         let worst = row.samples.iter().map(|s| s.all_s).fold(0.0, f64::max);
+        let load = median(row.samples.iter().map(|s| s.load).collect());
         println!(
-            "| {} | {} | {} | {first:.2} | {all:.2} | {worst:.2} |",
+            "| {} | {} | {} | {first:.2} | {all:.2} | {worst:.2} | {load:.1} |",
             row.variant.label(),
             row.resources,
             row.samples.len()

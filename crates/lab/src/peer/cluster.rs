@@ -320,6 +320,7 @@ impl<'a> Cluster<'a> {
     }
 
     fn kill_and_watch(&mut self, victim: usize) -> Result<Sample> {
+        let load = load_average();
         let (wall, offset) = clocks()?;
         self.network.plug(victim, false)?;
         let host = self.hosts.get_mut(victim);
@@ -345,6 +346,7 @@ impl<'a> Cluster<'a> {
         Ok(Sample {
             first_s: seconds(times.iter().min())?,
             all_s: seconds(times.iter().max())?,
+            load,
         })
     }
 }
@@ -360,6 +362,13 @@ fn clocks() -> Result<(i128, i128)> {
         read(ClockId::CLOCK_REALTIME)?,
     );
     Ok((wall, wall - boot))
+}
+
+/// Over the last minute; 0 where the kernel does not say.
+fn load_average() -> f64 {
+    let text = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let first = text.split_whitespace().next();
+    first.and_then(|w| w.parse().ok()).unwrap_or_default()
 }
 
 impl Drop for Cluster<'_> {
