@@ -2,7 +2,7 @@
 //! the next run can clear what a dead one left.
 //!
 //! Invariant: a directory is removed only when it holds the mark of the run that is cleared, a process
-//! is ended only when its environment names that run.
+//! is ended only when its environment names that run, or when it is in the cgroup that does.
 
 use crate::fail::{Context, Failure, Result};
 use crate::{cgroup, procs};
@@ -180,12 +180,14 @@ impl Place {
             if !sound_run_id(&note.run) {
                 continue;
             }
+            let own = |dir: &&Path| cgroup::is_of(dir, self.kind, &note.run);
+            let cgroup = note.cgroup.as_deref().filter(own);
+            // All at once, and those as well that wrote a title over their environment.
+            if let Some(dir) = cgroup {
+                cgroup::kill_tree(dir);
+            }
             procs::kill_marked(&procs::Marker::run(&note.run));
-            if let Some(dir) = note
-                .cgroup
-                .as_deref()
-                .filter(|dir| cgroup::is_of(dir, self.kind, &note.run))
-            {
+            if let Some(dir) = cgroup {
                 cgroup::remove_tree(dir);
             }
             for dir in [Some(&note.dir), note.memory.as_ref()]

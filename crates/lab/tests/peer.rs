@@ -57,7 +57,8 @@ fn resources_of_a_dead_host_start_elsewhere_and_nothing_is_left() {
 fn doomed() {
     if std::env::var_os(DOOMED).is_some() {
         measured(&Options {
-            variants: vec![Variant::NoFencing],
+            // With sbd, where it is there: it hides its mark.
+            variants: vec![Variant::Watchdog, Variant::NoFencing],
             runs: 1_000,
             ..Options::default()
         });
