@@ -19,6 +19,7 @@ use crate::fail::{Failure, Result};
 use crate::procs::run_tool;
 use cluster::Cluster;
 pub use rest::Rest;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -54,7 +55,8 @@ pub(crate) enum Fencing {
 }
 
 /// A way to set up the cluster, and what dies: a row of the table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Variant {
     /// No fencing at all. Unsafe: where only a cable is cut, both sides run.
     NoFencing,
@@ -171,7 +173,7 @@ impl Default for Options {
 }
 
 /// One death of a host: times from its last moment.
-#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd, Serialize)]
 pub struct Sample {
     /// Until the first resource was started on another host, in seconds.
     pub first_s: f64,
@@ -183,7 +185,7 @@ pub struct Sample {
 }
 
 /// All runs of one cluster.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Row {
     /// How it was set up, and what died.
     pub variant: Variant,
@@ -198,7 +200,7 @@ pub struct Row {
 }
 
 /// What was measured.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
     /// The versions of the programs, one line each.
     pub versions: Vec<String>,
@@ -369,5 +371,9 @@ mod tests {
     fn variants_have_names_of_their_own() {
         let names: std::collections::BTreeSet<_> = Variant::ALL.iter().map(|v| v.name()).collect();
         assert_eq!(names.len(), Variant::ALL.len());
+        for variant in Variant::ALL {
+            let json = serde_json::to_value(variant).expect("a variant");
+            assert_eq!(json, variant.name());
+        }
     }
 }

@@ -5,10 +5,11 @@ use super::host::Host;
 use crate::fail::{Failure, Result};
 use crate::procs;
 use nix::unistd::Pid;
+use serde::Serialize;
 use std::time::{Duration, Instant};
 
 /// What one host took at rest.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Rest {
     /// The host.
     pub host: String,
