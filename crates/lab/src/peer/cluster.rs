@@ -124,7 +124,7 @@ impl<'a> Cluster<'a> {
             let cgroup = self.cgroup.path().join(&member.name);
             let namespace = self.network.namespace(number)?.try_clone()?;
             let made = Host::make(member.clone(), &self.run, &dir, cgroup, namespace, &shared);
-            self.hosts.push(made.map_err(|e| e.at(&member.name))?);
+            self.hosts.push(made?);
         }
         Ok(())
     }

@@ -92,7 +92,10 @@ impl Host {
             powered: false,
         };
         for name in DISK.iter().chain(MEMORY).chain(OWNED) {
-            make_dir(&dir.join(name))?;
+            let path = dir.join(name);
+            make_dir(&path)?;
+            // Whatever the caller's mask: daemons that are not root pass through them.
+            set_mode(&path, 0o755)?;
         }
         // Pacemaker's daemons write to it after they gave up root.
         made.hand_over("var/log")?;
@@ -166,10 +169,7 @@ impl Host {
         }
         make_dir(&self.up())?;
         // The sticky bit and everybody's right to write, as the file system has it.
-        let shm = self.dir.join("dev/shm");
-        fs::set_permissions(&shm, fs::Permissions::from_mode(0o1777))
-            .context("cannot make a host's shared memory")
-            .map_err(|e| e.at(shm.display()))?;
+        set_mode(&self.dir.join("dev/shm"), 0o1777)?;
         self.powered = true;
         Ok(())
     }
@@ -332,6 +332,12 @@ fn check_resets_are_covered(cover: &fs::Metadata) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .context("cannot set who may use a directory of the run")
+        .map_err(|e| e.at(path.display()))
 }
 
 /// Removes what is in a directory, which itself stays: it is mounted elsewhere.
