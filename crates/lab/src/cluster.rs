@@ -487,7 +487,7 @@ fn fault_of(fault: StorageFault) -> Fault {
 }
 
 /// Memory where there is room in it, else the temporary directory.
-fn base_dir() -> PathBuf {
+pub(crate) fn base_dir() -> PathBuf {
     let memory = Path::new("/dev/shm");
     let roomy = nix::sys::statvfs::statvfs(memory)
         .is_ok_and(|s| s.blocks_available().saturating_mul(s.fragment_size()) > ROOM_BYTES);
@@ -499,13 +499,17 @@ fn base_dir() -> PathBuf {
 
 /// The note of a run: taken away with it, also when the run is not made to its end.
 #[derive(Debug)]
-struct Noted {
+pub(crate) struct Noted {
     place: Place,
     run: String,
 }
 
 impl Noted {
-    fn write(place: &Place, run: &str, dir: &Path) -> Result<Self> {
+    /// Notes a run that this process leads.
+    ///
+    /// # Errors
+    /// When the place of notes cannot be written.
+    pub(crate) fn write(place: &Place, run: &str, dir: &Path) -> Result<Self> {
         let pid = Pid::this();
         place.write(&Note {
             run: run.to_owned(),
