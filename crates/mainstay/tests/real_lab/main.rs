@@ -84,7 +84,7 @@ fn home() -> Option<Home> {
     match mainstay_lab::cluster::available() {
         Ok(()) => Some(Home::new()),
         Err(missing) => {
-            println!("skipped: {missing}");
+            eprintln!("skipped: {missing}");
             None
         }
     }
