@@ -2,7 +2,7 @@
 
 use crate::cgroup::RunCgroup;
 use crate::fail::Result;
-use crate::place::{Kind, Note, Place};
+use crate::place::{self, Kind, Note, Place};
 use crate::procs;
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
@@ -22,12 +22,13 @@ impl Noted {
     ///
     /// # Errors
     /// When the user's place for notes cannot be written.
-    pub(super) fn write(place: &Place, run: &str, dir: &Path) -> Result<Self> {
+    pub(super) fn write(notes: &Place, run: &str, dir: &Path) -> Result<Self> {
         let pid = Pid::this();
-        place.write(&Note {
+        notes.write(&Note {
             run: run.to_owned(),
             pid: pid.as_raw(),
             start: procs::start_time(pid).unwrap_or_default(),
+            pid_namespace: place::pid_namespace(),
             dir: dir.to_owned(),
             memory: None,
             hosts: BTreeMap::new(),
@@ -35,7 +36,7 @@ impl Noted {
             cgroup: RunCgroup::place(Kind::Lab, run),
         })?;
         Ok(Self {
-            place: place.clone(),
+            place: notes.clone(),
             run: run.to_owned(),
             stays: false,
         })
