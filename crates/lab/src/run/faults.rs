@@ -197,6 +197,7 @@ impl Stage<'_> {
             s.boot += 1;
             s.agent_hung = false;
             s.leaving = None;
+            s.service = Default::default();
         });
         let at = self.cluster.power_off(host)?;
         let id = self.cluster.host(host)?.id.clone();
@@ -305,6 +306,7 @@ impl Stage<'_> {
                     return;
                 }
                 // A clean stop: its guard does not take it for one that died.
+                self.change_standing(host, |s| s.service.stopped = true);
                 let stopped = self.signal(host, Daemon::Agent, Signal::SIGTERM);
                 if stopped.is_ok() {
                     self.agenda.at(
