@@ -5,6 +5,7 @@
 
 mod build;
 mod host;
+mod noted;
 
 use crate::cgroup::{self, RunCgroup};
 use crate::clock::now;
@@ -12,7 +13,7 @@ use crate::dir::{RunDir, hex, random};
 use crate::fail::{Context, Failure, Result};
 use crate::files::{self, make_dir, new_boot};
 use crate::network::{HostPlan, Network, Plan};
-use crate::place::{Kind, Note, Place};
+use crate::place::{Kind, Place};
 use crate::procs::{self, Marker};
 use crate::storage::{Fault, Mount, MountSpec, Observer, Storage};
 pub use build::image_path;
@@ -24,7 +25,7 @@ use mainstay_core::id::{DatastoreId, VmId};
 use mainstay_core::time::{Duration, Instant};
 use mainstay_hypervisor::Seen;
 use mainstay_sim::{Scenario, StorageFault};
-use nix::unistd::Pid;
+pub(crate) use noted::Noted;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -71,7 +72,7 @@ pub struct Cluster {
     config: ClusterConfig,
     options: Options,
     /// The last to go.
-    _noted: Noted,
+    noted: Noted,
 }
 
 /// Whether a lab can be had here.
@@ -169,7 +170,7 @@ impl Cluster {
             failing: Vec::new(),
             config,
             options: options.clone(),
-            _noted: noted,
+            noted,
         })
     }
 
@@ -497,50 +498,14 @@ pub(crate) fn base_dir() -> PathBuf {
     std::env::temp_dir()
 }
 
-/// The note of a run: taken away with it, also when the run is not made to its end.
-#[derive(Debug)]
-pub(crate) struct Noted {
-    place: Place,
-    run: String,
-}
-
-impl Noted {
-    /// Notes a run that this process leads.
-    ///
-    /// # Errors
-    /// When the place of notes cannot be written.
-    pub(crate) fn write(place: &Place, run: &str, dir: &Path) -> Result<Self> {
-        let pid = Pid::this();
-        place.write(&Note {
-            run: run.to_owned(),
-            pid: pid.as_raw(),
-            start: procs::start_time(pid).unwrap_or_default(),
-            dir: dir.to_owned(),
-            memory: None,
-            hosts: BTreeMap::new(),
-            socket: PathBuf::new(),
-            cgroup: RunCgroup::place(Kind::Lab, run),
-        })?;
-        Ok(Self {
-            place: place.clone(),
-            run: run.to_owned(),
-        })
-    }
-}
-
-impl Drop for Noted {
-    fn drop(&mut self) {
-        self.place.forget(&self.run);
-    }
-}
-
 impl Drop for Cluster {
     fn drop(&mut self) {
         for host in 0..self.hosts.len() {
             // What is left after it is found by its mark below.
             drop(self.power_off(host));
         }
-        procs::kill_marked(&Marker::run(&self.run));
+        let killed = procs::kill_marked(&Marker::run(&self.run));
         cgroup::remove_tree(self.cgroup.path());
+        self.noted.stays = killed.left > 0 || self.cgroup.path().exists();
     }
 }

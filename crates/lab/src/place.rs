@@ -46,6 +46,9 @@ pub struct Note {
     pub pid: i32,
     /// When that process started, in the kernel's ticks: tells it from a later one with its number.
     pub start: u64,
+    /// The process namespace in which that number is the process's; see [`pid_namespace`].
+    #[serde(default)]
+    pub pid_namespace: Option<PathBuf>,
     /// Everything that the run wrote.
     pub dir: PathBuf,
     /// What it keeps in memory, if that is a directory of its own.
@@ -61,10 +64,18 @@ pub struct Note {
 }
 
 impl Note {
-    /// Whether the process that wrote this still runs.
+    /// Whether the process that wrote this still runs, or may: of one in another container that shares these
+    /// notes nothing is known here.
     pub fn alive(&self) -> bool {
-        procs::start_time(Pid::from_raw(self.pid)) == Some(self.start)
+        let elsewhere = self.pid_namespace.is_some() && self.pid_namespace != pid_namespace();
+        elsewhere || procs::may_live(Pid::from_raw(self.pid), self.start)
     }
+}
+
+/// The process namespace of this process, as the kernel names it.
+#[must_use]
+pub fn pid_namespace() -> Option<PathBuf> {
+    fs::read_link("/proc/self/ns/pid").ok()
 }
 
 /// The directory of notes of one user.
@@ -297,6 +308,7 @@ mod tests {
             run: run.into(),
             pid,
             start,
+            pid_namespace: pid_namespace(),
             dir: dir.into(),
             hosts: BTreeMap::new(),
             socket: dir.join("demo.sock"),
@@ -363,6 +375,18 @@ mod tests {
         place.forget("000a11fe");
         assert!(place.running().is_none());
         assert!(!place.dir.exists());
+    }
+
+    #[test]
+    fn of_a_run_in_another_process_namespace_nothing_is_known() {
+        let me = Pid::this();
+        let dead = procs::start_time(me).expect("start") + 1;
+        let mut note = note("0000dead", Path::new("/nowhere"), me.as_raw(), dead);
+        assert!(!note.alive());
+        note.pid_namespace = Some("pid:[1]".into());
+        assert!(note.alive());
+        note.pid_namespace = None;
+        assert!(!note.alive());
     }
 
     #[test]

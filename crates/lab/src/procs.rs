@@ -173,6 +173,16 @@ pub fn start_time(pid: Pid) -> Option<u64> {
     fields.get(19)?.parse().ok()
 }
 
+/// Whether the process that started then is there, or may be: only what is known to be gone is gone.
+pub fn may_live(pid: Pid, start: u64) -> bool {
+    match fs::metadata(format!("/proc/{pid}")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(_) => true,
+        // This process may have no descriptor left for the look; then the next one tells.
+        Ok(_) => stat(pid).is_none() || start_time(pid) == Some(start),
+    }
+}
+
 /// Processor time that a process has used, in seconds (fields 14 and 15).
 pub fn cpu_seconds(pid: Pid) -> Option<f64> {
     let fields = stat(pid)?;

@@ -13,6 +13,7 @@ mod faults;
 mod jobs;
 mod judge;
 mod listen;
+mod service;
 mod settle;
 mod table;
 
@@ -199,6 +200,7 @@ struct Standing {
     agent_hung: bool,
     /// Its admin shuts it down; true: to boot it again.
     leaving: Option<bool>,
+    service: service::Service,
 }
 
 impl<'a> Stage<'a> {
@@ -344,6 +346,7 @@ impl<'a> Stage<'a> {
             Due::Moment(index) => self.moment(index),
             Due::Look => {
                 self.look();
+                self.serve(now())?;
                 self.agenda.at((at + LOOK_EVERY).max(now()), Due::Look);
             }
             Due::NetworkUp { host, boot } => {
@@ -354,6 +357,7 @@ impl<'a> Stage<'a> {
             Due::Boot { host, boot } => self.booted(host, boot)?,
             Due::StartAgent { host, boot } => {
                 if self.standing(host).boot == boot && self.cluster.host(host)?.powered {
+                    self.change_standing(host, |s| s.service.stopped = false);
                     self.cluster.start_agent(host)?;
                 }
             }

@@ -53,7 +53,6 @@ pub(super) fn unplayable(scenario: &Scenario) -> Vec<String> {
 
 impl Stage<'_> {
     pub(super) fn play(&mut self, fault: &Fault) -> Result<()> {
-        self.judge.played(fault);
         self.fault_entry(fault, String::new());
         match fault {
             Fault::HostPowerOff { host } => self.power_off(*host)?,
@@ -175,8 +174,15 @@ impl Stage<'_> {
                 Fault::GuestPanic { .. } => guests::panic,
                 _ => guests::oom_kill,
             };
+            let then = match fault {
+                Fault::GuestShutdown { .. } => Then::GuestEnds {
+                    vm,
+                    asked_on: self.judge.asked_on(vm),
+                },
+                _ => Then::Nothing,
+            };
             let vm = id.to_string();
-            self.ask(Then::Nothing, move || match happen(&run_dir, &vm) {
+            self.ask(then, move || match happen(&run_dir, &vm) {
                 Ok(true) => Ok(()),
                 Ok(false) => Err("there was nobody to whom it could happen".into()),
                 Err(error) => Err(error.one_line()),
@@ -194,6 +200,7 @@ impl Stage<'_> {
             s.boot += 1;
             s.agent_hung = false;
             s.leaving = None;
+            s.service = Default::default();
         });
         let at = self.cluster.power_off(host)?;
         let id = self.cluster.host(host)?.id.clone();
@@ -291,7 +298,8 @@ impl Stage<'_> {
     pub(super) fn follows(&mut self, then: Then) {
         match then {
             Then::Nothing => {}
-            Then::Wished { vm, on } => self.judge.wished(vm, on),
+            Then::Wished { vm, on, asked_on } => self.judge.wished(vm, on, asked_on),
+            Then::GuestEnds { vm, asked_on } => self.judge.guest_shuts_down(vm, asked_on),
             // The machine is off, or boots, when its agent lets it go.
             Then::Left { host, boot } => {
                 let standing = self.standing(host);
@@ -306,6 +314,7 @@ impl Stage<'_> {
                     return;
                 }
                 // A clean stop: its guard does not take it for one that died.
+                self.change_standing(host, |s| s.service.stopped = true);
                 let stopped = self.signal(host, Daemon::Agent, Signal::SIGTERM);
                 if stopped.is_ok() {
                     self.agenda.at(
@@ -319,8 +328,9 @@ impl Stage<'_> {
 
     fn wish(&mut self, vm: usize, host: Option<usize>, on: bool) {
         if on {
-            self.judge.wished(vm, true);
+            self.judge.asks_on(vm);
         }
+        let asked_on = self.judge.asked_on(vm);
         let Some(id) = self.scenario.vms.get(vm).map(|v| v.id.clone()) else {
             return;
         };
@@ -329,7 +339,7 @@ impl Stage<'_> {
             .or_else(|| self.where_is(vm))
             .or_else(|| self.best_host(vm));
         let sockets = host.map(|h| self.sockets(Some(h))).unwrap_or_default();
-        self.ask(Then::Wished { vm, on }, move || {
+        self.ask(Then::Wished { vm, on, asked_on }, move || {
             jobs::power(&sockets, &id, on, 1)
         });
     }
@@ -400,7 +410,8 @@ impl Stage<'_> {
         let then_on = on.then(|| (self.sockets(at), setup.id.clone()));
         let sockets = self.sockets(None);
         let then = if on {
-            Then::Wished { vm, on }
+            let asked_on = self.judge.asked_on(vm);
+            Then::Wished { vm, on, asked_on }
         } else {
             Then::Nothing
         };

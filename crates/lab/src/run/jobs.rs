@@ -35,6 +35,13 @@ pub(crate) enum Then {
     Wished {
         vm: usize,
         on: bool,
+        /// How often it had been asked to run when the wish was uttered.
+        asked_on: u64,
+    },
+    /// The guest of this VM has taken the request to shut itself down.
+    GuestEnds {
+        vm: usize,
+        asked_on: u64,
     },
     /// The agent may be stopped now, and is to be away for so long.
     StopAgent {

@@ -5,12 +5,12 @@
 
 use super::table::{self, Table};
 use crate::cluster::Cluster;
-use mainstay_core::config::{Rule, RuleKind};
+use mainstay_core::config::{HostSpec, Rule, RuleKind, VmSpec};
 use mainstay_core::event::{Event, EventKind, StopReason};
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::time::Duration;
 use mainstay_core::wire::RoleTag;
-use mainstay_sim::{Fault, Scenario, Violation};
+use mainstay_sim::{Scenario, Violation};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The sentence that each property defends.
@@ -53,12 +53,16 @@ struct Wanted {
     off: bool,
     /// It was seen to be gone since.
     gone: bool,
+    /// Its guest was asked, and may be stopped by something else before it has shut down.
+    guest: bool,
 }
 
 /// Judges a run as it goes on.
 #[derive(Debug)]
 pub(super) struct Judge {
     wanted: BTreeMap<VmId, Wanted>,
+    /// How often a user asked for each VM to run, heard or not.
+    asked_on: BTreeMap<usize, u64>,
     ids: Vec<VmId>,
     protected: BTreeSet<VmId>,
     abandoned: BTreeSet<VmId>,
@@ -73,6 +77,7 @@ impl Judge {
     pub(super) fn new(scenario: &Scenario) -> Self {
         Self {
             wanted: BTreeMap::new(),
+            asked_on: BTreeMap::new(),
             ids: scenario.vms.iter().map(|v| v.id.clone()).collect(),
             protected: BTreeSet::new(),
             abandoned: BTreeSet::new(),
@@ -92,28 +97,43 @@ impl Judge {
         }
     }
 
-    /// A fault is played that changes what should be.
-    pub(super) fn played(&mut self, fault: &Fault) {
-        if let Fault::GuestShutdown { vm } = fault
-            && let Some(id) = self.ids.get(*vm)
-        {
-            self.wanted.insert(
-                id.clone(),
-                Wanted {
-                    off: true,
-                    gone: false,
-                },
-            );
+    /// A user asks for a VM to run: from now on it is no wonder if it does.
+    pub(super) fn asks_on(&mut self, vm: usize) {
+        *self.asked_on.entry(vm).or_default() += 1;
+        self.set(vm, Wanted::default());
+    }
+
+    /// How often a user has asked for a VM to run: tells which of two wishes is the later one.
+    pub(super) fn asked_on(&self, vm: usize) -> u64 {
+        self.asked_on.get(&vm).copied().unwrap_or(0)
+    }
+
+    /// A user's wish was accepted that was uttered at this count of [`Judge::asked_on`]. One to switch off counts
+    /// only when nobody has asked for the contrary since: which of the two an agent heard first is not known.
+    pub(super) fn wished(&mut self, vm: usize, on: bool, asked_on: u64) {
+        if on || asked_on == self.asked_on(vm) {
+            let wanted = Wanted {
+                off: !on,
+                ..Wanted::default()
+            };
+            self.set(vm, wanted);
         }
     }
 
-    /// A user's wish was accepted.
-    pub(super) fn wished(&mut self, vm: usize, on: bool) {
-        if let Some(id) = self.ids.get(vm) {
+    /// A guest took the request to shut down; see [`Judge::wished`].
+    pub(super) fn guest_shuts_down(&mut self, vm: usize, asked_on: u64) {
+        if asked_on == self.asked_on(vm) {
             let wanted = Wanted {
-                off: !on,
+                off: true,
                 gone: false,
+                guest: true,
             };
+            self.set(vm, wanted);
+        }
+    }
+
+    fn set(&mut self, vm: usize, wanted: Wanted) {
+        if let Some(id) = self.ids.get(vm) {
             self.wanted.insert(id.clone(), wanted);
         }
     }
@@ -145,20 +165,20 @@ impl Judge {
             EventKind::VmStarted { vm, .. } => {
                 self.attempts.remove(vm);
             }
-            // The guest had begun to shut down before its host was lost: it is what its guest wants, or not,
-            // by what reached the disk.
-            EventKind::VmStopped {
-                vm,
-                reason: StopReason::Host,
-                ..
-            } => {
-                if let Some(wanted) = self.wanted.get_mut(vm)
-                    && !wanted.gone
-                {
-                    wanted.off = false;
-                }
-            }
+            EventKind::VmStopped { vm, reason, .. } => self.stopped(vm, *reason),
             _ => {}
+        }
+    }
+
+    /// Something else than what was wished for ended a VM first: then it is what its host knew of the wish, or its
+    /// guest, by what reached the disk.
+    fn stopped(&mut self, vm: &VmId, reason: StopReason) {
+        let Some(wanted) = self.wanted.get_mut(vm).filter(|w| w.off) else {
+            return;
+        };
+        let as_wished = matches!(reason, StopReason::Guest | StopReason::User);
+        if (wanted.guest && !as_wished) || (reason == StopReason::Host && !wanted.gone) {
+            wanted.off = false;
         }
     }
 
@@ -239,25 +259,22 @@ impl Judge {
         if primaries != 1 && !roles.is_empty() {
             self.broken("L1", at, format!("there are {primaries} primaries"));
         }
+        let up: Vec<usize> = roles.iter().map(|(host, _)| *host).collect();
+        let leads = |host: usize| roles.contains(&(host, RoleTag::Primary));
         for setup in &scenario.vms {
             let off = self.wanted.get(&setup.id).is_none_or(|w| w.off);
             let given_up = self.abandoned.contains(&setup.id);
             let protected = self.protected.contains(&setup.id);
             let runs = !table.facts(setup.id.as_str()).running.is_empty();
-            let need = scenario
-                .config
-                .vms
-                .get(&setup.id)
-                .map_or(0, |s| s.memory_mb);
-            let room = roles
-                .iter()
-                .any(|(h, _)| free_memory(scenario, table, *h) >= need);
-            if !off && !given_up && protected && !runs && room {
-                self.broken(
-                    "L2",
-                    at,
-                    format!("{} does not run, and there is room", setup.id),
-                );
+            // A primary owns only what it mounts.
+            let owned = || {
+                up.iter()
+                    .any(|h| leads(*h) && mounts(scenario, &setup.id, *h))
+            };
+            let room = || up.iter().any(|h| has_room(scenario, table, &setup.id, *h));
+            if !off && !given_up && protected && !runs && owned() && room() {
+                let what = format!("{} does not run, and there is room", setup.id);
+                self.broken("L2", at, what);
             }
         }
     }
@@ -272,17 +289,57 @@ impl Judge {
     }
 }
 
+fn spec_of<'a>(scenario: &'a Scenario, vm: &VmId) -> Option<&'a VmSpec> {
+    let known = scenario.config.vms.get(vm);
+    known.or_else(|| scenario.created.get(vm))
+}
+
+fn host_of(scenario: &Scenario, host: usize) -> Option<&HostSpec> {
+    let setup = scenario.hosts.get(host)?;
+    scenario.config.hosts.get(&setup.id)
+}
+
+/// Whether the host mounts the VM's home.
+fn mounts(scenario: &Scenario, vm: &VmId, host: usize) -> bool {
+    let both = spec_of(scenario, vm).zip(host_of(scenario, host));
+    both.is_some_and(|(spec, host)| host.datastores.contains(&spec.datastore))
+}
+
+/// Whether the VM can be started on the host: its storage, its memory, what is mandatory.
+fn has_room(scenario: &Scenario, table: &Table, vm: &VmId, host: usize) -> bool {
+    let need = spec_of(scenario, vm).map_or(0, |spec| spec.memory_mb);
+    let rules = scenario.config.rules.iter();
+    mounts(scenario, vm, host)
+        && free_memory(scenario, table, host) >= need
+        && rules
+            .filter(|rule| rule.mandatory && rule.vms.contains(vm))
+            .all(|rule| allows(scenario, rule, table, (vm, host)))
+}
+
+fn allows(scenario: &Scenario, rule: &Rule, table: &Table, (vm, host): (&VmId, usize)) -> bool {
+    let listed = || host_of(scenario, host).is_some_and(|h| rule.hosts.contains(&h.id));
+    let others = rule.vms.iter().filter(|other| *other != vm);
+    let at = |vm: &VmId| table.facts(vm.as_str()).running;
+    match rule.kind {
+        RuleKind::HostAffinity => listed(),
+        RuleKind::HostAntiAffinity => !listed(),
+        RuleKind::AntiAffinity => !others.map(at).any(|at| at.contains(&host)),
+        RuleKind::Affinity => others.map(at).all(|at| at.iter().all(|h| *h == host)),
+    }
+}
+
 /// Memory of a host that no VM has, in MiB.
 pub(super) fn free_memory(scenario: &Scenario, table: &Table, host: usize) -> u64 {
-    let setup = scenario.hosts.get(host);
-    let all = setup.and_then(|h| scenario.config.hosts.get(&h.id));
     let here = |vm: &str| table.of(vm).iter().any(|i| i.host == host);
-    let used: u64 = scenario
-        .config
-        .vms
-        .values()
+    let known = scenario.config.vms.values();
+    let used: u64 = known
+        .chain(scenario.created.values())
         .filter(|spec| here(spec.id.as_str()))
         .map(|spec| spec.memory_mb)
         .sum();
-    all.map_or(0, |h| h.memory_mb).saturating_sub(used)
+    let all = host_of(scenario, host).map_or(0, |h| h.memory_mb);
+    all.saturating_sub(used)
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,7 +73,12 @@ impl Stage<'_> {
                 continue;
             }
             let (sockets, id) = (self.sockets(Some(host)), setup.id.clone());
-            self.ask(Then::Wished { vm, on: true }, move || {
+            let wished = Then::Wished {
+                vm,
+                on: true,
+                asked_on: 0,
+            };
+            self.ask(wished, move || {
                 jobs::power(&sockets, &id, true, POWER_ON_TRIES)
             });
         }

@@ -13,7 +13,7 @@ use mainstay_hypervisor::{Counter, read_counter};
 use mainstay_lab::cgroup::RunCgroup;
 use mainstay_lab::dir::{RunDir, hex, random};
 use mainstay_lab::files::check_socket_names;
-use mainstay_lab::place::{Kind, Note, Place};
+use mainstay_lab::place::{self, Kind, Note, Place};
 use mainstay_lab::procs::{self, Killed, Marker};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
@@ -121,6 +121,7 @@ impl Cluster {
             run: self.run.clone(),
             pid: pid.as_raw(),
             start: procs::start_time(pid).unwrap_or_default(),
+            pid_namespace: place::pid_namespace(),
             dir: self.dir().to_owned(),
             memory: self.memory.as_ref().map(|m| m.path().to_owned()),
             hosts: self
