@@ -13,6 +13,7 @@ mod faults;
 mod jobs;
 mod judge;
 mod listen;
+mod measure;
 mod settle;
 mod table;
 
@@ -21,6 +22,7 @@ use crate::cluster::{Cluster, Options};
 use crate::fail::{Failure, Result};
 use agenda::{Agenda, Due};
 pub use disks::{Breach, Disks, Stretch, Stroke};
+pub use measure::{AtRest, Loss, Victim};
 use jobs::Answer;
 use judge::Judge;
 use listen::Ear;
@@ -165,6 +167,8 @@ struct Stage<'a> {
     /// What is known of each host beyond the cluster's own.
     hosts: Vec<Standing>,
     homes: Vec<Option<usize>>,
+    /// All VMs begin on such a host, whatever the scenario says.
+    gather: Option<Victim>,
     protected: BTreeSet<VmId>,
     first_primary: Option<Instant>,
     primaries: BTreeSet<HostId>,
@@ -200,6 +204,7 @@ impl<'a> Stage<'a> {
             watch: Watch::new(&run.scenario.expects),
             judge: Judge::new(run.scenario),
             homes: run.scenario.homes(),
+            gather: None,
             scenario: run.scenario,
             options: run.options,
             cluster,
