@@ -1,6 +1,7 @@
 //! `mainstay lab`: scenarios on real processes, with a stopwatch.
 
 mod agree;
+mod bench;
 mod run;
 mod suite;
 
@@ -31,6 +32,8 @@ enum LabCommand {
     Run(run::RunArgs),
     /// Play every scenario that the lab can play, and print a table
     Suite(suite::SuiteArgs),
+    /// Measure failovers, and what agents take at rest
+    Bench(bench::BenchArgs),
     /// End what dead labs left, and remove it: processes, mounts, cgroups, files
     Clean,
 }
@@ -74,6 +77,7 @@ pub(crate) fn run(args: LabArgs, json: bool) -> ExitCode {
     match args.command {
         LabCommand::Run(args) => finish(json, run::run(&args, json)),
         LabCommand::Suite(args) => finish(json, suite::run(&args, json)),
+        LabCommand::Bench(args) => finish(json, bench::run(&args, json)),
         LabCommand::Clean => finish(json, clean(json)),
     }
 }
