@@ -76,8 +76,7 @@ fn share(rest: &[AtRest], kind: Kind) -> Option<Share> {
         rest.iter()
             .filter(|r| r.primary == (kind == Kind::Primary) && !r.time.is_zero())
     };
-    let over =
-        |value: &dyn Fn(&AtRest) -> Option<f64>| Percentiles::of(hosts().filter_map(value));
+    let over = |value: &dyn Fn(&AtRest) -> Option<f64>| Percentiles::of(hosts().filter_map(value));
     let a_second = |value: fn(&AtRest) -> u64| {
         over(&move |r: &AtRest| Some(number(value(r)) / r.time.as_secs_f64()))
     };
@@ -136,7 +135,10 @@ mod tests {
         let [primary, secondary] = all.as_slice() else {
             panic!("two kinds");
         };
-        assert_eq!((primary.kind, primary.core_percent.max), (Kind::Primary, 2.0));
+        assert_eq!(
+            (primary.kind, primary.core_percent.max),
+            (Kind::Primary, 2.0)
+        );
         assert_eq!(secondary.core_percent.count, 2);
         assert_eq!(secondary.core_percent.max, 1.0);
         assert_eq!(secondary.rss_mb.median, 10.24);

@@ -109,19 +109,25 @@ pub fn times(loss: &Loss, timing: &Timing) -> Vec<Times> {
     let verdict = first(loss, loss.at, dead);
     let of_vm = |(vm, (datastore, back)): (&VmId, &(DatastoreId, Option<Instant>))| {
         let requested = verdict.and_then(|from| {
-            first(loss, from, |kind| {
-                matches!(kind, EventKind::RestartRequested { vm: of, .. } if of == vm)
-            })
+            first(
+                loss,
+                from,
+                |kind| matches!(kind, EventKind::RestartRequested { vm: of, .. } if of == vm),
+            )
         });
         let broken = requested.and_then(|from| {
-            first(loss, from, |kind| {
-                matches!(kind, EventKind::LockBroken { vm: of, .. } if of == vm)
-            })
+            first(
+                loss,
+                from,
+                |kind| matches!(kind, EventKind::LockBroken { vm: of, .. } if of == vm),
+            )
         });
         let started = broken.and_then(|from| {
-            first(loss, from, |kind| {
-                matches!(kind, EventKind::VmStarted { vm: of, .. } if of == vm)
-            })
+            first(
+                loss,
+                from,
+                |kind| matches!(kind, EventKind::VmStarted { vm: of, .. } if of == vm),
+            )
         });
         let took = |from: Option<Instant>, to: Option<Instant>| Some(between(from?, to?));
         Times {

@@ -25,7 +25,9 @@ fn escape(text: &str) -> String {
 fn step(span: f64) -> f64 {
     let rough = (span / MARKS).max(1e-3);
     let power = 10_f64.powf(rough.log10().floor());
-    let digit = [1.0, 2.0, 5.0, 10.0].into_iter().find(|d| d * power >= rough);
+    let digit = [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .find(|d| d * power >= rough);
     digit.unwrap_or(10.0) * power
 }
 
@@ -126,7 +128,11 @@ mod tests {
     #[test]
     fn marks_are_round() {
         for (span, expected) in [(7.1, 1.0), (2.8, 0.5), (0.9, 0.1), (21.0, 5.0)] {
-            assert!((step(span) - expected).abs() < 1e-9, "{span}: {}", step(span));
+            assert!(
+                (step(span) - expected).abs() < 1e-9,
+                "{span}: {}",
+                step(span)
+            );
         }
     }
 

@@ -169,8 +169,10 @@ impl Stage<'_> {
     fn lose(&mut self, victim: Victim) -> Result<Loss> {
         let host = self.homes.first().copied().flatten();
         let Some(host) = host.filter(|_| self.host_for(victim) == host) else {
-            return Err(Failure::new("the primary changed while the cluster settled")
-                .remedy("measure again, when less else runs on this machine"));
+            return Err(
+                Failure::new("the primary changed while the cluster settled")
+                    .remedy("measure again, when less else runs on this machine"),
+            );
         };
         let at = now();
         self.fault_entry(&Fault::HostPowerOff { host }, String::new());
@@ -269,7 +271,10 @@ impl Stage<'_> {
                 .collect()
         };
         let (before, processes) = (
-            hosts.clone().map(|h| self.counters(h)).collect::<Result<Vec<_>>>()?,
+            hosts
+                .clone()
+                .map(|h| self.counters(h))
+                .collect::<Result<Vec<_>>>()?,
             daemons(self),
         );
         self.wait_until(now() + time)?;
@@ -279,7 +284,9 @@ impl Stage<'_> {
             rest.push(self.at_rest(host, before, after)?);
         }
         if daemons(self) != processes {
-            return Err(Failure::new("a daemon was started again while it was looked at"));
+            return Err(Failure::new(
+                "a daemon was started again while it was looked at",
+            ));
         }
         Ok(rest)
     }

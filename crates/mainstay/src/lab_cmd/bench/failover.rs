@@ -131,8 +131,7 @@ fn measure(
             ..plan
         };
         let begun = |stopper| signals.end(stopper);
-        let (loss, times) =
-            plan.fail_over(victim, &args.common.options()?, &mut silent, begun)?;
+        let (loss, times) = plan.fail_over(victim, &args.common.options()?, &mut silent, begun)?;
         let without = times.iter().filter(|t| t.seconds(Phase::Total).is_none());
         all.failed += without.count() + loss.breaches.len();
         tell_run(number, &times, json);

@@ -43,9 +43,17 @@ const LINES: &[Line] = &[
     ("network in, frames/s", |s| Some(s.packets_in), 1),
     ("network out, bytes/s", |s| Some(s.bytes_out), 0),
     ("network out, frames/s", |s| Some(s.packets_out), 1),
-    ("datastores, operations/s", |s| Some(s.storage_operations), 1),
+    (
+        "datastores, operations/s",
+        |s| Some(s.storage_operations),
+        1,
+    ),
     ("datastores read, bytes/s", |s| Some(s.storage_read), 0),
-    ("datastores written, bytes/s", |s| Some(s.storage_written), 0),
+    (
+        "datastores written, bytes/s",
+        |s| Some(s.storage_written),
+        0,
+    ),
     ("system calls read, bytes/s", |s| s.io_read, 0),
     ("system calls written, bytes/s", |s| s.io_written, 0),
 ];
