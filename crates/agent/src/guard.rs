@@ -45,6 +45,8 @@ const AGENT_HANGS: Duration = Duration::from_secs(5);
 /// The guard's own priority under SCHED_FIFO: above ordinary work, below the kernel's threads.
 const PRIORITY: i32 = 10;
 const EVENT_QUEUE: usize = 1024;
+/// Stack of the thread that writes events: all of it is locked in memory.
+const EVENT_STACK: usize = 128 << 10;
 /// The file is begun anew at this size when the agent has taken all over.
 const EVENTS_MAX_BYTES: u64 = 1 << 20;
 
@@ -134,6 +136,7 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
     let reader = Arc::clone(&shm);
     std::thread::Builder::new()
         .name("events".into())
+        .stack_size(EVENT_STACK)
         .spawn(move || write_events(&path, &reader, &written))
         .map_err(|source| GuardError::System {
             action: "start a thread",
@@ -388,10 +391,8 @@ impl Watch {
     fn check_slots(&mut self, now: Instant) {
         for slot in 0..self.shm.len() {
             match self.shm.load(slot).state() {
-                SlotState::Free => {
-                    self.stops.forget(slot);
-                    self.going.remove(&slot);
-                }
+                // Most are, in each round: what is known of them is looked through below.
+                SlotState::Free => {}
                 SlotState::Running => {
                     self.stops.forget(slot);
                     self.check_going(slot);
@@ -402,6 +403,10 @@ impl Watch {
                 }
             }
         }
+        let shm = &self.shm;
+        let in_use = |slot: usize| shm.load(slot).state() != SlotState::Free;
+        self.going.retain(|slot, _| in_use(*slot));
+        self.stops.retain(in_use);
     }
 
     fn check_going(&mut self, slot: usize) {

@@ -2,11 +2,14 @@
 //! that the disk cannot take in time are dropped.
 
 use std::path::Path;
-use tracing_appender::non_blocking::WorkerGuard;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_appender::rolling::{Builder, Rotation};
 use tracing_subscriber::EnvFilter;
 
 const DAYS: usize = 7;
+/// Lines that may wait for the disk. Their places are held in memory from the start, in the guard's case locked
+/// there: the library's own limit takes 4 MB of it.
+const LINES: usize = 4096;
 
 /// Begins to log for `name` in `dir`; the guard writes the rest when it is dropped.
 pub(crate) fn start(dir: &Path, name: &str) -> Option<WorkerGuard> {
@@ -17,7 +20,9 @@ pub(crate) fn start(dir: &Path, name: &str) -> Option<WorkerGuard> {
         .max_log_files(DAYS)
         .build(dir)
         .ok()?;
-    let (writer, guard) = tracing_appender::non_blocking(appender);
+    let (writer, guard) = NonBlockingBuilder::default()
+        .buffered_lines_limit(LINES)
+        .finish(appender);
     let filter = EnvFilter::try_from_env("MAINSTAY_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     // A program that logs already keeps its own way.
     let _ = tracing_subscriber::fmt()

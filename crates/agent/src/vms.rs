@@ -22,8 +22,9 @@ use std::time::Duration;
 
 /// Requests that wait for one VM's thread.
 const QUEUE_LENGTH: usize = 16;
-/// How long one look at a process lasts; then a kill that is wanted is sent again.
-const LOOK: Duration = Duration::from_secs(1);
+/// How long one look at a process lasts; then a kill that is wanted is sent again. Its end is seen at once all the
+/// same; each look costs, for each VM.
+const LOOK: Duration = Duration::from_secs(5);
 
 const NO_PROCESS: u8 = 0;
 const WATCHED: u8 = 1;

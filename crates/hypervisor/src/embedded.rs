@@ -23,6 +23,10 @@ use crate::{
 
 pub(crate) const NAME: &str = "embedded";
 
+/// Between two looks whether a guest that was started is ready: at first, and at the longest.
+const LOOK_MIN: Duration = Duration::from_millis(2);
+const LOOK_MAX: Duration = Duration::from_millis(50);
+
 /// How the embedded driver starts its guests.
 #[derive(Debug, Clone)]
 pub struct EmbeddedOptions {
@@ -167,7 +171,9 @@ impl Hypervisor for EmbeddedDriver {
         self.guests.add(launched, ());
         let start = Instant::now();
         loop {
-            if let Some(exit) = self.guests.wait_exit(&spec.vm, Duration::from_millis(5)) {
+            // The longer it takes, the less a look more or less matters; a hundred guests start side by side.
+            let pause = (start.elapsed() / 4).clamp(LOOK_MIN, LOOK_MAX);
+            if let Some(exit) = self.guests.wait_exit(&spec.vm, pause) {
                 let oom = exit.cause == ExitCause::OutOfMemory;
                 let code = self.guests.exit_code(&spec.vm);
                 let detail = launch::last_words(&record);

@@ -17,14 +17,15 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nix::sys::resource::{Resource, setrlimit};
-use nix::unistd::{getuid, setsid};
+use nix::unistd::setsid;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+mod scan;
 
 use crate::cgroup::Groups;
 use crate::process::Process;
@@ -332,7 +333,7 @@ pub(crate) fn records(driver: &str, run_dir: &Path) -> Vec<Record> {
             record.remove_files();
         }
     }
-    for found in unrecorded(driver, &run_dir, &boot_id) {
+    for found in scan::unrecorded(driver, &run_dir, &boot_id) {
         let same = |record: &Record| record.vm == found.vm;
         match records.iter_mut().find(|record| same(record)) {
             Some(record) if record.process.pid == found.process.pid => {}
@@ -356,46 +357,6 @@ pub(crate) fn recorded(run_dir: &Path) -> Vec<Record> {
             })
         })
         .collect()
-}
-
-/// Processes of ours whose environment says that they are guests of this run directory.
-fn unrecorded(driver: &str, run_dir: &Path, boot_id: &str) -> Vec<Record> {
-    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    let guest = |pid: i32| {
-        let proc = PathBuf::from(format!("/proc/{pid}"));
-        if fs::metadata(&proc).ok()?.uid() != getuid().as_raw() {
-            return None;
-        }
-        let process = Process::of_pid(pid).ok()?;
-        let environment = fs::read(proc.join("environ")).ok()?;
-        let value = |name: &str| {
-            let mut entries = environment.split(|byte| *byte == 0);
-            entries.find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="))
-        };
-        if value(ENV_DRIVER)? != driver.as_bytes()
-            || value(ENV_RUN_DIR)? != run_dir.as_os_str().as_encoded_bytes()
-        {
-            return None;
-        }
-        let text = |name| Some(std::str::from_utf8(value(name)?).ok()?.to_owned());
-        let cgroup = PathBuf::from(text(ENV_CGROUP)?);
-        // Earlier versions made none.
-        let memory = text(ENV_MEMORY).map(PathBuf::from);
-        Some(Record {
-            driver: driver.to_owned(),
-            vm: text(ENV_VM)?,
-            generation: text(ENV_GENERATION)?.parse().ok()?,
-            boot_id: boot_id.to_owned(),
-            run_dir: run_dir.to_owned(),
-            process: Process {
-                cgroup: cgroup::lists(&cgroup, pid).then_some(cgroup),
-                ..process
-            },
-            memory: memory.filter(|dir| cgroup::lists(dir, pid)),
-        })
-    };
-    pids.filter_map(guest).collect()
 }
 
 fn boot_id() -> io::Result<String> {

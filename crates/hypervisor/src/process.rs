@@ -114,6 +114,14 @@ pub(crate) fn threads(pid: i32, start_time: u64) -> io::Result<Option<Vec<Stat>>
 
 /// Whether every thread of that process is gone; one that cannot be looked at is not.
 pub(crate) fn all_threads_gone(pid: i32, start_time: u64) -> bool {
+    // One whose first thread lives is not gone, and needs no look at its other threads, of which there may be
+    // hundreds.
+    if let Ok(stat) = Stat::read(Path::new(&format!("/proc/{pid}/stat")))
+        && stat.start_time == start_time
+        && !stat.is_dead()
+    {
+        return false;
+    }
     match threads(pid, start_time) {
         Ok(None) => true,
         Ok(Some(threads)) => threads.iter().all(|thread| thread.is_dead()),

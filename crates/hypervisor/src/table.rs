@@ -19,10 +19,14 @@ use crate::process::{PidFd, all_threads_gone};
 use crate::{DriverError, Exit, ExitCause, Found, StartError};
 
 /// How often a waiting call looks for what no descriptor announces.
-const LOOK: Duration = Duration::from_millis(50);
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
 
 /// What a driver keeps beside each guest.
 pub(crate) trait Watch: Debug + Send {
+    /// How often a guest has to be looked at while its process lives. Where nothing but its end is waited for,
+    /// which its descriptor announces, never: each look costs, for each guest.
+    const EVERY: Duration = Duration::MAX;
+
     /// Takes notice of what the guest reported; called often, must not block.
     fn look(&mut self, record: &Record, pidfd: Option<&PidFd>, gone: bool);
 }
@@ -268,12 +272,12 @@ impl<W: Watch> Table<W> {
             }
             let left = timeout
                 .checked_sub(start.elapsed())
-                .filter(|left| !left.is_zero())?
-                .min(LOOK);
+                .filter(|left| !left.is_zero())?;
             if let Some(pidfd) = guest.pidfd.clone() {
                 drop(guest);
-                pidfd.wait(left);
+                pidfd.wait(left.min(W::EVERY));
             } else {
+                let left = left.min(LOOK);
                 // There was no descriptor to be had: its end is decided by whoever looks next.
                 let ended = guest.ended.clone();
                 let lives = |guest: &mut Guest<W>| guest.exit.is_none();

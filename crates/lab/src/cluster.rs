@@ -15,7 +15,7 @@ use crate::files::{self, make_dir, new_boot};
 use crate::network::{HostPlan, Network, Plan};
 use crate::place::{Kind, Place};
 use crate::procs::{self, Marker};
-use crate::storage::{Fault, Mount, MountSpec, Observer, Storage};
+use crate::storage::{Fault, Mount, MountSpec, Observer, Storage, Tally};
 pub use build::image_path;
 pub use host::{Daemon, Host};
 use mainstay_agent::config::DriverKind;
@@ -270,6 +270,14 @@ impl Cluster {
         let mut seen = seen.unwrap_or_default();
         seen.retain(Seen::exists);
         seen
+    }
+
+    /// What a host's agent and guard have asked of all datastores since it was switched on; nothing of one that
+    /// is off.
+    #[must_use]
+    pub fn tally(&self, host: usize) -> Tally {
+        let mounts = self.hosts.get(host).into_iter().flat_map(|h| &h.mounts);
+        mounts.fold(Tally::default(), |all, (_, mount)| all + mount.tally())
     }
 
     /// Power comes: a new boot, mounts, cables plugged. The agent is started by [`Cluster::start_agent`] when the

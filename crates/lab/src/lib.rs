@@ -6,6 +6,7 @@
 //! run that made it.
 
 pub mod agree;
+pub mod bench;
 pub mod cgroup;
 pub mod clock;
 pub mod cluster;

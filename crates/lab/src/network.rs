@@ -199,6 +199,20 @@ impl Network {
         self.switch.ask(|switch| switch.counts())
     }
 
+    /// When the last UDP datagram of one host was given to another, on whichever network; none before the first.
+    /// Agents send their heartbeats so.
+    ///
+    /// # Errors
+    /// When the switch has ended.
+    pub fn last_datagram(
+        &self,
+        from: usize,
+        to: usize,
+    ) -> Result<Option<mainstay_core::time::Instant>> {
+        self.switch
+            .ask(move |switch| switch.last_datagram(End::Host(from), End::Host(to)))
+    }
+
     /// Changes something about hosts that must be there. It holds when this returns.
     fn change(
         &self,

@@ -199,6 +199,67 @@ pub fn rss_kib(pid: Pid) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
+/// Proportional memory of a process in KiB: what it shares with others is divided among them. None where the
+/// kernel does not say (before 4.14), or there is no such process.
+pub fn pss_kib(pid: Pid) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("Pss:"))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Bytes that a process has read and written by system calls (`rchar` and `wchar`), files, sockets and pipes alike.
+pub fn io_bytes(pid: Pid) -> Option<(u64, u64)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    let value = |name: &str| {
+        let line = text.lines().find_map(|l| l.strip_prefix(name))?;
+        line.trim().parse().ok()
+    };
+    Some((value("rchar:")?, value("wchar:")?))
+}
+
+/// What the network namespace of a process has received and sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Frames received.
+    pub packets_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Frames sent.
+    pub packets_out: u64,
+}
+
+/// The traffic of all devices but loopback in the network namespace of a process.
+pub fn traffic(pid: Pid) -> Option<Traffic> {
+    let text = fs::read_to_string(format!("/proc/{pid}/net/dev")).ok()?;
+    Some(parse_traffic(&text))
+}
+
+/// `/proc/net/dev`: after a device's name, bytes and packets received stand first and second, those sent ninth
+/// and tenth.
+fn parse_traffic(text: &str) -> Traffic {
+    let mut all = Traffic::default();
+    for line in text.lines() {
+        let Some((device, counts)) = line.split_once(':') else {
+            continue;
+        };
+        if device.trim() == "lo" {
+            continue;
+        }
+        let counts: Vec<u64> = counts
+            .split_whitespace()
+            .filter_map(|n| n.parse().ok())
+            .collect();
+        let count = |at: usize| counts.get(at).copied().unwrap_or_default();
+        all.bytes_in += count(0);
+        all.packets_in += count(1);
+        all.bytes_out += count(8);
+        all.packets_out += count(9);
+    }
+    all
+}
+
 /// Held while a child of our own is waited for, so that [`reap`] does not take its status away.
 static WAITING: Mutex<()> = Mutex::new(());
 
@@ -251,6 +312,21 @@ mod tests {
         assert!(!marker.is_in(b"MAINSTAY_LAB_RUN=ab12\0MAINSTAY_LAB_HOST=host-11\0"));
         assert!(!marker.is_in(b"MAINSTAY_LAB_RUN=ab123\0MAINSTAY_LAB_HOST=host-1\0"));
         assert!(!marker.is_in(b""));
+    }
+
+    #[test]
+    fn traffic_is_that_of_all_devices_but_loopback() {
+        let text = "Inter-|   Receive                            |  Transmit\n \
+                    face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs\n    \
+                    lo: 999 9 0 0 0 0 0 0 999 9 0 0 0 0 0 0\n  \
+                    eth0: 100 2 0 0 0 0 0 0 300 4 0 0 0 0 0 0\n  eth1:1 1 0 0 0 0 0 0 1 1 0 0 0 0 0 0\n";
+        let expected = Traffic {
+            bytes_in: 101,
+            packets_in: 3,
+            bytes_out: 301,
+            packets_out: 5,
+        };
+        assert_eq!(parse_traffic(text), expected);
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod faults;
 mod jobs;
 mod judge;
 mod listen;
+mod measure;
 mod service;
 mod settle;
 mod table;
@@ -29,6 +30,7 @@ use mainstay_core::event::Event;
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::time::{Duration, Instant};
 use mainstay_sim::{Body, Check, Entry, Fault, Planned, RunResult, Scenario, Watch};
+pub use measure::{AtRest, Loss, Victim};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -185,6 +187,8 @@ struct Stage<'a> {
     /// What is known of each host beyond the cluster's own.
     hosts: Vec<Standing>,
     homes: Vec<Option<usize>>,
+    /// All VMs begin on such a host, whatever the scenario says.
+    gather: Option<Victim>,
     protected: BTreeSet<VmId>,
     first_primary: Option<Instant>,
     primaries: BTreeSet<HostId>,
@@ -221,6 +225,7 @@ impl<'a> Stage<'a> {
             watch: Watch::new(&run.scenario.expects),
             judge: Judge::new(run.scenario),
             homes: run.scenario.homes(),
+            gather: None,
             scenario: run.scenario,
             options: run.options,
             cluster,

@@ -34,10 +34,12 @@ mod mount;
 mod nodes;
 mod request;
 mod serve;
+mod tally;
 mod waiting;
 
 pub use fault::Fault;
 pub use mount::Mount;
+pub use tally::Tally;
 
 use crate::fail::{Context, Failure, Result};
 use crate::namespace::Namespace;
@@ -136,6 +138,7 @@ struct Host {
     next_handle: AtomicU64,
     failing_opens: Mutex<Vec<(PathBuf, Arc<AtomicU64>)>>,
     fenced: bool,
+    counters: tally::Counters,
 }
 
 /// Says whether file systems in user space can be mounted here.

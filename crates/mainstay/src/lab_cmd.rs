@@ -1,6 +1,7 @@
 //! `mainstay lab`: scenarios on real processes, with a stopwatch.
 
 mod agree;
+mod bench;
 mod run;
 mod soak;
 mod suite;
@@ -36,6 +37,8 @@ enum LabCommand {
     Soak(soak::SoakArgs),
     /// Say whether a lab can be had on this machine, or what is missing
     Check,
+    /// Measure failovers, and what agents take at rest
+    Bench(bench::BenchArgs),
     /// End what dead labs left, and remove it: processes, mounts, cgroups, files
     Clean,
 }
@@ -81,6 +84,7 @@ pub(crate) fn run(args: LabArgs, json: bool) -> ExitCode {
         LabCommand::Suite(args) => finish(json, suite::run(&args, json)),
         LabCommand::Soak(args) => finish(json, soak::run(&args, json)),
         LabCommand::Check => finish(json, check(json)),
+        LabCommand::Bench(args) => finish(json, bench::run(&args, json)),
         LabCommand::Clean => finish(json, clean(json)),
     }
 }

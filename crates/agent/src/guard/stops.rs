@@ -78,7 +78,12 @@ impl Stops {
         }
     }
 
-    /// The slot is free, or its process may run.
+    /// Those slots are kept in mind for which this says so.
+    pub(super) fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        self.all.retain(|slot, _| keep(*slot));
+    }
+
+    /// The process of the slot may run.
     pub(super) fn forget(&mut self, slot: usize) {
         self.all.remove(&slot);
     }

@@ -24,7 +24,7 @@ use qapi::{Command, ExecuteError, Qmp};
 use crate::embedded::short_path;
 use crate::launch::Record;
 use crate::process::PidFd;
-use crate::table::{Watch, terminate};
+use crate::table::{self, Watch, terminate};
 use crate::{DriverError, ExitCause};
 
 pub(super) const CONTROL: &str = ".qmp";
@@ -189,6 +189,8 @@ fn ended(line: &[u8]) -> Option<ExitCause> {
 }
 
 impl Watch for Events {
+    const EVERY: Duration = table::LOOK;
+
     fn look(&mut self, record: &Record, pidfd: Option<&PidFd>, gone: bool) {
         if self.stream.is_none() && !gone {
             // Not yet there while QEMU starts; looked at again the next time.

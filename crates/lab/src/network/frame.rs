@@ -73,6 +73,16 @@ pub(super) fn destination(network: usize, frame: &[u8]) -> Option<Destination> {
     })
 }
 
+/// Whether a frame carries a UDP datagram over IPv4, or a fragment of one.
+pub(super) fn is_datagram(frame: &[u8]) -> bool {
+    /// Where the type of the frame and, in an IPv4 header, the protocol stand.
+    const TYPE: usize = 12;
+    const PROTOCOL: usize = 14 + 9;
+    const IPV4: [u8; 2] = [0x08, 0x00];
+    const UDP: u8 = 17;
+    frame.get(TYPE..TYPE + 2) == Some(&IPV4) && frame.get(PROTOCOL) == Some(&UDP)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -107,6 +117,20 @@ mod tests {
         }
         assert_eq!(destination(0, &[0xff; 13]), None);
         assert_eq!(destination(0, &[]), None);
+    }
+
+    #[test]
+    fn datagrams_are_told_from_other_frames() {
+        let mut frame = frame_to("02:4d:61:69:00:01");
+        frame[12] = 0x08;
+        frame[23] = 17;
+        assert!(is_datagram(&frame));
+        frame[23] = 6;
+        assert!(!is_datagram(&frame), "TCP");
+        frame[23] = 17;
+        frame[13] = 0x06;
+        assert!(!is_datagram(&frame), "ARP");
+        assert!(!is_datagram(&frame[..20]));
     }
 
     #[test]

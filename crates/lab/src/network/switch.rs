@@ -8,6 +8,7 @@ use super::frame::{self, Destination};
 use super::priority;
 use super::rules::{Arrival, End, Fate, Power, Rules};
 use super::{Counts, transit::Transit};
+use crate::clock;
 use crate::fail::{Context, Failure, Result};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -143,6 +144,8 @@ pub(super) struct Switch {
     places: BTreeMap<(usize, End), usize>,
     rules: Rules,
     counts: Counts,
+    /// When the last UDP datagram of one end was given to another.
+    datagrams: BTreeMap<(End, End), mainstay_core::time::Instant>,
     transit: Transit,
     /// What waits for each paused host, by port.
     rings: BTreeMap<usize, VecDeque<(usize, Vec<u8>)>>,
@@ -178,6 +181,7 @@ impl Switch {
             places,
             rules,
             counts: Counts::default(),
+            datagrams: BTreeMap::new(),
             transit: Transit::default(),
             rings: BTreeMap::new(),
             inbox,
@@ -321,6 +325,10 @@ impl Switch {
                 // A device is down when the host has set it so: what is sent there is gone.
                 if (&receiver.tap).write(frame).is_ok() {
                     self.counts.carried += 1;
+                    if frame::is_datagram(frame) {
+                        self.datagrams
+                            .insert((sender.end, receiver.end), clock::now());
+                    }
                 } else {
                     self.counts.refused += 1;
                 }
@@ -367,6 +375,11 @@ impl Switch {
             waiting: self.rings.values().map(VecDeque::len).sum(),
             ..self.counts
         }
+    }
+
+    /// When the last UDP datagram of one end was given to another.
+    pub(super) fn last_datagram(&self, from: End, to: End) -> Option<mainstay_core::time::Instant> {
+        self.datagrams.get(&(from, to)).copied()
     }
 
     /// A host is switched on or off, paused or resumed. What waited for it reaches it when it goes on, and

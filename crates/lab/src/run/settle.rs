@@ -39,6 +39,7 @@ impl Stage<'_> {
                 .is_some_and(|at| elected(at, 2 * timing.network_heartbeat));
             if ready && asked.is_empty() {
                 self.audience.phase("switching the VMs on");
+                self.gather();
             }
             if ready {
                 self.switch_on(&mut asked);

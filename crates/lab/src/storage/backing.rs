@@ -148,6 +148,7 @@ impl Host {
             }
         }
         bytes.truncate(filled);
+        self.counters.read(&open.path, filled);
         Ok(bytes)
     }
 
@@ -179,6 +180,7 @@ impl Host {
                 at: now(),
             });
         }
+        self.counters.wrote(&open.path, data.len());
         if self.write_through && open.flags.intersects(OFlag::O_SYNC | OFlag::O_DSYNC) {
             open.file.sync_data().map_err(|e| errno(&e))?;
         }
@@ -187,6 +189,7 @@ impl Host {
 
     pub(super) fn sync(&self, handle: u64) -> Result<()> {
         let open = self.opened(handle)?;
+        self.counters.synced(&open.path);
         if self.write_through {
             open.file.sync_all().map_err(|e| errno(&e))?;
         }

@@ -70,6 +70,7 @@ impl Mount {
             next_handle: AtomicU64::new(1),
             fenced: spec.fenced,
             failing_opens: Mutex::default(),
+            counters: super::tally::Counters::default(),
         });
         // The standard library opens with O_CLOEXEC: no child keeps the connection alive.
         let device = OpenOptions::new()
@@ -150,6 +151,12 @@ impl Mount {
     /// The storage hears the host again, which keeps the locks that nobody else has taken.
     pub fn find_again(&self) {
         self.host.storage.locks.reclaim(self.host.number);
+    }
+
+    /// What the host's agent and guard have asked for since it was mounted.
+    #[must_use]
+    pub fn tally(&self) -> super::Tally {
+        self.host.counters.tally()
     }
 
     /// How many operations wait for the fault to change or to be due, and how many answers are kept back.

@@ -57,6 +57,7 @@ impl Served {
         answer: impl FnOnce(R, T) + Send + 'static,
     ) {
         let host = Arc::clone(&self.0);
+        host.counters.asked();
         self.0.gate.submit(kind, move |pass| {
             let result = match pass {
                 Pass::Refused(errno) if kind == Kind::Close => work(&host, pass).and(Err(errno)),
