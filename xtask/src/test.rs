@@ -26,7 +26,7 @@ struct Step {
     run: fn(&Options) -> Result<Outcome>,
 }
 
-const STEPS: [Step; 12] = [
+const STEPS: [Step; 13] = [
     Step {
         name: "packages",
         about: "install what the tests need, through apt",
@@ -83,6 +83,11 @@ const STEPS: [Step; 12] = [
         run: demo_qemu,
     },
     Step {
+        name: "lab",
+        about: "each kind of fault on real processes, held against the simulator",
+        run: lab,
+    },
+    Step {
         name: "deny",
         about: "licences, sources and bans of dependencies",
         run: deny,
@@ -100,6 +105,9 @@ const COMMIT_SEEDS: u64 = 50;
 
 /// A demo that has not ended by then hangs. The slowest machine measured needs a fifth of it.
 const DEMO_LIMIT_SECONDS: u32 = 300;
+
+/// The lab's scenarios of CI play for less than two minutes, side by side; with QEMU guests once more.
+const LAB_LIMIT_SECONDS: u32 = 480;
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Options {
@@ -364,6 +372,34 @@ fn run_demo(driver: &str) -> Result<()> {
         .arg(driver)
         .run()
         .with_context(|| format!("status 124 means: not done within {DEMO_LIMIT_SECONDS} s"))
+}
+
+/// Each kind of fault once, on real agents and guests, and some of it with QEMU guests.
+fn lab(_: &Options) -> Result<Outcome> {
+    let binary = release_binary()?;
+    if !Cmd::new(&binary).words("lab check").succeeds() {
+        return Ok(Outcome::Skipped(format!(
+            "no lab can be had here; what is missing: {binary} lab check"
+        )));
+    }
+    in_the_lab(&binary, "suite --against-sim --jobs 3 scenarios/lab")?;
+    if packages::has_qemu() {
+        in_the_lab(&binary, "run --driver qemu scenarios/lab/qemu.toml")?;
+    } else {
+        println!("QEMU is not installed, so nothing is played with it");
+    }
+    Ok(Outcome::Passed)
+}
+
+fn in_the_lab(binary: &str, words: &str) -> Result<()> {
+    let limit = format!("--foreground --signal=INT --kill-after=60 {LAB_LIMIT_SECONDS}");
+    Cmd::new("timeout")
+        .words(&limit)
+        .arg(binary)
+        .words("lab")
+        .words(words)
+        .run()
+        .with_context(|| format!("status 124 means: not done within {LAB_LIMIT_SECONDS} s"))
 }
 
 fn deny(_: &Options) -> Result<Outcome> {

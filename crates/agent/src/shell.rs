@@ -17,7 +17,7 @@ pub use start::run_agent;
 
 use crate::clock;
 use crate::config::{ClusterFile, Probe};
-use crate::control::server::Ask;
+use crate::control::server::{Ask, Drilled};
 use crate::datastores::{Datastores, Opened};
 use crate::events::EventLog;
 use crate::guard_link::{GuardLink, Seen};
@@ -84,6 +84,8 @@ struct Shell {
     persister: Persister,
     /// Who waits for the outcome of a change, and until when at the longest.
     proposals: BTreeMap<u64, (SyncSender<Result<u64, String>>, Instant)>,
+    /// Who waits for an answer about a drill; the core answers each.
+    drills: BTreeMap<u64, Drilled>,
     events: EventLog,
     link: Arc<GuardLink>,
     rejects: Rejects,
@@ -202,6 +204,11 @@ impl Shell {
             Output::Proposed(ticket, outcome) => {
                 if let Some((to, _)) = self.proposals.remove(&ticket) {
                     drop(to.try_send(outcome));
+                }
+            }
+            Output::Drill(ticket, answer) => {
+                if let Some(to) = self.drills.remove(&ticket) {
+                    drop(to.try_send(answer));
                 }
             }
             Output::Event(event) => self.events.push(event),

@@ -290,9 +290,6 @@ impl Shared {
     }
 
     fn kill(&self) {
-        // One that takes its time to become ready ends by that at once; for one that has not begun there is
-        // nothing to kill yet, and what is gone is no error.
-        let _ = self.driver.kill(self.vm.as_str());
         let _made = self.making.lock().unwrap_or_else(PoisonError::into_inner);
         match self
             .state

@@ -1,6 +1,7 @@
 //! The agent's state machine: routes inputs to the rooms that decide and orders their outputs.
 
 use crate::config::{ClusterConfig, ConfigError, HostSpec, Timing, Topology};
+use crate::drill::Drills;
 use crate::election::Role;
 use crate::event::{ElectionCause, Event, EventKind, IssueCause};
 use crate::health::{Issue, LockChecks, OwnIssues, Said, Telling};
@@ -102,6 +103,14 @@ pub enum CommandError {
         "this agent knows no primary at the moment, and only a primary changes the configuration; ask again in a few seconds"
     )]
     NoPrimary,
+    /// This host is silent, in a drill.
+    #[error(
+        "{0} is silent on purpose, in a drill; ask another host, or end it first with `mainstay drill {0} --stop`"
+    )]
+    Silent(HostId),
+    /// What was asked about a drill cannot be done; the text says why.
+    #[error("{0}")]
+    Drill(String),
     /// It is not here.
     #[error(
         "\"{0}\" does not run on this host; ask the host that runs it (`mainstay vms` shows which)"
@@ -171,8 +180,8 @@ pub(crate) enum Ask {
     Kill,
 }
 
-/// The agent of one host.
-#[derive(Debug)]
+/// The agent of one host. A copy decides as the agent would, and its outputs are nobody's.
+#[derive(Clone, Debug)]
 pub struct Agent {
     pub(crate) me: Identity,
     pub(crate) config: ClusterConfig,
@@ -233,6 +242,7 @@ pub struct Agent {
     pub(crate) said_of_cluster: BTreeSet<Said>,
     pub(crate) telling: Telling,
     pub(crate) lock_checks: LockChecks,
+    pub(crate) drills: Drills,
     /// The newest format version that this agent understands.
     pub(crate) understands: u16,
     #[cfg(feature = "planted")]
@@ -312,6 +322,7 @@ impl Agent {
             said_of_cluster: BTreeSet::new(),
             telling: Telling::default(),
             lock_checks: LockChecks::default(),
+            drills: Drills::default(),
             understands: FORMAT_VERSION,
             me: identity,
             #[cfg(feature = "planted")]
@@ -333,7 +344,17 @@ impl Agent {
             self.out.is_empty() || self.now == self.started,
             "drain poll_output before the next input"
         );
-        self.advance(now);
+        if self.in_drill() {
+            self.hear_nothing(now, input);
+        } else {
+            self.advance(now);
+            self.take(input);
+        }
+        self.run();
+    }
+
+    /// Takes what happened, at the time that it is.
+    pub(crate) fn take(&mut self, input: Input) {
         match input {
             Input::Timeout => {}
             Input::Message { from, message } => self.on_message(&from, message),
@@ -361,7 +382,6 @@ impl Agent {
             Input::Persisted(op, ok) => {
                 if matches!(self.pending.remove(&op), Some(Pending::KeepConfig)) {
                     self.config_kept(ok);
-                    self.run();
                     return;
                 }
                 self.persisted(ok);
@@ -369,7 +389,6 @@ impl Agent {
             Input::VmExited { vm, cause } => self.on_vm_exited(&vm, cause),
             Input::VmLapsed { vm, generation } => self.on_vm_lapsed(&vm, generation),
         }
-        self.run();
     }
 
     /// Time goes on. An agent that was stopped for a while has heard nobody because it did not listen:
@@ -379,20 +398,28 @@ impl Agent {
         self.now = self.now.max(now);
         self.shorten_rights();
         if gap > 3 * self.timing().network_heartbeat {
-            let now = self.now;
-            for peer in self.peers.values_mut() {
-                peer.listened_since = now;
-            }
-            self.isolation
-                .note_gap(now, self.config.settings.timing.network_heartbeat);
-            let silent_at = now + self.timing().network_heartbeat + self.timing().election_start;
-            self.role.listens_from(silent_at);
-            self.sessions_listen_from(now);
+            self.listen_anew();
         }
     }
 
-    /// Does everything that is due.
+    /// Nobody was listened to until now.
+    pub(crate) fn listen_anew(&mut self) {
+        let now = self.now;
+        for peer in self.peers.values_mut() {
+            peer.listened_since = now;
+        }
+        self.isolation
+            .note_gap(now, self.config.settings.timing.network_heartbeat);
+        let silent_at = now + self.timing().network_heartbeat + self.timing().election_start;
+        self.role.listens_from(silent_at);
+        self.sessions_listen_from(now);
+    }
+
+    /// Does everything that is due; a silent host does nothing.
     pub(crate) fn run(&mut self) {
+        if self.in_drill() {
+            return;
+        }
         self.settle_vms();
         self.run_tasks();
         self.run_stores();
@@ -412,6 +439,7 @@ impl Agent {
         self.run_vouch();
         self.run_ownership();
         self.run_membership();
+        self.run_drills();
         self.run_vms();
         self.run_restarts();
         self.persist();
@@ -451,6 +479,9 @@ impl Agent {
     /// When [`Input::Timeout`] is due next.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
+        if let Some(silence) = &self.drills.silence {
+            return Some(silence.due());
+        }
         let mut next = self.next_heartbeat;
         // What is due already was looked at in this step; if it still waits, another event ends that.
         let mut due = |at: Option<Instant>| {
@@ -473,6 +504,11 @@ impl Agent {
     /// # Errors
     /// [`CommandError`]; then nothing was changed.
     pub fn command(&mut self, now: Instant, command: Command) -> Result<(), CommandError> {
+        if matches!(command, Command::Leave | Command::PrepareRestart) {
+            // What the host's admin does counts for more than a rehearsal.
+            self.come_back(now, String::from("this host or its agent is about to go"));
+        }
+        self.check_not_silent()?;
         self.advance(now);
         match command {
             Command::PowerOn(vm) => self.power_on(&vm)?,
@@ -771,6 +807,7 @@ impl Agent {
             } => self.on_acknowledge(from, instance, of, (epoch, up_to), again),
             Message::Facts(facts) => self.on_facts(from, *facts),
             Message::Clock { instance, at } => self.on_clock(from, instance, at),
+            Message::Drill(drill) => self.on_drill(from, *drill),
         }
     }
 

@@ -76,6 +76,10 @@ impl Agent {
                 String::from("a secondary judges nobody; ask the primary"),
             ),
         };
+        let why = match self.drill_said(host, now) {
+            Some(drill) => format!("{drill}; {why}"),
+            None => why,
+        };
         HostStatus {
             host: host.clone(),
             role: if self.role.followed() == Some(host) {

@@ -5,6 +5,7 @@
 //! case of its own, never folded into success or failure.
 
 use crate::config::{ClusterConfig, VmSpec};
+use crate::drill::Answer;
 use crate::event::{Event, StopReason};
 use crate::id::{DatastoreId, Generation, HostId, OpId, VmId};
 use crate::time::Instant;
@@ -373,6 +374,9 @@ pub enum Output {
     /// What became of the changes that [`crate::Agent::propose`] gave this ticket: the version that has
     /// them and is on disk, or why they were not made.
     Proposed(u64, Result<u64, String>),
+    /// The answer to what [`crate::Agent::plan_drill`] or [`crate::Agent::run_drill`] gave this ticket, or
+    /// why there is none.
+    Drill(u64, Result<Answer, String>),
     /// Report an event.
     Event(Event),
 }

@@ -22,6 +22,7 @@ extern crate std;
 mod agent;
 mod beacons;
 pub mod config;
+pub mod drill;
 mod election;
 pub mod event;
 mod explain;

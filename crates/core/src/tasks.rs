@@ -27,6 +27,8 @@ pub(crate) enum TaskFor {
     Orphan(DatastoreId, VmId),
     /// An isolated host asks whether another primary owns a datastore.
     Isolated(DatastoreId),
+    /// A host that is silent in a drill looks whether another took the lock of a VM that is frozen on it.
+    Drilled(VmId),
     /// Removing old generations.
     Tidy,
 }
@@ -135,6 +137,13 @@ impl Tasks {
                 number
             })
             .collect()
+    }
+
+    /// All that work for that wait to be tried again.
+    pub(crate) fn waits(&self, work_for: &TaskFor) -> bool {
+        let numbers = self.by_purpose.get(work_for).into_iter().flatten();
+        let mut tasks = numbers.filter_map(|number| self.all.get(number));
+        tasks.all(|task| task.retry_at.is_some())
     }
 
     /// When the next one is tried again.
@@ -426,6 +435,7 @@ impl Agent {
             TaskFor::Look(vm) => self.on_look(&vm, record),
             TaskFor::Orphan(datastore, vm) => self.on_orphan_head(&datastore, &vm, record),
             TaskFor::Isolated(datastore) => self.on_isolated_owner(&datastore, record),
+            TaskFor::Drilled(vm) => self.on_drilled_head(&vm, record.as_ref()),
             TaskFor::Tidy => {}
         }
     }
@@ -464,8 +474,13 @@ impl Agent {
                     self.say_released(&vm, &record);
                 }
             }
-            TaskFor::Look(_) | TaskFor::Isolated(_) | TaskFor::Tidy => {}
+            TaskFor::Look(_) | TaskFor::Isolated(_) | TaskFor::Drilled(_) | TaskFor::Tidy => {}
         }
+    }
+
+    /// What that task works for.
+    pub(crate) fn works_for(&self, number: u64) -> Option<&TaskFor> {
+        self.tasks.all.get(&number).map(|task| &task.work_for)
     }
 
     /// Remembers a generation, and tells whether the lock went backwards (safety rule H22): only against

@@ -2,6 +2,10 @@
 //! comes back when a host is lost, with the figures of the profiles.
 
 mod cluster;
+#[path = "failover/drill.rs"]
+mod drill;
+#[path = "failover/ends.rs"]
+mod ends;
 #[path = "failover/joining.rs"]
 mod joining;
 

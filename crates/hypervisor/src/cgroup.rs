@@ -61,14 +61,14 @@ impl Groups {
     /// Gives up the directories that the process is not in.
     pub(crate) fn keep_what_lists(&mut self, pid: i32) {
         if let Some(dir) = self.own.take_if(|dir| !lists(dir, pid)) {
-            let dir_name = dir.display();
             self.weaknesses.push(format!(
-                "{dir_name} refuses processes; guests are frozen by signals"
+                "{} refuses processes; guests are frozen by signals",
+                above(&dir)
             ));
             remove(&dir);
         }
         if let Some(dir) = self.memory.take_if(|dir| !lists(dir, pid)) {
-            self.say_uncounted(&format!("{} refuses processes", dir.display()));
+            self.say_uncounted(&format!("{} refuses processes", above(&dir)));
             memory::remove(&dir);
         }
     }
@@ -78,6 +78,11 @@ impl Groups {
             remove(dir);
         }
     }
+}
+
+/// The directory that guests are below: what is weak there is so for all of them.
+fn above(dir: &Path) -> std::path::Display<'_> {
+    dir.parent().unwrap_or(dir).display()
 }
 
 /// Makes the directory for a guest, or says why there is none.

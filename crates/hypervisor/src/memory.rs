@@ -23,19 +23,18 @@ pub(crate) fn create(own: Option<&Path>, spec: &VmSpec) -> Result<Option<PathBuf
         CgroupPlacement::Under(parent) => twin(parent),
         CgroupPlacement::Auto => v1_mount().map(|mount| mount.join(cgroup::auto_name())),
     };
-    let handed_down = own.map_or(Err("there is no cgroup v2 directory".to_owned()), hand_down);
-    let reason = match (handed_down, own, parent) {
-        (Ok(()), Some(own), _) => return fresh(own).map(Some),
-        (_, _, Some(parent)) => {
-            let dir = parent.join(cgroup::dir_name(spec));
-            return make(&dir)
-                .map(|()| Some(dir))
-                .map_err(|reason| format!("{}: {reason}", parent.display()));
-        }
-        (Err(reason), _, None) => reason,
-        (Ok(()), None, None) => return Ok(None),
+    let missing = match own {
+        None => "there is no cgroup v2 directory".to_owned(),
+        Some(own) => match hand_down(own) {
+            Ok(()) => return fresh(own).map(|()| Some(own.to_owned())),
+            Err(reason) => reason,
+        },
     };
-    Err(reason)
+    let parent = parent.ok_or(missing)?;
+    let dir = parent.join(cgroup::dir_name(spec));
+    // The same words for all guests: they are a weakness of the host.
+    make(&dir).map_err(|reason| format!("below {}: {reason}", parent.display()))?;
+    Ok(Some(dir))
 }
 
 /// The place in the memory controller's v1 hierarchy that corresponds to a directory of cgroup v2; `None` where
@@ -66,7 +65,11 @@ fn hand_down(own: &Path) -> Result<(), String> {
     let control = parent.join("cgroup.subtree_control");
     match fs::write(&control, "+memory") {
         Ok(()) if has_count() => Ok(()),
-        Ok(()) => Err(format!("{} has no {}", own.display(), COUNTS[0])),
+        Ok(()) => Err(format!(
+            "there is no {} below {}",
+            COUNTS[0],
+            parent.display()
+        )),
         Err(error) => Err(format!("+memory into {}: {error}", control.display())),
     }
 }
@@ -75,15 +78,15 @@ fn hand_down(own: &Path) -> Result<(), String> {
 fn make(dir: &Path) -> Result<(), String> {
     remove(dir);
     fs::create_dir_all(dir).map_err(|error| error.to_string())?;
-    fresh(dir).map(drop).inspect_err(|_| remove(dir))
+    fresh(dir).inspect_err(|_| remove(dir))
 }
 
 /// A directory that counts, and has counted nothing yet.
-fn fresh(dir: &Path) -> Result<PathBuf, String> {
+fn fresh(dir: &Path) -> Result<(), String> {
     match oom_kills(dir) {
-        Some(0) => Ok(dir.to_owned()),
-        Some(_) => Err(format!("{} counts an earlier guest", dir.display())),
-        None => Err(format!("{} does not count kills", dir.display())),
+        Some(0) => Ok(()),
+        Some(_) => Err("the directory of an earlier guest cannot be removed".to_owned()),
+        None => Err("kills are not counted".to_owned()),
     }
 }
 
@@ -137,7 +140,7 @@ mod tests {
         assert!(refused.contains("memory.events"), "{refused}");
         fs::write(own.join("memory.events"), "oom_kill 0\n").unwrap();
         assert_eq!(hand_down(&own), Ok(()));
-        assert_eq!(fresh(&own), Ok(own.clone()));
+        assert_eq!(fresh(&own), Ok(()));
         fs::write(own.join("memory.events"), "oom_kill 1\n").unwrap();
         assert!(fresh(&own).is_err(), "the kill of another guest");
     }

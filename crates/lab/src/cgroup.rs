@@ -69,6 +69,12 @@ pub fn is_of(dir: &Path, kind: Kind, run: &str) -> bool {
         && dir.join("cgroup.procs").exists()
 }
 
+/// Ends every process in a cgroup and in those below it. Kernels before 5.14 cannot.
+pub(crate) fn kill_tree(dir: &Path) {
+    // What is left after it is found by its mark, or keeps the cgroup from being removed.
+    drop(fs::write(dir.join("cgroup.kill"), "1"));
+}
+
 /// How long killed processes may take to leave their cgroup: a machine's memory is given back first.
 const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 

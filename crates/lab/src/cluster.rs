@@ -25,7 +25,7 @@ use mainstay_core::id::{DatastoreId, VmId};
 use mainstay_core::time::{Duration, Instant};
 use mainstay_hypervisor::Seen;
 use mainstay_sim::{Scenario, StorageFault};
-use noted::Noted;
+pub(crate) use noted::Noted;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
@@ -488,7 +488,7 @@ fn fault_of(fault: StorageFault) -> Fault {
 }
 
 /// Memory where there is room in it, else the temporary directory.
-fn base_dir() -> PathBuf {
+pub(crate) fn base_dir() -> PathBuf {
     let memory = Path::new("/dev/shm");
     let roomy = nix::sys::statvfs::statvfs(memory)
         .is_ok_and(|s| s.blocks_available().saturating_mul(s.fragment_size()) > ROOM_BYTES);

@@ -15,6 +15,7 @@ pub mod files;
 pub mod guests;
 pub mod namespace;
 pub mod network;
+pub mod peer;
 pub mod place;
 pub mod procs;
 pub mod run;

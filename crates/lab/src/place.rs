@@ -2,7 +2,7 @@
 //! the next run can clear what a dead one left.
 //!
 //! Invariant: a directory is removed only when it holds the mark of the run that is cleared, a process
-//! is ended only when its environment names that run.
+//! is ended only when its environment names that run, or when it is in the cgroup that does.
 
 use crate::fail::{Context, Failure, Result};
 use crate::{cgroup, procs};
@@ -204,14 +204,20 @@ impl Place {
             run: note.run.clone(),
             ..Cleared::default()
         };
-        let killed = procs::kill_marked(&procs::Marker::run(&note.run));
-        cleared.processes = killed.processes.len();
+        let cgroup = note.cgroup.as_deref();
+        let cgroup = cgroup.filter(|dir| cgroup::is_of(dir, self.kind, &note.run));
+        let marker = procs::Marker::run(&note.run);
+        cleared.processes = procs::marked(&marker).len();
+        // All at once, and those as well that wrote a title over their environment.
+        if let Some(dir) = cgroup {
+            cgroup::kill_tree(dir);
+        }
+        let killed = procs::kill_marked(&marker);
         if killed.left > 0 {
             let what = format!("{} processes that outlive SIGKILL", killed.left);
             cleared.left.push(what);
         }
-        let cgroup = note.cgroup.as_deref();
-        if let Some(dir) = cgroup.filter(|dir| cgroup::is_of(dir, self.kind, &note.run)) {
+        if let Some(dir) = cgroup {
             cgroup::remove_tree(dir);
             cleared.found(dir);
         }

@@ -349,6 +349,11 @@ impl<'a> Stage<'a> {
                 self.serve(now())?;
                 self.agenda.at((at + LOOK_EVERY).max(now()), Due::Look);
             }
+            Due::NetworkUp { host, boot } => {
+                if self.standing(host).boot == boot {
+                    self.cluster.network().plug(host, true)?;
+                }
+            }
             Due::Boot { host, boot } => self.booted(host, boot)?,
             Due::StartAgent { host, boot } => {
                 if self.standing(host).boot == boot && self.cluster.host(host)?.powered {
@@ -364,7 +369,6 @@ impl<'a> Stage<'a> {
                     }
                 }
             }
-            Due::LooksEmpty { host, boot } => self.left(host, boot)?,
             Due::End => {}
         }
         Ok(())

@@ -105,18 +105,16 @@ fn nothing_happens_where_the_vm_is_not() {
 #[test]
 fn each_end_is_named_by_the_driver() {
     let Some(host) = Host::new() else { return };
-    let ends: [(Fault, fn(&ExitCause) -> bool); 3] = [
-        (guests::crash, |cause| {
-            matches!(cause, ExitCause::Crashed { .. })
-        }),
-        (guests::panic, |cause| *cause == ExitCause::Panicked),
-        (guests::shutdown, |cause| *cause == ExitCause::Clean),
+    let ends: [(Fault, &str); 3] = [
+        (guests::crash, "Crashed"),
+        (guests::panic, "Panicked"),
+        (guests::shutdown, "Clean"),
     ];
-    for (fault, is_right) in ends {
+    for (fault, named) in ends {
         host.start();
         assert!(fault(&host.run_dir(), "vm").expect("done"));
-        let cause = host.ends();
-        assert!(is_right(&cause), "{cause:?}");
+        let cause = format!("{:?}", host.ends());
+        assert!(cause.starts_with(named), "{cause}");
         assert!(!fault(&host.run_dir(), "vm").expect("it is gone"));
     }
 }

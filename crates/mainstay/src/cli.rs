@@ -69,6 +69,11 @@ pub(crate) enum Command {
     PrepareRestart,
     /// Add datastores, and what is new on them, to the cluster
     Datastore(crate::datastore_cmd::DatastoreArgs),
+    /// Rehearse the loss of a host: say what would happen, or do it and report times
+    #[command(
+        after_help = "Examples: mainstay drill host-3 --plan\n          mainstay drill host-3 --run --time 45s"
+    )]
+    Drill(crate::drill_cmd::DrillArgs),
     /// Play scenarios and campaigns in virtual time
     Sim(crate::sim_cmd::SimArgs),
     /// Play the same scenarios on real agents, guests, networks and storage of this machine, and measure (root)

@@ -239,19 +239,35 @@ pub(crate) fn remove(common: &Common, args: &RemoveArgs) -> Result<()> {
     make(common, vec![change])
 }
 
-/// Says that this host is being shut down.
+/// Says that this host is being shut down, and waits until nothing of its VMs is left on it.
 pub(crate) fn leave(common: &Common) -> Result<()> {
     let client = Target::find(common.socket.as_deref()).client()?;
-    client.leave()?;
-    let host = client.ping()?.host;
-    if common.json {
-        ui::json(&json!({"host": host, "leaving": true}));
-    } else {
-        line(format_args!(
-            "{host} is leaving: its VMs are stopped and their locks given back; `mainstay events --follow` shows how far it is"
-        ));
+    // Guests are given their time, then each lock is given back by one swap.
+    let patience = client.config()?.settings.host_shutdown_timeout + PATIENCE;
+    let begun = Instant::now();
+    loop {
+        let now = client.leave()?;
+        if now.ready {
+            if common.json {
+                ui::json(&json!(now));
+            } else {
+                line(format_args!(
+                    "{} may be shut down now: its VMs are stopped and their locks given back",
+                    now.host
+                ));
+            }
+            return Ok(());
+        }
+        if begun.elapsed() > patience {
+            return Err(Failure::new(format_args!(
+                "{} is leaving, and after {} s something of a VM is still there",
+                now.host,
+                patience.as_secs()
+            ))
+            .remedy("`mainstay vms` shows which; storage that hangs keeps a process alive"));
+        }
+        std::thread::park_timeout(LOOK_AGAIN);
     }
-    Ok(())
 }
 
 /// Waits until this host's VMs can do without agent and guard for a while.

@@ -63,6 +63,28 @@ impl Target {
     }
 }
 
+impl Target {
+    /// The same, but for a demo whose found agent is that of this host: then that of another host that
+    /// answers, if there is one.
+    pub(crate) fn beside(self, host: &HostId) -> Self {
+        let Some(note) = &self.demo else {
+            return self;
+        };
+        if note.hosts.get(host.as_str()) != Some(&self.socket) {
+            return self;
+        }
+        let others = note.hosts.iter().filter(|(id, _)| *id != host.as_str());
+        let answering = others
+            .map(|(_, socket)| socket)
+            .find(|socket| Client::connect(socket).is_ok());
+        let socket = answering.unwrap_or(&self.socket).clone();
+        Self {
+            socket,
+            demo: self.demo,
+        }
+    }
+}
+
 /// The primary if the first host that answers knows one that answers too; else that first host.
 fn best_informed(note: &Note) -> Option<PathBuf> {
     let ask = |socket: &PathBuf| Client::connect(socket).and_then(|c| c.status()).ok();

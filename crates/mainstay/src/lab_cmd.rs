@@ -34,6 +34,8 @@ enum LabCommand {
     Suite(suite::SuiteArgs),
     /// Random faults for a long time on one cluster; judged by disks and process tables, daemons watched for growth
     Soak(soak::SoakArgs),
+    /// Say whether a lab can be had on this machine, or what is missing
+    Check,
     /// End what dead labs left, and remove it: processes, mounts, cgroups, files
     Clean,
 }
@@ -78,6 +80,7 @@ pub(crate) fn run(args: LabArgs, json: bool) -> ExitCode {
         LabCommand::Run(args) => finish(json, run::run(&args, json)),
         LabCommand::Suite(args) => finish(json, suite::run(&args, json)),
         LabCommand::Soak(args) => finish(json, soak::run(&args, json)),
+        LabCommand::Check => finish(json, check(json)),
         LabCommand::Clean => finish(json, clean(json)),
     }
 }
@@ -91,6 +94,16 @@ fn finish(json: bool, result: Result<ExitCode>) -> ExitCode {
         }
         Err(failure) => fail::report(&failure, json),
     }
+}
+
+fn check(json: bool) -> Result<ExitCode> {
+    mainstay_lab::cluster::available()?;
+    if json {
+        line(&serde_json::json!({ "lab": true }).to_string());
+    } else {
+        line("a lab can be had here");
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn clean(json: bool) -> Result<ExitCode> {

@@ -8,6 +8,7 @@ mod config_cmd;
 mod control;
 mod datastore_cmd;
 mod demo;
+mod drill_cmd;
 mod fail;
 mod lab_cmd;
 mod scenarios;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         Command::PrepareRestart => finish(common.json, config_cmd::prepare_restart(&common)),
         Command::Leave => finish(common.json, config_cmd::leave(&common)),
         Command::Datastore(args) => finish(common.json, datastore_cmd::run(common.json, &args)),
+        Command::Drill(args) => finish(common.json, drill_cmd::run(&common, &args)),
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "mainstay", &mut script);

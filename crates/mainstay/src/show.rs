@@ -337,6 +337,13 @@ pub(crate) fn event_text(kind: &EventKind) -> (String, Tone) {
             format!("{host} is being shut down by its admin"),
             Tone::Warn,
         ),
+        EventKind::DrillStarted { host } => (
+            format!("a drill: {host} falls silent, as if it was lost"),
+            Tone::Warn,
+        ),
+        EventKind::DrillEnded { host } => {
+            (format!("the drill is over: {host} is back"), Tone::Good)
+        }
         EventKind::RestartPlanned { host } => (
             format!("the agent of {host} will be restarted on purpose"),
             Tone::Warn,

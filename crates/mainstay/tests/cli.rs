@@ -47,6 +47,7 @@ fn every_subcommand_has_help() {
         &["remove", "host"],
         &["remove", "vm"],
         &["datastore", "add"],
+        &["drill"],
         &["sim"],
         &["agent"],
         &["guard"],
@@ -329,14 +330,10 @@ fn errors_of_the_simulator_are_json_where_json_is_asked_for() {
         "{plain}"
     );
 
-    std::fs::write(&path, scenario("guest.hang")).expect("written");
+    std::fs::write(&path, scenario("app.hang")).expect("written");
     let output = run(home.path(), &["--json", "sim", "run", file]);
     assert_eq!(output.status.code(), Some(3));
-    assert!(
-        complaint(&output)["error"]
-            .to_string()
-            .contains("guest.hang")
-    );
+    assert!(complaint(&output)["error"].to_string().contains("app.hang"));
 
     let output = run(home.path(), &["sim", "run", "nowhere.toml", "--json"]);
     assert_eq!(output.status.code(), Some(2));

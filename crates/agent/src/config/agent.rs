@@ -56,6 +56,7 @@ pub struct AgentFile {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_id_file: Option<PathBuf>,
     /// A cgroup (v2) directory below which each VM gets a cgroup of its own; else VMs are stopped by signal.
+    /// With the memory controller there, a VM that the kernel kills for want of memory is recognised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup_parent: Option<PathBuf>,
     /// The watchdog device that the guard feeds (`/dev/watchdog0`); none when it is left out.

@@ -1,7 +1,8 @@
 //! The client of the control socket.
 
-use super::{Answer, EventLine, InForce, Pong, Readiness, Request};
+use super::{Answer, EventLine, InForce, Leaving, Pong, Readiness, Request};
 use mainstay_core::config::{Change, ClusterConfig};
+use mainstay_core::drill::{self, Forecast, Progress};
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::status::{Explanation, Status};
 use serde::de::DeserializeOwned;
@@ -121,11 +122,12 @@ impl Client {
         self.call(&Request::PowerOff { vm: vm.clone() })
     }
 
-    /// Says that the host is being shut down: its VMs are stopped and their locks given back.
+    /// Says that the host is being shut down: its VMs are stopped and their locks given back. To be asked again
+    /// until it is ready.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub fn leave(&self) -> Result<(), ClientError> {
+    pub fn leave(&self) -> Result<Leaving, ClientError> {
         self.call(&Request::Leave)
     }
 
@@ -171,6 +173,68 @@ impl Client {
             Err(refused @ ClientError::Refused(_)) => Err(refused),
             Err(_) => Err(unknown()),
         }
+    }
+
+    /// What would happen if a host was lost now.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn drill_plan(&self, host: &HostId) -> Result<Forecast, ClientError> {
+        let host = host.clone();
+        match self.ask_primary(&Request::DrillPlan { host })? {
+            drill::Answer::Forecast(forecast) => Ok(*forecast),
+            drill::Answer::Begun { .. } => Err(ClientError::Closed(self.path.clone())),
+        }
+    }
+
+    /// Lets a host fall silent, as if it was lost, and gives for how many milliseconds at the longest.
+    /// `insists`: also against what may be insisted on.
+    ///
+    /// # Errors
+    /// [`ClientError`]; a refusal says why, or that the outcome is not known.
+    pub fn drill_run(
+        &self,
+        host: &HostId,
+        time: Option<Duration>,
+        insists: bool,
+    ) -> Result<u64, ClientError> {
+        let request = Request::DrillRun {
+            host: host.clone(),
+            time_ms: time.map(mainstay_core::time::millis),
+            insists,
+        };
+        match self.ask_primary(&request)? {
+            drill::Answer::Begun { time_ms } => Ok(time_ms),
+            drill::Answer::Forecast(_) => Err(ClientError::Closed(self.path.clone())),
+        }
+    }
+
+    /// Lets a host come back from its drill. The message may be lost: to be asked again until it is back.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn drill_stop(&self, host: &HostId) -> Result<(), ClientError> {
+        self.call(&Request::DrillStop { host: host.clone() })
+    }
+
+    /// How far the last drill of a host is.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub fn drill_progress(&self, host: &HostId) -> Result<Progress, ClientError> {
+        self.call(&Request::DrillProgress { host: host.clone() })
+    }
+
+    /// Asks what the agent passes on to the primary.
+    fn ask_primary<T: DeserializeOwned>(&self, request: &Request) -> Result<T, ClientError> {
+        let limit = self.config()?.settings.timing.dead;
+        let patience = limit.saturating_add(2 * ANSWER_TIMEOUT);
+        let stream = self.send(request)?;
+        stream
+            .set_read_timeout(Some(patience))
+            .map_err(|e| self.fault(e))?;
+        self.answer(&mut BufReader::new(stream))?
+            .ok_or_else(|| ClientError::Closed(self.path.clone()))
     }
 
     /// The last events, oldest first; with `follow` the iterator goes on until the agent ends.

@@ -53,7 +53,8 @@ pub enum Request {
         /// The VM.
         vm: VmId,
     },
-    /// This host is being shut down: stop its VMs and give their locks back.
+    /// This host is being shut down: stop its VMs and give their locks back. Answers with a [`Leaving`]; asked
+    /// again until it is ready.
     Leave,
     /// Agent or guard are about to be restarted on purpose: move VMs to longer rights to run. Answers with a
     /// [`Readiness`]; asked again until it is ready.
@@ -66,6 +67,32 @@ pub enum Request {
     Change {
         /// The changes: all or none.
         changes: Vec<Change>,
+    },
+    /// What would happen if a host was lost? Answers with a [`mainstay_core::drill::Answer`].
+    DrillPlan {
+        /// The host.
+        host: HostId,
+    },
+    /// Let a host fall silent, as if it was lost. Answers with a [`mainstay_core::drill::Answer`] when it is.
+    DrillRun {
+        /// The host.
+        host: HostId,
+        /// For so long, in milliseconds; as long as its forecast says when it is left out.
+        #[serde(default)]
+        time_ms: Option<u64>,
+        /// Also against what may be insisted on.
+        #[serde(default)]
+        insists: bool,
+    },
+    /// Let a host come back.
+    DrillStop {
+        /// The host.
+        host: HostId,
+    },
+    /// How far is the last drill of a host? Answers with a [`mainstay_core::drill::Progress`].
+    DrillProgress {
+        /// The host.
+        host: HostId,
     },
     /// Is somebody there?
     Ping,
@@ -82,6 +109,15 @@ pub struct InForce {
     pub file: ClusterFile,
     /// The mount point of each datastore on that host.
     pub mounts: BTreeMap<DatastoreId, PathBuf>,
+}
+
+/// The answer to [`Request::Leave`].
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Leaving {
+    /// The agent's host.
+    pub host: HostId,
+    /// Nothing of its VMs is left there, and their locks are given back: the host may be shut down.
+    pub ready: bool,
 }
 
 /// The answer to [`Request::PrepareRestart`].

@@ -1,10 +1,11 @@
 //! The server of the control socket: a thread for each connection, so that no client ever holds the
 //! agent's loop up.
 
-use super::{Answer, InForce, Pong, REQUEST_MAX_BYTES, Readiness, Request};
+use super::{Answer, InForce, Leaving, Pong, REQUEST_MAX_BYTES, Readiness, Request};
 use crate::events::EventLog;
 use crate::twin::{self, TwinError};
 use mainstay_core::config::{Change, ClusterConfig};
+use mainstay_core::drill::{self, Progress};
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::status::{Explanation, Status};
 use serde::Serialize;
@@ -22,6 +23,9 @@ const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the core says when its own limit has passed is waited for so much longer.
 const OUTCOME_MARGIN: Duration = Duration::from_secs(2);
+/// An agent gives a question about a drill up when the primary has not answered for as long as a dead host
+/// takes; one that falls silent itself answers when it is back. Nobody waits for longer than this.
+const DRILL_TIMEOUT: Duration = Duration::from_secs(150);
 const BUSY: &str = "the agent is busy; try again, and see its log if this stays";
 /// How often a follower looks whether its client is still there.
 const FOLLOW_LOOK: Duration = Duration::from_secs(1);
@@ -46,6 +50,9 @@ pub enum ControlError {
     Twin(#[from] TwinError),
 }
 
+/// Who waits for the answer about a drill.
+pub(crate) type Drilled = SyncSender<Result<drill::Answer, String>>;
+
 /// A question for the agent's loop.
 #[derive(Debug)]
 pub(crate) enum Ask {
@@ -54,11 +61,15 @@ pub(crate) enum Ask {
     ExplainHost(HostId, SyncSender<Result<Explanation, String>>),
     PowerOn(VmId, SyncSender<Result<(), String>>),
     PowerOff(VmId, SyncSender<Result<(), String>>),
-    Leave(SyncSender<Result<(), String>>),
+    Leave(SyncSender<Result<Leaving, String>>),
     PrepareRestart(SyncSender<Result<Readiness, String>>),
     Config(SyncSender<ClusterConfig>),
     InForce(SyncSender<InForce>),
     Change(Proposal),
+    DrillPlan(HostId, Drilled),
+    DrillRun(HostId, Option<Duration>, bool, Drilled),
+    DrillStop(HostId, SyncSender<Result<(), String>>),
+    DrillProgress(HostId, SyncSender<Result<Progress, String>>),
     Ping(SyncSender<Pong>),
 }
 
@@ -182,6 +193,17 @@ impl Connection {
             Request::Config => self.ask(Ask::Config),
             Request::InForce => self.ask(Ask::InForce),
             Request::Change { changes } => self.change(changes),
+            Request::DrillPlan { host } => self.drill(|to| Ask::DrillPlan(host, to)),
+            Request::DrillRun {
+                host,
+                time_ms,
+                insists,
+            } => {
+                let time = time_ms.map(Duration::from_millis);
+                self.drill(|to| Ask::DrillRun(host, time, insists, to))
+            }
+            Request::DrillStop { host } => self.order(|to| Ask::DrillStop(host, to)),
+            Request::DrillProgress { host } => self.ask_checked(|to| Ask::DrillProgress(host, to)),
             Request::Events { follow, last } => self.events(follow, last),
         }
     }
@@ -267,6 +289,18 @@ impl Connection {
                             and ask again";
         let answer = self.loop_answer(LATE, ask);
         self.answer_checked(answer.and_then(|checked| checked))
+    }
+
+    /// What the primary is asked about a drill.
+    fn drill(&mut self, ask: impl FnOnce(Drilled) -> Ask) -> io::Result<()> {
+        const LATE: &str = "no answer came: whether a drill that was asked for has begun is not known; look at \
+                            `mainstay hosts`, and call it off with `mainstay drill HOST --stop`";
+        let (to, answer) = sync_channel(1);
+        if !(self.ask)(ask(to)) {
+            return self.refuse(BUSY);
+        }
+        let answer = answer.recv_timeout(DRILL_TIMEOUT);
+        self.answer_checked(answer.unwrap_or_else(|_| Err(LATE.to_owned())))
     }
 
     /// A change waits for the primary and its disk, for as long as the core waits for them.

@@ -2,13 +2,13 @@
 
 use super::Shell;
 use crate::clock;
-use crate::control::server::{Ask, Proposal};
-use crate::control::{Pong, Readiness};
-use mainstay_core::Command;
+use crate::control::server::{Ask, Drilled, Proposal};
+use crate::control::{Leaving, Pong, Readiness};
 use mainstay_core::config::nearest;
 use mainstay_core::id::{HostId, VmId};
 use mainstay_core::status::Status;
 use mainstay_core::time::millis;
+use mainstay_core::{Command, CommandError};
 
 impl Shell {
     fn status(&self) -> Result<Status, String> {
@@ -40,10 +40,28 @@ impl Shell {
             Ask::PowerOn(vm, to) => drop(to.try_send(self.command(Command::PowerOn(vm)))),
             Ask::PowerOff(vm, to) => drop(to.try_send(self.command(Command::PowerOff(vm)))),
             Ask::PrepareRestart(to) => drop(to.try_send(self.prepare_restart())),
-            Ask::Leave(to) => drop(to.try_send(self.command(Command::Leave))),
+            Ask::Leave(to) => drop(to.try_send(self.leave())),
             Ask::Config(to) => drop(to.try_send(self.agent.config().clone())),
             Ask::InForce(to) => drop(to.try_send(self.in_force())),
             Ask::Change(proposal) => self.change(proposal),
+            Ask::DrillPlan(host, to) => {
+                let asked = self.agent.plan_drill(clock::now(), &host);
+                self.await_drill(asked, to);
+            }
+            Ask::DrillRun(host, time, insists, to) => {
+                let asked = self.agent.run_drill(clock::now(), &host, time, insists);
+                self.await_drill(asked, to);
+            }
+            Ask::DrillStop(host, to) => {
+                let stopped = self.agent.stop_drill(clock::now(), &host);
+                self.drain();
+                drop(to.try_send(stopped.map_err(|e| e.to_string())));
+            }
+            Ask::DrillProgress(host, to) => {
+                let progress = self.agent.drill_progress(clock::now(), &host);
+                self.drain();
+                drop(to.try_send(progress.map_err(|e| e.to_string())));
+            }
         }
     }
 
@@ -62,6 +80,26 @@ impl Shell {
                 self.proposals.insert(ticket, (outcome, until));
             }
             Err(error) => drop(outcome.try_send(Err(error))),
+        }
+        self.drain();
+    }
+
+    fn leave(&mut self) -> Result<Leaving, String> {
+        // Only the first of them does something.
+        self.command(Command::Leave)?;
+        Ok(Leaving {
+            host: self.stamp.writer.clone(),
+            ready: self.agent.may_leave(),
+        })
+    }
+
+    fn await_drill(&mut self, asked: Result<u64, CommandError>, to: Drilled) {
+        match asked {
+            // The answer may be among what the core has to say now.
+            Ok(ticket) => {
+                self.drills.insert(ticket, to);
+            }
+            Err(error) => drop(to.try_send(Err(error.to_string()))),
         }
         self.drain();
     }

@@ -230,6 +230,7 @@ impl Starting<'_> {
             vms,
             persister,
             proposals: BTreeMap::new(),
+            drills: BTreeMap::new(),
             events,
             link,
             rejects,

@@ -132,6 +132,18 @@ pub enum EventKind {
         /// The host.
         host: HostId,
     },
+    /// A host falls silent on purpose, as if it was lost.
+    #[serde(rename = "drill.started")]
+    DrillStarted {
+        /// The host.
+        host: HostId,
+    },
+    /// It is back.
+    #[serde(rename = "drill.ended")]
+    DrillEnded {
+        /// The host.
+        host: HostId,
+    },
     /// A host chose other datastores for its heartbeat.
     #[serde(rename = "heartbeat.datastores")]
     BeaconsChanged {
@@ -397,6 +409,8 @@ impl EventKind {
             | Self::PrimaryAbdicated { .. }
             | Self::RestartPlanned { .. }
             | Self::HostLeaving { .. }
+            | Self::DrillStarted { .. }
+            | Self::DrillEnded { .. }
             | Self::BeaconsChanged { .. }
             | Self::ConfigChanged { .. }
             | Self::HostVouched { .. }
@@ -418,6 +432,8 @@ impl EventKind {
             | Self::PrimaryAbdicated { host, .. }
             | Self::RestartPlanned { host }
             | Self::HostLeaving { host }
+            | Self::DrillStarted { host }
+            | Self::DrillEnded { host }
             | Self::BeaconsChanged { host, .. }
             | Self::ConfigChanged { host, .. }
             | Self::HostVouched { host, .. }

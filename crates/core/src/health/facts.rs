@@ -19,7 +19,7 @@ const LOOKS_BETWEEN: u64 = 8;
 const TELLS_FACTS: u16 = 2;
 
 /// What was told, and to whom.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Telling {
     told: BTreeMap<HostId, (u64, Facts)>,
     looks: u64,

@@ -19,7 +19,7 @@ const MISSED: u32 = 3;
 /// Heartbeat intervals before a missed lock is looked for again.
 const AGAIN_AFTER: u32 = 8;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Check {
     next: Instant,
     asked: bool,
@@ -31,7 +31,7 @@ struct Check {
 }
 
 /// The checks by datastore.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct LockChecks(BTreeMap<DatastoreId, Check>);
 
 impl Agent {

@@ -302,6 +302,16 @@ impl Agent {
         self.reported(from);
     }
 
+    /// As if a host had reported a VM. Only in a copy of this agent that looks ahead.
+    pub(crate) fn suppose_reported(&mut self, on: &HostId, vm: VmReport) {
+        let Some(report) = self.peers.get_mut(on).and_then(|p| p.report.as_mut()) else {
+            return;
+        };
+        self.inventory.add(&vm.spec.id, on);
+        self.inventory.revision += 1;
+        report.put(vm);
+    }
+
     /// Asks a connected host for a whole report while one is missing, once in each heartbeat interval.
     pub(super) fn want_missing_report(&mut self, of: &HostId) {
         let now = self.now;

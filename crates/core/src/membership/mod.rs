@@ -69,8 +69,9 @@ impl Agent {
     ///
     /// # Errors
     /// [`CommandError`] when the changes do not fit the configuration that this agent has, or no primary
-    /// is known; then nothing was changed.
+    /// is known, or this host is silent in a drill; then nothing was changed.
     pub fn propose(&mut self, now: Instant, changes: Vec<Change>) -> Result<u64, CommandError> {
+        self.check_not_silent()?;
         self.advance(now);
         self.check_changes(&changes).map_err(CommandError::Config)?;
         let ticket = self.number();

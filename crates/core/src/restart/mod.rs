@@ -14,6 +14,9 @@
 mod find;
 mod order;
 mod proof;
+mod rehearse;
+
+pub(crate) use rehearse::{Rehearsed, Supposed};
 
 use crate::agent::Agent;
 use crate::config::VmSpec;

@@ -8,7 +8,7 @@ use crate::id::{DatastoreId, HostId, VmId};
 use crate::io::Channel;
 use crate::lock::LockName;
 use crate::tasks::TaskFor;
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::{Desired, LockRecord, Message};
 use alloc::format;
 use alloc::string::String;
@@ -137,6 +137,21 @@ impl Agent {
         record: &LockRecord,
         read_done: Instant,
     ) -> Result<(VmSpec, Option<HostId>), Wait> {
+        let (spec, broken) = self.permitted(vm, datastore, record)?;
+        if let Some(holder) = &broken {
+            self.proven(datastore, holder, record, read_done)?;
+        }
+        Ok((spec, broken))
+    }
+
+    /// Do policy, dependencies and the verdict about its lock's holder let it be restarted? The spec, and
+    /// whose lock that breaks; or why not.
+    pub(super) fn permitted(
+        &self,
+        vm: &VmId,
+        datastore: &DatastoreId,
+        record: &LockRecord,
+    ) -> Result<(VmSpec, Option<HostId>), Wait> {
         let worth = |cause, why: &str| Err(Wait::Worth(cause, String::from(why)));
         let Some(acting) = self.acting(datastore) else {
             return Err(Wait::Passing(format!("{datastore} is not owned")));
@@ -252,25 +267,49 @@ impl Agent {
                 ),
             ));
         }
+        Ok((spec, Some(host.clone())))
+    }
+
+    /// Is it proven that nothing of the holder runs under the lock that was read? Or why not yet.
+    fn proven(
+        &self,
+        datastore: &DatastoreId,
+        host: &HostId,
+        record: &LockRecord,
+        read_done: Instant,
+    ) -> Result<(), Wait> {
         self.window_proof(datastore, host, read_done, record.r#break)
             .map_err(Wait::Passing)?;
-        let needed = acting.longest_break.max(record.r#break);
+        if let Some(why) = self.owner_waits(datastore, host, record.r#break) {
+            return Err(Wait::Passing(why));
+        }
+        Ok(())
+    }
+
+    /// Why this owner breaks no lock of that host yet, whatever its heartbeat shows.
+    fn owner_waits(
+        &self,
+        datastore: &DatastoreId,
+        host: &HostId,
+        named: Duration,
+    ) -> Option<String> {
+        let acting = self.acting(datastore)?;
+        let needed = acting.longest_break.max(named);
         if let Some(wait) = acting.vouched_lately(host, self.now, needed) {
-            return Err(Wait::Passing(format!(
+            return Some(format!(
                 "this owner vouched for {host} and breaks none of its locks for another {} ms",
                 wait.as_millis()
-            )));
+            ));
         }
         let waited = self.now.since(acting.won_at);
         let waits = acting.predecessor.as_ref() != Some(host) && waited <= needed;
-        if waits && !planted!(self, NewOwnerHurries) {
-            return Err(Wait::Passing(format!(
+        (waits && !planted!(self, NewOwnerHurries)).then(|| {
+            format!(
                 "a new owner breaks no lock for {} ms; {} ms have passed",
                 needed.as_millis(),
                 waited.as_millis()
-            )));
-        }
-        Ok((spec, Some(host.clone())))
+            )
+        })
     }
 
     /// The host that gave a free lock back when its admin shut it down, when VMs wait for such a host.

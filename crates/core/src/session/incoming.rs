@@ -15,7 +15,7 @@ pub(super) enum Taken {
     Former,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Incoming {
     epoch: u64,
     last: u64,

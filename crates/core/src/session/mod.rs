@@ -58,7 +58,7 @@ pub struct Handed {
 }
 
 /// Both directions between this agent and one peer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Session {
     /// The peer's start of its agent, once something came from it.
     remote: Option<InstanceId>,

@@ -14,14 +14,14 @@ const WAITING: usize = CONCURRENT_RESTARTS_MAX as usize + IN_FLIGHT;
 /// The time before a repetition doubles up to so often while nothing is acknowledged.
 const DOUBLINGS: u32 = 3;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct InFlight {
     number: u64,
     sent: Instant,
     message: Message,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Outgoing {
     epoch: u64,
     next: u64,

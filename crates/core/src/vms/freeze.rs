@@ -185,7 +185,7 @@ impl Agent {
         }
     }
 
-    pub(super) fn lock_lost(&mut self, id: &VmId, generation: Generation) {
+    pub(crate) fn lock_lost(&mut self, id: &VmId, generation: Generation) {
         let (vm, host) = (id.clone(), self.me.host.clone());
         let why = format!("another host, or a release, made a generation after {generation}");
         self.emit(

@@ -122,6 +122,11 @@ pub(crate) struct LocalVm {
 }
 
 impl LocalVm {
+    /// Its right to run has lapsed, and nothing was asked about it since.
+    pub(crate) fn is_frozen(&self) -> bool {
+        matches!(self.phase, Phase::Frozen { .. })
+    }
+
     fn new(spec: VmSpec, phase: Phase, now: Instant) -> Self {
         Self {
             spec,

@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::config::{Change, ClusterConfig, HostSpec, Image, Profile, Settings};
+use crate::drill::{DrillMessage, Mark, Marked};
 use crate::event::IssueCause;
 use crate::health::Issue;
 use crate::id::{BootId, Generation, Holder, HostId, InstanceId, Nonce};
@@ -64,6 +65,28 @@ fn hello() -> Message {
         primary: Some(host(9)),
         instance: InstanceId(3),
     }
+}
+
+/// A drill that has begun, and one of the messages that have the most in them.
+fn drills() -> [Message; 2] {
+    let vm = crate::id::VmId::new("vm-1").expect("id");
+    let mark = |at_ms, what| Mark { at_ms, what };
+    let marks = [
+        mark(2900, Marked::Frozen { vm: vm.clone() }),
+        mark(6000, Marked::Asked { vm, host: host(2) }),
+    ];
+    [
+        DrillMessage::Begun {
+            drill: 7,
+            time_ms: 22_000,
+        },
+        DrillMessage::Marks {
+            host: host(1),
+            after: 1,
+            marks: marks.into(),
+        },
+    ]
+    .map(|what| Message::Drill(Box::new(what)))
 }
 
 fn facts() -> Message {
@@ -200,6 +223,19 @@ fn a_configuration_is_of_the_second_version_only_when_it_has_addresses_or_images
         assert_eq!(message.version(), 2);
         let framed = message.encode(9, &stamp());
         assert_eq!(Message::decode(9, &framed), Ok((stamp(), message)));
+    }
+}
+
+const DRILL_BEGUN_2: &str =
+    "4d4e53540200050209000000000000001000000006686f73742d31020304140507f0ab01eae65b4c";
+const DRILL_MARKS_2: &str = "4d4e53540200050209000000000000002c00000006686f73742d31020304140906686f73742d310102d4160004766d2d31f02e0304766d2d3106686f73742d32c9f5483e";
+
+#[test]
+fn what_is_said_of_drills_is_of_the_second_version() {
+    for (message, golden) in drills().into_iter().zip([DRILL_BEGUN_2, DRILL_MARKS_2]) {
+        assert_eq!(message.version(), 2);
+        assert_eq!(hex(&message.encode(9, &stamp())), golden);
+        assert_eq!(Message::decode(9, &bytes(golden)), Ok((stamp(), message)));
     }
 }
 

@@ -7,6 +7,7 @@
 use super::facts::Facts;
 use super::frame::{DecodeError, FrameKind, Stamp, Versions, decode_with_config, encode_as};
 use crate::config::{Change, ClusterConfig, VmSpec};
+use crate::drill::DrillMessage;
 use crate::id::{DatastoreId, Generation, HostId, InstanceId, Nonce, VmId};
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -241,6 +242,8 @@ pub enum Message {
         /// Nanoseconds since some moment before it.
         at: u64,
     },
+    /// About a drill. Since version 2.
+    Drill(Box<DrillMessage>),
 }
 
 impl Message {
@@ -249,7 +252,7 @@ impl Message {
     #[must_use]
     pub fn version(&self) -> u16 {
         match self {
-            Self::Facts(_) | Self::Clock { .. } => 2,
+            Self::Facts(_) | Self::Clock { .. } | Self::Drill(_) => 2,
             Self::Config(config) if !config.places.is_empty() => 2,
             Self::Propose { changes, .. } if changes.iter().any(Change::names_places) => 2,
             _ => 1,

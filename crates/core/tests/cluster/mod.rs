@@ -4,6 +4,7 @@
 use mainstay_core::config::{
     Change, ClusterConfig, DatastoreSpec, HostSpec, Profile, Settings, VmSpec,
 };
+use mainstay_core::drill::Answer;
 use mainstay_core::event::{Event, EventKind};
 use mainstay_core::id::{BootId, DatastoreId, HostId, InstanceId, OpId, VmId};
 use mainstay_core::io::{
@@ -11,7 +12,7 @@ use mainstay_core::io::{
     IoFault, Output, PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue,
 };
 use mainstay_core::time::{Duration, Instant};
-use mainstay_core::wire::{Envelope, FORMAT_VERSION, Message, PAGE_BYTES, RecordKey};
+use mainstay_core::wire::{Envelope, FORMAT_VERSION, LockRecord, Message, PAGE_BYTES, RecordKey};
 use mainstay_core::{Agent, Command, Identity, provision};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,6 +44,7 @@ pub(crate) struct Cluster {
     /// The version that each host keeps there.
     pub(crate) kept: BTreeMap<HostId, u64>,
     pub(crate) proposed: Vec<(HostId, u64, Result<u64, String>)>,
+    pub(crate) drills: Vec<(HostId, u64, Result<Answer, String>)>,
     /// What goes wrong.
     pub(crate) broken: Broken,
     /// Links of VM locks, writes of powered-on lists and of local disks, and kills that were asked for.
@@ -147,6 +149,7 @@ impl Cluster {
             losing_configs: 0,
             kept: BTreeMap::new(),
             proposed: Vec::new(),
+            drills: Vec::new(),
             broken: Broken::default(),
             asked: Asked::default(),
         };
@@ -249,14 +252,23 @@ impl Cluster {
     }
 
     pub(crate) fn crash(&mut self, id: &VmId) {
+        self.end(id, ExitCause::Crash);
+    }
+
+    pub(crate) fn end(&mut self, id: &VmId, cause: ExitCause) {
         let on = self.running.remove(id).expect("runs");
-        self.push(
-            &on,
-            Input::VmExited {
-                vm: id.clone(),
-                cause: ExitCause::Crash,
-            },
-        );
+        let vm = id.clone();
+        self.push(&on, Input::VmExited { vm, cause });
+    }
+
+    /// The lock records of a VM that are on disk.
+    pub(crate) fn locks(&self, id: &VmId) -> Vec<LockRecord> {
+        let cluster = self.config.cluster_id;
+        let all = self.disks.values().flatten();
+        let of_vm = all.filter(|(key, _)| matches!(key, RecordKey::VmLock(vm, _) if vm == id));
+        of_vm
+            .map(|(_, bytes)| LockRecord::decode(cluster, bytes).expect("a lock").1)
+            .collect()
     }
 
     /// The guard of its host finds that its right to run has lapsed.
@@ -396,6 +408,7 @@ impl Cluster {
                 Output::Proposed(ticket, outcome) => {
                     self.proposed.push((of.clone(), ticket, outcome))
                 }
+                Output::Drill(ticket, answer) => self.drills.push((of.clone(), ticket, answer)),
                 Output::Event(Event { at, kind, .. }) => self.events.push((at, of.clone(), kind)),
             }
         }

@@ -10,11 +10,11 @@ use std::path::{Path, PathBuf};
 
 /// The note of a run: taken away with it, also when the run is not made to its end.
 #[derive(Debug)]
-pub(super) struct Noted {
+pub(crate) struct Noted {
     place: Place,
     run: String,
     /// Something of the run is left, for the next lab to clear.
-    pub(super) stays: bool,
+    pub(crate) stays: bool,
 }
 
 impl Noted {
@@ -22,7 +22,7 @@ impl Noted {
     ///
     /// # Errors
     /// When the user's place for notes cannot be written.
-    pub(super) fn write(notes: &Place, run: &str, dir: &Path) -> Result<Self> {
+    pub(crate) fn write(notes: &Place, run: &str, dir: &Path) -> Result<Self> {
         let pid = Pid::this();
         notes.write(&Note {
             run: run.to_owned(),

@@ -12,14 +12,14 @@ pub(super) enum Due {
     Moment(usize),
     /// Look at the process tables.
     Look,
+    /// A booting host has its network: it answers pings.
+    NetworkUp { host: usize, boot: u64 },
     /// A host has booted.
     Boot { host: usize, boot: u64 },
     /// An agent that was stopped on purpose is started again.
     StartAgent { host: usize, boot: u64 },
     /// A host that is shut down loses its power.
     PowerGoes { host: usize, boot: u64, again: bool },
-    /// See whether a host that is shut down has nothing left.
-    LooksEmpty { host: usize, boot: u64 },
     /// The end of the run.
     End,
 }

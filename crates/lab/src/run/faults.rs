@@ -20,8 +20,6 @@ use std::collections::BTreeSet;
 const SERVICE_PATIENCE: Duration = Duration::from_secs(90);
 /// An operating system takes so long from its last service to its end.
 const LAST_STEPS: Duration = Duration::from_secs(1);
-/// Between two looks whether a host that is shut down has nothing left.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 /// What the lab cannot play, by the words of the scenario.
 pub(super) fn unplayable(scenario: &Scenario) -> Vec<String> {
@@ -76,6 +74,11 @@ impl Stage<'_> {
             Fault::GuardHang { host } => self.signal(*host, Daemon::Guard, Signal::SIGSTOP)?,
             Fault::GuardResume { host } => self.signal(*host, Daemon::Guard, Signal::SIGCONT)?,
             Fault::AgentRestart { host, time, .. } => self.restart_agent(*host, *time),
+            Fault::HostDrill {
+                host,
+                time,
+                insists,
+            } => self.drill(*host, *time, *insists)?,
             Fault::NetworkCut { .. }
             | Fault::NetworkPartition { .. }
             | Fault::NetworkDrop { .. }
@@ -224,6 +227,10 @@ impl Stage<'_> {
             return;
         }
         let time = self.scenario.hosts.get(host).map_or(0, |h| h.boot_time);
+        // Firmware answers nothing: the network comes up shortly before the agent, as in the simulator.
+        let network = Duration::from_nanos(time / 10 * 9);
+        self.agenda
+            .at(now() + network, Due::NetworkUp { host, boot });
         self.agenda
             .at(now() + Duration::from_nanos(time), Due::Boot { host, boot });
     }
@@ -264,24 +271,7 @@ impl Stage<'_> {
             Due::PowerGoes { host, boot, again },
         );
         let sockets = self.sockets(Some(host));
-        self.ask(Then::Leaving { host, boot }, move || jobs::leave(&sockets));
-    }
-
-    /// The machine is off, or boots, when nothing of its VMs is left on it.
-    pub(super) fn left(&mut self, host: usize, boot: u64) -> Result<()> {
-        let standing = self.standing(host);
-        let Some(again) = standing.leaving.filter(|_| standing.boot == boot) else {
-            return Ok(());
-        };
-        if self.cluster.guests(host).is_empty() {
-            self.change_standing(host, |s| s.leaving = None);
-            self.agenda
-                .at(now() + LAST_STEPS, Due::PowerGoes { host, boot, again });
-        } else {
-            self.agenda
-                .at(now() + LOOK_AGAIN, Due::LooksEmpty { host, boot });
-        }
-        Ok(())
+        self.ask(Then::Left { host, boot }, move || jobs::leave(&sockets));
     }
 
     fn restart_agent(&mut self, host: usize, away: u64) {
@@ -292,14 +282,32 @@ impl Stage<'_> {
         });
     }
 
+    /// An admin rehearses the loss of the host, and asks for it there.
+    fn drill(&mut self, host: usize, time: Option<u64>, insists: bool) -> Result<()> {
+        let (sockets, id) = (
+            self.sockets(Some(host)),
+            self.cluster.host(host)?.id.clone(),
+        );
+        let time = time.map(Duration::from_nanos);
+        self.ask(Then::Nothing, move || {
+            jobs::drill(&sockets, &id, time, insists)
+        });
+        Ok(())
+    }
+
     pub(super) fn follows(&mut self, then: Then) {
         match then {
             Then::Nothing => {}
             Then::Wished { vm, on, asked_on } => self.judge.wished(vm, on, asked_on),
             Then::GuestEnds { vm, asked_on } => self.judge.guest_shuts_down(vm, asked_on),
-            Then::Leaving { host, boot } => {
-                self.agenda
-                    .at(now() + LOOK_AGAIN, Due::LooksEmpty { host, boot });
+            // The machine is off, or boots, when its agent lets it go.
+            Then::Left { host, boot } => {
+                let standing = self.standing(host);
+                if let Some(again) = standing.leaving.filter(|_| standing.boot == boot) {
+                    self.change_standing(host, |s| s.leaving = None);
+                    self.agenda
+                        .at(now() + LAST_STEPS, Due::PowerGoes { host, boot, again });
+                }
             }
             Then::StopAgent { host, boot, away } => {
                 if self.standing(host).boot != boot {

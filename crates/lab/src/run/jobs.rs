@@ -1,9 +1,9 @@
 //! What is asked of agents: on threads of their own, because an agent may not answer.
 
 use super::{Heard, Stage};
-use mainstay_agent::control::client::Client;
+use mainstay_agent::control::client::{Client, ClientError};
 use mainstay_core::config::Change;
-use mainstay_core::id::VmId;
+use mainstay_core::id::{HostId, VmId};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,8 +11,8 @@ use std::time::Duration;
 const TRIES: u32 = 30;
 /// Between two tries.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
-/// Between two looks whether an agent may be restarted.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Between two looks whether an agent is ready.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Longest wait until it may.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 
@@ -49,8 +49,8 @@ pub(crate) enum Then {
         boot: u64,
         away: u64,
     },
-    /// The host's VMs are being stopped.
-    Leaving {
+    /// The host's VMs are stopped, their locks given back.
+    Left {
         host: usize,
         boot: u64,
     },
@@ -161,26 +161,41 @@ pub(super) fn create(
     then_on.map_or(Ok(()), |(at, vm)| power(&at, &vm, true, TRIES))
 }
 
-/// Says that the host is being shut down.
-pub(super) fn leave(sockets: &Sockets) -> Result<(), String> {
+/// Asks a host's agent to rehearse its loss.
+pub(super) fn drill(
+    sockets: &Sockets,
+    host: &HostId,
+    time: Option<Duration>,
+    insists: bool,
+) -> Result<(), String> {
     let socket = sockets.first().ok_or_else(|| not_heard(String::new()))?;
-    Client::connect(socket)
-        .and_then(|c| c.leave())
-        .map_err(|e| e.to_string())
+    let asked = Client::connect(socket).and_then(|c| c.drill_run(host, time, insists));
+    asked.map(drop).map_err(|e| e.to_string())
+}
+
+/// Says that the host is being shut down, and waits until its agent lets it go.
+pub(super) fn leave(sockets: &Sockets) -> Result<(), String> {
+    until_ready(sockets, |c| c.leave().map(|leaving| leaving.ready))
 }
 
 /// Says that the agent is about to be restarted, and waits until it may be.
 pub(super) fn prepare_restart(sockets: &Sockets) -> Result<(), String> {
+    until_ready(sockets, |c| c.prepare_restart().map(|r| r.ready))
+}
+
+fn until_ready(
+    sockets: &Sockets,
+    ask: impl Fn(&Client) -> Result<bool, ClientError>,
+) -> Result<(), String> {
     let socket = sockets.first().ok_or_else(|| not_heard(String::new()))?;
     let deadline = std::time::Instant::now() + READY_WITHIN;
     loop {
-        let asked = Client::connect(socket).and_then(|c| c.prepare_restart());
-        match asked {
-            Ok(readiness) if readiness.ready => return Ok(()),
-            Ok(_) if std::time::Instant::now() < deadline => {
+        match Client::connect(socket).and_then(|c| ask(&c)) {
+            Ok(true) => return Ok(()),
+            Ok(false) if std::time::Instant::now() < deadline => {
                 std::thread::park_timeout(LOOK_AGAIN);
             }
-            Ok(_) => return Err("it may still not be restarted after two minutes".into()),
+            Ok(false) => return Err("it is still not ready after two minutes".into()),
             Err(error) => return Err(error.to_string()),
         }
     }

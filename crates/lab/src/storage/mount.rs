@@ -131,8 +131,8 @@ impl Mount {
         self.host.gate.set(fault);
     }
 
-    /// Lets opens of a file, or of all files of a directory, fail with EIO as long as `left` is above zero; each
-    /// counts it down. The path is relative to the mount; mounts may share the count.
+    /// Lets opens for writing of a file, or of all files of a directory, fail with EIO as long as `left` is above zero;
+    /// each counts it down. The path is relative to the mount; mounts may share the count.
     pub fn fail_opens(&self, below: &Path, left: Arc<AtomicU64>) {
         let mut failing = locked(&self.host.failing_opens);
         failing.retain(|(_, left)| left.load(Ordering::Acquire) > 0);

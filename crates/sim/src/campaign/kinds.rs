@@ -56,12 +56,14 @@ pub(super) type Kind<'a> = fn(&mut Drawing<'a>, Stroke);
 const CREATED: usize = 5;
 /// An operating system has shut down by then.
 const SHUT_DOWN: Nanos = 5 * SECOND;
+/// The shortest drill that is asked for.
+const DRILL: Nanos = 40 * SECOND;
 /// Also one whose agent does not hear of it.
 const SLOW_SHUT_DOWN: Nanos = 100 * SECOND;
 
 impl<'a> Drawing<'a> {
     /// All kinds, by name. A new one needs a line here and its method; the order is part of what a seed means.
-    pub(super) const KINDS: [(&'static str, Kind<'a>); 29] = [
+    pub(super) const KINDS: [(&'static str, Kind<'a>); 30] = [
         ("a host loses power", Self::host_loses_power),
         ("a host pauses", Self::host_pauses),
         ("an agent dies", Self::agent_dies),
@@ -94,6 +96,7 @@ impl<'a> Drawing<'a> {
         ("a vm is created", Self::vm_created),
         ("an isolated host rests", Self::isolated_host_rests),
         ("a guest fails", Self::guest_fails),
+        ("a drill", Self::drill),
     ];
 
     fn heal_all_networks(&mut self, at: Nanos) {
@@ -297,6 +300,25 @@ impl<'a> Drawing<'a> {
             return;
         }
         self.push(s.at, Fault::HostReboot { host: s.host });
+    }
+
+    /// Its admin insists, or not; it is refused often, for a seed is seldom well.
+    fn drill(&mut self, s: Stroke) {
+        let time = (s.end - s.at).max(DRILL);
+        if s.at + time > self.until {
+            return;
+        }
+        let (host, insists) = (s.host, self.rng.percent(70));
+        let time = Some(time);
+        let drill = Fault::HostDrill {
+            host,
+            time,
+            insists,
+        };
+        self.push(s.at, drill);
+        if self.rng.percent(20) {
+            self.push(s.at + 10 * SECOND, Fault::AgentKill { host });
+        }
     }
 
     fn restarted_on_purpose(&mut self, s: Stroke) {

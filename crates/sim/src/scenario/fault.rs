@@ -44,6 +44,12 @@ pub enum Fault {
     HostReboot {
         host: usize,
     },
+    /// A drill of the host, asked for there: for so long, or as long as its forecast says.
+    HostDrill {
+        host: usize,
+        time: Option<Nanos>,
+        insists: bool,
+    },
     AgentKill {
         host: usize,
     },
@@ -230,6 +236,7 @@ pub const EVENTS: &[EventDoc] = &[
     doc("host.resume", &["host"], &[]),
     doc("host.shutdown", &["host"], &[]),
     doc("host.reboot", &["host"], &[]),
+    doc("host.drill", &["host"], &["time", "force"]),
     doc("agent.kill", &["host"], &[]),
     doc("agent.restart", &["host"], &["time", "formats"]),
     doc("guard.kill", &["host"], &[]),
@@ -304,6 +311,7 @@ impl Fault {
             Self::HostResume { .. } => "host.resume",
             Self::HostShutdown { .. } => "host.shutdown",
             Self::HostReboot { .. } => "host.reboot",
+            Self::HostDrill { .. } => "host.drill",
             Self::AgentKill { .. } => "agent.kill",
             Self::AgentRestart { .. } => "agent.restart",
             Self::GuardKill { .. } => "guard.kill",
@@ -363,6 +371,15 @@ impl Fault {
             | Self::AgentResume { host: h }
             | Self::GuardHang { host: h }
             | Self::GuardResume { host: h } => out.push(host(h)),
+            Self::HostDrill {
+                host: h,
+                time: t,
+                insists,
+            } => {
+                out.push(host(h));
+                out.extend(t.iter().map(|t| ("time", time(*t))));
+                out.extend(insists.then_some(("force", Value::from(true))));
+            }
             Self::NetworkCut { host: h, network } => {
                 out.push(host(h));
                 out.extend(

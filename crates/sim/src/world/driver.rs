@@ -50,6 +50,7 @@ impl World<'_> {
         let now = h.clock.local(self.now);
         if let Input::VmExited { vm, .. } = &input
             && let Some(vm) = self.vm_index.get(vm).copied()
+            && !self.hosts[host].drilled
         {
             for instance in self.instances.of_vm(vm).to_vec() {
                 if self.instances[instance].host == host {
@@ -120,6 +121,7 @@ impl World<'_> {
             }
             Output::PersistConfig(op, config) => self.persist(host, op, Kept::Config(config)),
             Output::Proposed(ticket, outcome) => self.proposed(host, ticket, outcome),
+            Output::Drill(_, answer) => self.drill_answered(&answer),
             Output::Event(event) => self.said(host, event),
         }
     }
@@ -197,6 +199,7 @@ impl World<'_> {
         h.agent_run += 1;
         h.unrest = self.now;
         h.agent_hung = false;
+        h.drilled = false;
         h.inbox.clear();
         h.timer = None;
         h.seen_formats.clear();

@@ -65,6 +65,11 @@ impl World<'_> {
             Fault::HostResume { host } => self.resume(*host),
             Fault::HostShutdown { host } => self.shut_host_down(*host, false),
             Fault::HostReboot { host } => self.shut_host_down(*host, true),
+            Fault::HostDrill {
+                host,
+                time,
+                insists,
+            } => self.drill(*host, *time, *insists),
             Fault::AgentKill { host } => self.agent_kill(*host),
             Fault::AgentRestart {
                 host,
@@ -171,6 +176,7 @@ impl World<'_> {
         h.responses.clear();
         h.shutting = None;
         h.restarting = None;
+        h.drilled = false;
         h.wishes.clear();
         h.role = None;
         let slots = self.vms.len();
@@ -445,7 +451,7 @@ impl World<'_> {
     }
 
     /// Adds what became of a wish to its line.
-    fn note(&mut self, text: &str) {
+    pub(super) fn note(&mut self, text: &str) {
         let now = self.now;
         let line = self.trace.iter_mut().rev().take_while(|e| e.at == now);
         if let Some(entry) = line

@@ -309,7 +309,9 @@ impl World<'_> {
         let heard = |h: usize| {
             let both = self.net.path(h, primary) && self.net.path(primary, h);
             let hosts = [&self.hosts[h], &self.hosts[primary]];
-            let at_rest = hosts.iter().all(|h| h.agent_listens() && h.unrest < since);
+            let at_rest = hosts
+                .iter()
+                .all(|h| h.agent_listens() && !h.drilled && h.unrest < since);
             (h == primary || both && !resets) && at_rest
         };
         // What runs on a host that is being shut down is on its way off, and holds nobody back.
@@ -411,6 +413,8 @@ impl World<'_> {
                 self.vms[vm].ordered_to = to;
                 self.vms[vm].ordered_against = against;
             }
+            (EventKind::DrillStarted { .. }, _) => self.in_drill(host, true),
+            (EventKind::DrillEnded { .. }, _) => self.in_drill(host, false),
             (EventKind::RestartAbandoned { .. }, Some(vm)) => self.vms[vm].abandoned = Some(host),
             (EventKind::VmStarted { .. }, Some(vm)) => self.vms[vm].abandoned = None,
             (EventKind::IsolationDeclared { .. }, _) => self.isolation_declared(host),

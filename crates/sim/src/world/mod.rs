@@ -2,6 +2,7 @@
 
 mod config;
 mod disk;
+mod drill;
 mod driver;
 mod faults;
 mod guard;
@@ -248,6 +249,8 @@ struct Host {
     agent: Option<Box<Agent>>,
     agent_run: u64,
     agent_hung: bool,
+    /// Its agent is silent, in a drill.
+    drilled: bool,
     /// Waits for the operations of its predecessor to end.
     agent_waits: bool,
     inbox: VecDeque<Input>,
@@ -612,7 +615,7 @@ impl<'s> World<'s> {
                 format!(
                     "{:<10} power {power:<6} agent {:<4} guard {:<4} {role:<9} clock {:+} ppm  {}",
                     host.id.as_str(),
-                    process(host.agent.is_some(), host.agent_hung),
+                    process(host.agent.is_some(), host.agent_hung || host.drilled),
                     process(host.guard.is_some(), host.guard_hung),
                     host.clock.ppm(),
                     vms.join(" ")

@@ -42,6 +42,7 @@ impl World<'_> {
                 agent: None,
                 agent_run: 0,
                 agent_hung: false,
+                drilled: false,
                 agent_waits: false,
                 inbox: VecDeque::new(),
                 timer: None,

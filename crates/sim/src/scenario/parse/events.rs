@@ -212,6 +212,11 @@ impl<'a> Building<'a> {
             "host.resume" => Fault::HostResume { host },
             "host.shutdown" => Fault::HostShutdown { host },
             "host.reboot" => Fault::HostReboot { host },
+            "host.drill" => Fault::HostDrill {
+                host,
+                time: section.time("time")?,
+                insists: section.truth("force")?.unwrap_or(false),
+            },
             "agent.kill" => Fault::AgentKill { host },
             "agent.restart" => Fault::AgentRestart {
                 host,
