@@ -5,7 +5,7 @@
 
 use crate::fail::{Failure, Result};
 use crate::run::unplayable;
-use mainstay_core::config::DatastoreKind;
+use mainstay_core::config::{DatastoreKind, FenceClass};
 use mainstay_core::rng::Rng;
 use mainstay_core::wire::FORMAT_VERSION;
 use mainstay_sim::campaign::{Limits, draw_all};
@@ -87,6 +87,13 @@ fn make_playable(scenario: &mut Scenario) {
     }
     for datastore in scenario.config.datastores.values_mut() {
         datastore.kind = DatastoreKind::File;
+    }
+    for setup in &mut scenario.datastores {
+        let spec = scenario.config.datastores.get(&setup.id);
+        // A real storage refuses an old holder's writes by the locks that the new one took: without image locks a
+        // host that goes on after a pause may write for the moment that its guard needs. The simulator's refuses
+        // them by itself.
+        setup.image_locks |= spec.is_some_and(|s| s.fence == FenceClass::Enforced);
     }
     scenario.events.retain(|planned| {
         !matches!(
