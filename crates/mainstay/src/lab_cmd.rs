@@ -18,6 +18,7 @@ use mainstay_lab::run::Stopper;
 use signal_hook::consts::{SIGCHLD, SIGHUP, SIGINT, SIGTERM};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// The lab's commands.
@@ -145,7 +146,8 @@ fn adopt_orphans() -> Result<()> {
 /// Ctrl-C, SIGTERM and SIGHUP end the runs that are going on; children that end are reaped at once.
 #[derive(Debug, Clone, Default)]
 struct Signals {
-    runs: Arc<Mutex<(bool, Vec<Stopper>)>>,
+    runs: Arc<Mutex<Vec<Stopper>>>,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Signals {
@@ -155,7 +157,7 @@ impl Signals {
         let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP, SIGCHLD])
             .context("cannot listen for signals")?;
         let all = Self::default();
-        let runs = Arc::clone(&all.runs);
+        let (runs, stopped) = (Arc::clone(&all.runs), all.flag());
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
@@ -164,9 +166,9 @@ impl Signals {
                         procs::reap();
                         continue;
                     }
-                    let mut runs = runs.lock().unwrap_or_else(PoisonError::into_inner);
-                    runs.0 = true;
-                    runs.1.iter().for_each(Stopper::stop);
+                    let runs = runs.lock().unwrap_or_else(PoisonError::into_inner);
+                    stopped.store(true, Ordering::Release);
+                    runs.iter().for_each(Stopper::stop);
                 }
             })
             .map_err(|e| Failure::new(format_args!("cannot start a thread: {e}")))?;
@@ -176,14 +178,19 @@ impl Signals {
     /// This run ends with them.
     fn end(&self, run: Stopper) {
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        if runs.0 {
+        if self.stopped() {
             run.stop();
         }
-        runs.1.push(run);
+        runs.push(run);
+    }
+
+    /// Set when somebody wants an end: for what looks itself.
+    fn flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.stopped)
     }
 
     /// Somebody wants an end.
     fn stopped(&self) -> bool {
-        self.runs.lock().unwrap_or_else(PoisonError::into_inner).0
+        self.stopped.load(Ordering::Acquire)
     }
 }

@@ -2,6 +2,7 @@
 
 mod failover;
 mod footprint;
+mod peer;
 
 use super::{ClusterArgs, Signals};
 use crate::scenarios::line;

@@ -1,6 +1,6 @@
 //! `mainstay lab bench failover`.
 
-use super::{Common, ProfileArg, Silent, cores, load, machine, percentiles_json};
+use super::{Common, ProfileArg, Silent, cores, load, machine, peer, percentiles_json};
 use crate::lab_cmd::Signals;
 use crate::scenarios::line;
 use crate::ui::Table;
@@ -19,13 +19,13 @@ pub(super) struct FailoverArgs {
     profile: ProfileArg,
     /// Failovers, each of a fresh cluster
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..))]
-    runs: u64,
+    pub(super) runs: u64,
     /// VMs, all on the host that is lost
     #[arg(long, default_value_t = 10, value_name = "N")]
     vms: usize,
     /// Hosts
     #[arg(long, default_value_t = 3, value_name = "N")]
-    hosts: usize,
+    pub(super) hosts: usize,
     /// What loses its power
     #[arg(long, value_enum, default_value_t = Kill::Secondary)]
     kill: Kill,
@@ -39,8 +39,17 @@ pub(super) struct FailoverArgs {
     /// lost, 10 and 100 VMs), each so many runs
     #[arg(long, conflicts_with_all = ["profile", "vms", "kill"])]
     rows: bool,
+    /// Measure the rows of this other system too, in the same namespaces and in the same run
+    #[arg(long, value_enum, requires = "rows")]
+    pub(super) peer: Option<Peer>,
     #[command(flatten)]
-    common: Common,
+    pub(super) common: Common,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Peer {
+    /// Pacemaker and Corosync, as the distribution packages them
+    Pacemaker,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -239,6 +248,7 @@ fn rows(args: &FailoverArgs, json: bool, signals: &Signals) -> Result<ExitCode> 
             });
             line(&object.to_string());
         }
+        peer::run(args, json, signals)?;
         return Ok(verdict(failed));
     }
     line("");
@@ -264,6 +274,7 @@ fn rows(args: &FailoverArgs, json: bool, signals: &Signals) -> Result<ExitCode> 
         ]);
     }
     table.print();
+    peer::run(args, json, signals)?;
     if all.iter().any(|t| t.all.is_none()) {
         return Err(Failure::new("in one row no run came to its end"));
     }
