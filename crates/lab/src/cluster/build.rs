@@ -4,7 +4,7 @@ use super::{Host, Options};
 use crate::fail::{Context, Failure, Result};
 use crate::files::{Keys, make_dir, new_boot};
 use crate::network::Network;
-use mainstay_agent::config::{AgentFile, ClusterFile, ClusterId, DriverKind, Probe, SettingValue};
+use mainstay_agent::config::{AgentFile, ClusterFile, ClusterId, DriverKind, Probe};
 use mainstay_core::config::{ClusterConfig, VmSpec};
 use mainstay_core::id::{DatastoreId, VmId};
 use mainstay_core::time::Duration;
@@ -53,11 +53,6 @@ pub(super) fn cluster_file(
         entry.image = image_path(&entry.id);
         entry.driver = Some(driver);
     }
-    // The one network of most scenarios is a part of them, not something to mend; the simulator's
-    // cluster has it noted as well.
-    file.settings
-        .entry("profile".into())
-        .or_insert_with(|| SettingValue::from(scenario.config.settings.profile.name()));
     Ok(file)
 }
 

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 const SETTLE_LIMIT: Duration = Duration::from_secs(300);
 /// Beyond its timers a cluster rests for so long before zero, as in the simulator.
 const REST: Duration = Duration::from_secs(2);
-/// VMs that are switched on at a time on a host: a user clicks no faster.
+/// So often, a second apart, a user asks for a VM that should be on at zero.
 const POWER_ON_TRIES: u32 = 30;
 
 impl Stage<'_> {
