@@ -237,7 +237,7 @@ impl Brevity {
     fn of(timing: &Timing) -> Self {
         let nanos = |d: Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
         Self {
-            verdict: nanos(2 * timing.network_heartbeat),
+            verdict: nanos(3 * timing.network_heartbeat),
             freeze: nanos(timing.network_heartbeat),
         }
     }
@@ -338,11 +338,26 @@ pub fn compare(sim: &RunResult, lab: &RunResult, timing: &Timing) -> Agreement {
                 agreement.furthest = agreement.furthest.max(apart);
             }
         }
-        for at in a.iter().skip(b.len()).filter(|at| **at <= end) {
+        // Of something that is tried again and again, one run may have a try more before the scenario goes on.
+        let cut_off = |at: i64| {
+            let next = faults.iter().find(|f| **f > at);
+            !a.is_empty()
+                && !b.is_empty()
+                && next.is_some_and(|f| f - at <= limit_at(limit, &faults, at))
+        };
+        for at in a
+            .iter()
+            .skip(b.len())
+            .filter(|at| **at <= end && !cut_off(**at))
+        {
             let (event, at) = (event.clone(), *at);
             found.push((at, Difference::OnlySim { event, at }));
         }
-        for at in b.iter().skip(a.len()).filter(|at| **at <= end) {
+        for at in b
+            .iter()
+            .skip(a.len())
+            .filter(|at| **at <= end && !cut_off(**at))
+        {
             let (event, at) = (event.clone(), *at);
             found.push((at, Difference::OnlyLab { event, at }));
         }
