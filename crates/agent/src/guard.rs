@@ -149,7 +149,7 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
     let program = file
         .program
         .clone()
-        .or_else(|| std::env::current_exe().ok());
+        .or_else(|| Some(twin::whole_program(&std::env::current_exe().ok()?)));
     let watch = Watch {
         host: file.host.clone(),
         shm,
