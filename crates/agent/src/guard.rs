@@ -44,6 +44,7 @@ const AGENT_LOOK: Duration = Duration::from_millis(200);
 const AGENT_HANGS: Duration = Duration::from_secs(5);
 /// The guard's own priority under SCHED_FIFO: above ordinary work, below the kernel's threads.
 const PRIORITY: i32 = 10;
+/// Places for events; what a place holds is boxed, because all of them are in memory from the start.
 const EVENT_QUEUE: usize = 1024;
 /// Stack of the thread that writes events: all of it is locked in memory.
 const EVENT_STACK: usize = 128 << 10;
@@ -264,7 +265,7 @@ struct Watch {
     stops: Stops,
     /// The process and generation of each slot that was let go on.
     going: BTreeMap<usize, (Process, Generation)>,
-    events: SyncSender<Event>,
+    events: SyncSender<Box<Event>>,
     wake: Option<UnixDatagram>,
     wake_path: PathBuf,
     program: Option<PathBuf>,
@@ -448,11 +449,11 @@ impl Watch {
             reason: "lapsed".to_owned(),
         };
         // The queue holds an event for every slot; a full one loses a report, not a freeze.
-        let _ = self.events.try_send(Event {
+        let _ = self.events.try_send(Box::new(Event {
             at: now,
             kind,
             why: why.to_owned(),
-        });
+        }));
     }
 
     fn wake_agent(&self) {
@@ -486,7 +487,7 @@ impl Watch {
                     host: self.host.clone(),
                 };
                 let why = "its sign of life in the guard's memory".to_owned();
-                let _ = self.events.try_send(Event { at: now, kind, why });
+                let _ = self.events.try_send(Box::new(Event { at: now, kind, why }));
             }
             return;
         }
@@ -532,7 +533,7 @@ impl Watch {
     }
 }
 
-fn write_events(path: &Path, shm: &Shm, events: &Receiver<Event>) {
+fn write_events(path: &Path, shm: &Shm, events: &Receiver<Box<Event>>) {
     while let Ok(event) = events.recv() {
         if let Err(error) = append(path, shm, &event) {
             tracing::warn!(%error, "cannot write {}", path.display());
