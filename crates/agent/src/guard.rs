@@ -258,13 +258,22 @@ fn harden(shm: &Shm) {
     }
 }
 
+/// What was let go on.
+#[derive(Debug)]
+struct Going {
+    process: Process,
+    generation: Generation,
+    /// The slot's count of changes at which this was read: the process is looked at again when it differs.
+    changes: u64,
+}
+
 struct Watch {
     host: HostId,
     shm: Arc<Shm>,
     guard: Guard,
     stops: Stops,
-    /// The process and generation of each slot that was let go on.
-    going: BTreeMap<usize, (Process, Generation)>,
+    /// Each slot that was let go on.
+    going: BTreeMap<usize, Going>,
     events: SyncSender<Box<Event>>,
     wake: Option<UnixDatagram>,
     wake_path: PathBuf,
@@ -411,20 +420,35 @@ impl Watch {
     }
 
     fn check_going(&mut self, slot: usize) {
+        // The count first: what changes after it is read is seen in the next round.
+        let Some(changes) = self.shm.changes(slot) else {
+            return;
+        };
+        let generation = self.shm.generation(slot);
+        let known = self.going.get_mut(&slot);
+        let known = known.filter(|known| known.generation == generation);
+        if known.as_ref().is_some_and(|known| known.changes == changes) {
+            return;
+        }
         let Some(process) = self.shm.process(slot) else {
             return;
         };
-        let what = (process, self.shm.generation(slot));
-        if self.going.get(&slot) == Some(&what) {
+        if let Some(known) = known.filter(|known| known.process == process) {
+            known.changes = changes;
             return;
         }
         // Its deadline is looked at once more, as near to the thaw as can be.
         let word = self.shm.load(slot);
         if word.state() == SlotState::Running && clock::now() < word.deadline() {
-            if let Err(error) = freeze::thaw(&what.0) {
+            if let Err(error) = freeze::thaw(&process) {
                 tracing::warn!(slot, error = logging::chain(&error), "not thawed");
             }
-            self.going.insert(slot, what);
+            let going = Going {
+                process,
+                generation,
+                changes,
+            };
+            self.going.insert(slot, going);
         }
     }
 

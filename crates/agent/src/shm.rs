@@ -488,6 +488,15 @@ impl Shm {
         VmId::new(std::str::from_utf8(&bytes).ok()?).ok()
     }
 
+    /// Counts the changes of a slot's description: as long as it is the same, so are VM and process. None
+    /// while the description is being changed, or was left half changed.
+    pub(crate) fn changes(&self, slot: usize) -> Option<u64> {
+        let sequence = self
+            .field(slot, Field::Sequence as usize)
+            .load(Ordering::Acquire);
+        (sequence & 1 == 0).then_some(sequence)
+    }
+
     /// The process of a slot's VM; none as long as there is none.
     pub(crate) fn process(&self, slot: usize) -> Option<Process> {
         let (pid, start_time, cgroup) = self.read(slot, |shm| {
@@ -623,8 +632,11 @@ mod tests {
             start_time: 99,
             cgroup: Some(PathBuf::from("/c".repeat(160))),
         };
+        let before = guard.changes(3);
         agent.bind(3, &process);
         assert_eq!(guard.process(3), Some(process));
+        assert_ne!(guard.changes(3), before, "another process is a change");
+        assert_eq!(guard.changes(3), agent.changes(3));
         assert_eq!(
             guard.generation(3),
             generation,
