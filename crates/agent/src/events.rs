@@ -31,7 +31,7 @@ struct Ring {
 #[derive(Clone, Debug)]
 pub(crate) struct EventLog {
     ring: Arc<(Mutex<Ring>, Condvar)>,
-    file: SyncSender<EventLine>,
+    file: SyncSender<Box<EventLine>>,
 }
 
 impl EventLog {
@@ -67,7 +67,7 @@ impl EventLog {
         changed.notify_all();
         drop(ring);
         tracing::info!(n = line.n, event = ?line.event.kind, why = line.event.why, "event");
-        let _ = self.file.try_send(line);
+        let _ = self.file.try_send(Box::new(line));
     }
 
     /// The number of the first of the `last` events.
@@ -117,7 +117,7 @@ fn tail(path: &Path) -> VecDeque<EventLine> {
     lines
 }
 
-fn write(dir: &Path, queue: &Receiver<EventLine>) {
+fn write(dir: &Path, queue: &Receiver<Box<EventLine>>) {
     let path = dir.join(FILE);
     while let Ok(line) = queue.recv() {
         if let Err(error) = append(dir, &path, &line) {

@@ -44,6 +44,7 @@ const AGENT_LOOK: Duration = Duration::from_millis(200);
 const AGENT_HANGS: Duration = Duration::from_secs(5);
 /// The guard's own priority under SCHED_FIFO: above ordinary work, below the kernel's threads.
 const PRIORITY: i32 = 10;
+/// Places for events; what a place holds is boxed, because all of them are in memory from the start.
 const EVENT_QUEUE: usize = 1024;
 /// Stack of the thread that writes events: all of it is locked in memory.
 const EVENT_STACK: usize = 128 << 10;
@@ -149,7 +150,7 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
     let program = file
         .program
         .clone()
-        .or_else(|| std::env::current_exe().ok());
+        .or_else(|| Some(twin::whole_program(&std::env::current_exe().ok()?)));
     let watch = Watch {
         host: file.host.clone(),
         shm,
@@ -257,14 +258,23 @@ fn harden(shm: &Shm) {
     }
 }
 
+/// What was let go on.
+#[derive(Debug)]
+struct Going {
+    process: Process,
+    generation: Generation,
+    /// The slot's count of changes at which this was read: the process is looked at again when it differs.
+    changes: u64,
+}
+
 struct Watch {
     host: HostId,
     shm: Arc<Shm>,
     guard: Guard,
     stops: Stops,
-    /// The process and generation of each slot that was let go on.
-    going: BTreeMap<usize, (Process, Generation)>,
-    events: SyncSender<Event>,
+    /// Each slot that was let go on.
+    going: BTreeMap<usize, Going>,
+    events: SyncSender<Box<Event>>,
     wake: Option<UnixDatagram>,
     wake_path: PathBuf,
     program: Option<PathBuf>,
@@ -410,20 +420,35 @@ impl Watch {
     }
 
     fn check_going(&mut self, slot: usize) {
+        // The count first: what changes after it is read is seen in the next round.
+        let Some(changes) = self.shm.changes(slot) else {
+            return;
+        };
+        let generation = self.shm.generation(slot);
+        let known = self.going.get_mut(&slot);
+        let known = known.filter(|known| known.generation == generation);
+        if known.as_ref().is_some_and(|known| known.changes == changes) {
+            return;
+        }
         let Some(process) = self.shm.process(slot) else {
             return;
         };
-        let what = (process, self.shm.generation(slot));
-        if self.going.get(&slot) == Some(&what) {
+        if let Some(known) = known.filter(|known| known.process == process) {
+            known.changes = changes;
             return;
         }
         // Its deadline is looked at once more, as near to the thaw as can be.
         let word = self.shm.load(slot);
         if word.state() == SlotState::Running && clock::now() < word.deadline() {
-            if let Err(error) = freeze::thaw(&what.0) {
+            if let Err(error) = freeze::thaw(&process) {
                 tracing::warn!(slot, error = logging::chain(&error), "not thawed");
             }
-            self.going.insert(slot, what);
+            let going = Going {
+                process,
+                generation,
+                changes,
+            };
+            self.going.insert(slot, going);
         }
     }
 
@@ -448,11 +473,11 @@ impl Watch {
             reason: "lapsed".to_owned(),
         };
         // The queue holds an event for every slot; a full one loses a report, not a freeze.
-        let _ = self.events.try_send(Event {
+        let _ = self.events.try_send(Box::new(Event {
             at: now,
             kind,
             why: why.to_owned(),
-        });
+        }));
     }
 
     fn wake_agent(&self) {
@@ -486,7 +511,7 @@ impl Watch {
                     host: self.host.clone(),
                 };
                 let why = "its sign of life in the guard's memory".to_owned();
-                let _ = self.events.try_send(Event { at: now, kind, why });
+                let _ = self.events.try_send(Box::new(Event { at: now, kind, why }));
             }
             return;
         }
@@ -532,7 +557,7 @@ impl Watch {
     }
 }
 
-fn write_events(path: &Path, shm: &Shm, events: &Receiver<Event>) {
+fn write_events(path: &Path, shm: &Shm, events: &Receiver<Box<Event>>) {
     while let Ok(event) = events.recv() {
         if let Err(error) = append(path, shm, &event) {
             tracing::warn!(%error, "cannot write {}", path.display());

@@ -87,6 +87,7 @@ impl GuardLink {
             crate::clock::pause(std::time::Duration::from_millis(10));
         };
         shm.enter_agent(&me);
+        shm.keep_mark(&me);
         shm.beat_agent(clock::now());
         Ok(Self {
             shm: Mutex::new(Arc::new(shm)),
@@ -389,6 +390,7 @@ impl GuardLink {
             "the guard's memory was lost; all VMs are frozen until their locks are proven"
         );
         fresh.enter_agent(&self.me);
+        fresh.keep_mark(&self.me);
         fresh.beat_agent(clock::now());
         let known = self.known().clone();
         for (vm, (generation, process)) in known {

@@ -93,11 +93,11 @@ struct Shell {
     same_ids: SameIds,
     /// What keeps messages from other hosts.
     stream_troubles: BTreeMap<HostId, String>,
-    wake: SyncSender<Wake>,
+    wake: SyncSender<Box<Wake>>,
 }
 
 impl Shell {
-    fn run(&mut self, wakes: &Receiver<Wake>) {
+    fn run(&mut self, wakes: &Receiver<Box<Wake>>) {
         self.drain();
         loop {
             self.link.shm().beat_agent(clock::now());
@@ -109,8 +109,10 @@ impl Shell {
             let due = self.agent.poll_timeout().map(|at| at.since(clock::now()));
             let wait = due.unwrap_or(BEAT).min(BEAT);
             match wakes.recv_timeout(wait) {
-                Ok(Wake::Stop(signal)) => return self.stop(signal),
-                Ok(wake) => self.on_wake(wake),
+                Ok(wake) => match *wake {
+                    Wake::Stop(signal) => return self.stop(signal),
+                    wake => self.on_wake(wake),
+                },
                 Err(RecvTimeoutError::Timeout) => {}
                 // The loop holds a sender itself, so this cannot be.
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -250,7 +252,7 @@ impl Shell {
         let started = spawn("ping", move || {
             let outcome = work();
             running.fetch_sub(1, Ordering::AcqRel);
-            drop(to_loop.send(Wake::Input(Input::Pinged(op, outcome))));
+            drop(to_loop.send(Box::new(Wake::Input(Input::Pinged(op, outcome)))));
         });
         if started.is_err() {
             self.pings.fetch_sub(1, Ordering::AcqRel);

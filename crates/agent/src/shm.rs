@@ -1,7 +1,7 @@
 //! The memory that an agent and its guard share: a file that both map, all of it atomic words.
 //!
 //! ```text
-//! header: magic, version, table, boot (2), agent pid/start/beat, guard pid/start/beat, planned stop, ...
+//! header: magic, version, table, boot (2), agent pid/start/beat, guard pid/start/beat, planned stop, ..., mark
 //! slots:  deadline word | flags | generation | sequence | pid | start time | VM id | cgroup path
 //! ```
 //! The deadline word is read and changed only through [`mainstay_core::guard`]. The rest of a slot is
@@ -52,6 +52,10 @@ enum Head {
     Weak,
     /// In milliseconds, plus one; zero: the agent has not said.
     FrozenLimit,
+    /// No slot from this one on is in use, as long as the agent that said so is the one that is signed in.
+    Mark,
+    /// Which agent keeps the mark: see [`Shm::keep_mark`].
+    MarkOf,
 }
 
 /// Words of a slot.
@@ -291,6 +295,17 @@ impl Shm {
         self.set(Head::PlannedStop, 0);
     }
 
+    /// Says up to where slots are in use, for an agent that has signed in and raises the mark from now on.
+    /// The name of the agent is what makes the mark good: one of an older version, which signs in and
+    /// raises no mark, is not its keeper, and all slots are looked at.
+    pub(crate) fn keep_mark(&self, agent: &Process) {
+        let used = |slot: &usize| self.load(*slot).state() != SlotState::Free;
+        let mark = (0..SLOTS).rev().find(used).map_or(0, |slot| slot + 1);
+        self.set(Head::Mark, mark as u64);
+        let keeper = mark_keeper(u64::from(agent.pid.unsigned_abs()), agent.start_time);
+        self.set(Head::MarkOf, keeper);
+    }
+
     /// Signs the guard in.
     pub(crate) fn enter_guard(&self, process: &Process) {
         self.set(Head::GuardPid, u64::from(process.pid.unsigned_abs()));
@@ -375,7 +390,7 @@ impl Shm {
 
     /// The slot of a VM.
     pub(crate) fn slot_of(&self, vm: &VmId) -> Option<usize> {
-        (0..SLOTS)
+        (0..self.len())
             .find(|s| self.load(*s).state() != SlotState::Free && self.vm(*s).as_ref() == Some(vm))
     }
 
@@ -403,6 +418,9 @@ impl Shm {
             shm.write_text(slot, Field::Cgroup, CGROUP_BYTES, b"");
         });
         self.set_generation(slot, generation);
+        // Before the word: from the moment at which there is one, it is looked at.
+        self.head(Head::Mark)
+            .fetch_max(slot as u64 + 1, Ordering::AcqRel);
         self.compare_exchange(slot, Word::FREE, word)
     }
 
@@ -468,6 +486,15 @@ impl Shm {
     pub(crate) fn vm(&self, slot: usize) -> Option<VmId> {
         let bytes = self.read(slot, |shm| shm.read_text(slot, Field::Vm, VM_BYTES))?;
         VmId::new(std::str::from_utf8(&bytes).ok()?).ok()
+    }
+
+    /// Counts the changes of a slot's description: as long as it is the same, so are VM and process. None
+    /// while the description is being changed, or was left half changed.
+    pub(crate) fn changes(&self, slot: usize) -> Option<u64> {
+        let sequence = self
+            .field(slot, Field::Sequence as usize)
+            .load(Ordering::Acquire);
+        (sequence & 1 == 0).then_some(sequence)
     }
 
     /// The process of a slot's VM; none as long as there is none.
@@ -546,9 +573,22 @@ impl Shm {
 /// Never used: slots and fields are within the table by construction.
 static FALLBACK: AtomicU64 = AtomicU64::new(0);
 
+/// An agent's process in one word, which no other process of this boot has: the kernel's process numbers
+/// are below 2^22. Never zero, as a fresh table is.
+fn mark_keeper(pid: u64, start_time: u64) -> u64 {
+    start_time << 22 | pid
+}
+
 impl Words for Shm {
+    /// How many slots have to be looked at: no slot behind them is in use.
     fn len(&self) -> usize {
-        SLOTS
+        // The keeper first: it signs when its mark is there.
+        let keeper = self.get(Head::MarkOf);
+        let agent = mark_keeper(self.get(Head::AgentPid), self.get(Head::AgentStart));
+        if keeper != agent || keeper == 0 {
+            return SLOTS;
+        }
+        usize::try_from(self.get(Head::Mark)).map_or(SLOTS, |mark| mark.min(SLOTS))
     }
 
     fn load(&self, slot: usize) -> Word {
@@ -592,8 +632,11 @@ mod tests {
             start_time: 99,
             cgroup: Some(PathBuf::from("/c".repeat(160))),
         };
+        let before = guard.changes(3);
         agent.bind(3, &process);
         assert_eq!(guard.process(3), Some(process));
+        assert_ne!(guard.changes(3), before, "another process is a change");
+        assert_eq!(guard.changes(3), agent.changes(3));
         assert_eq!(
             guard.generation(3),
             generation,
@@ -608,6 +651,42 @@ mod tests {
         assert!(!agent.occupy(3, &vm, generation, word), "the slot is taken");
         agent.release(3);
         assert_eq!(guard.slot_of(&vm), None);
+    }
+
+    #[test]
+    fn only_the_signed_in_agent_s_mark_shortens_the_look() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("guard.shm");
+        let guard = Shm::create(&path, BOOT, 77).expect("made");
+        let agent = Shm::open(&path, BOOT).expect("there");
+        let process = |pid| Process {
+            pid,
+            start_time: 99,
+            cgroup: None,
+        };
+        let occupy = |slot: usize| {
+            let vm = VmId::new(&format!("vm-{slot}")).expect("id");
+            let word = Word::new(SlotState::Running, Generation(1), at(1000));
+            assert!(agent.occupy(slot, &vm, Generation(1), word));
+        };
+        assert_eq!(guard.len(), SLOTS, "nobody keeps a mark");
+        occupy(6);
+        agent.enter_agent(&process(42));
+        agent.keep_mark(&process(42));
+        assert_eq!(guard.len(), 7, "what was there counts");
+        occupy(2);
+        assert_eq!(guard.len(), 7);
+        occupy(9);
+        assert_eq!(guard.len(), 10);
+        // One of an older version, which knows no mark.
+        agent.enter_agent(&process(43));
+        assert_eq!(guard.len(), SLOTS);
+        agent.release(9);
+        agent.enter_agent(&process(44));
+        agent.keep_mark(&process(44));
+        assert_eq!(guard.len(), 7, "a new agent looks anew");
+        agent.set(Head::Mark, u64::MAX);
+        assert_eq!(guard.len(), SLOTS, "a damaged mark is none");
     }
 
     #[test]

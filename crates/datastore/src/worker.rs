@@ -26,8 +26,8 @@ struct Job {
 /// hanging thread behind, because nothing can end it.
 #[derive(Debug)]
 pub struct Worker {
-    heartbeats: SyncSender<Job>,
-    rest: SyncSender<Job>,
+    heartbeats: SyncSender<Box<Job>>,
+    rest: SyncSender<Box<Job>>,
 }
 
 impl Worker {
@@ -67,11 +67,13 @@ impl Worker {
         } else {
             &self.rest
         };
-        queue.try_send(Job { op, request }).map_err(|_| QueueFull)
+        queue
+            .try_send(Box::new(Job { op, request }))
+            .map_err(|_| QueueFull)
     }
 }
 
-fn run(datastore: &FileDatastore, jobs: &Receiver<Job>, done: &impl Fn(OpId, StorageOutcome)) {
+fn run(datastore: &FileDatastore, jobs: &Receiver<Box<Job>>, done: &impl Fn(OpId, StorageOutcome)) {
     while let Ok(job) = jobs.recv() {
         done(job.op, datastore.perform(&job.request));
     }

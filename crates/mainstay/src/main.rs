@@ -1,4 +1,5 @@
-//! The one binary of Mainstay: the user's commands, the daemons, the simulator and the demo.
+//! The one binary of Mainstay: the user's commands, the daemons, the simulator and the demo. The guard lies beside it
+//! as a small program too (`bin/mainstay-guard.rs`), which the agent prefers.
 //!
 //! Decides nothing: it asks agents, starts them, and shows what they say.
 

@@ -45,7 +45,9 @@ impl Shell {
             let issues = failed.into_iter().chain(unknown).chain(moved).collect();
             self.addresses = addresses;
             // Not at once: this is one of several outputs that are carried out in order.
-            let told = self.wake.try_send(Wake::Issues(Source::Members, issues));
+            let told = self
+                .wake
+                .try_send(Box::new(Wake::Issues(Source::Members, issues)));
             if told.is_err() {
                 tracing::warn!("the queue is full: weaknesses of the members are not told");
             }

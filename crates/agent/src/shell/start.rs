@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
-/// Events that wait for the loop.
+/// Events that wait for the loop. All places are in memory from the start, so what they hold is boxed.
 const QUEUE_LENGTH: usize = 8192;
 /// How long a start waits for datastores that answer.
 const DATASTORE_PATIENCE: Duration = Duration::from_secs(1);
@@ -136,7 +136,7 @@ impl Starting<'_> {
         Ok((identity, boot))
     }
 
-    fn start(self) -> Result<(Shell, Receiver<Wake>), AgentError> {
+    fn start(self) -> Result<(Shell, Receiver<Box<Wake>>), AgentError> {
         let file = self.file;
         let (identity, boot) = self.identity()?;
         let (wake, wakes) = sync_channel(QUEUE_LENGTH);
@@ -145,7 +145,8 @@ impl Starting<'_> {
         let (udp, streams) = self.network(&identity, &addresses, &rejects, &wake)?;
         let events = EventLog::start(&file.log_dir).map_err(system("start a thread"))?;
         let to_loop = wake.clone();
-        let ask: server::Asker = Arc::new(move |ask| to_loop.try_send(Wake::Ask(ask)).is_ok());
+        let ask: server::Asker =
+            Arc::new(move |ask| to_loop.try_send(Box::new(Wake::Ask(ask))).is_ok());
         server::start(&file.control_socket(), ask, events.clone())?;
         handle_signals(&wake)?;
 
@@ -166,7 +167,8 @@ impl Starting<'_> {
         probe_weaknesses(file, self.cluster_file, &drivers, &wake)?;
         let to_loop = wake.clone();
         // These threads may wait for the loop; it never waits for them.
-        let report: Report = Arc::new(move |input| drop(to_loop.send(Wake::Input(input))));
+        let report: Report =
+            Arc::new(move |input| drop(to_loop.send(Box::new(Wake::Input(input)))));
         let vms_config = VmsConfig {
             cluster: self.cluster_file,
             default: file.driver,
@@ -181,7 +183,8 @@ impl Starting<'_> {
         let (found, ends) = vms.adopt();
 
         let to_loop = wake.clone();
-        let done = move |op, ok| drop(to_loop.send(Wake::Input(Input::Persisted(op, ok))));
+        let done =
+            move |op, ok| drop(to_loop.send(Box::new(Wake::Input(Input::Persisted(op, ok)))));
         let persister =
             Persister::start(file.state_dir.clone(), done).map_err(system("start a thread"))?;
         let (durable, state_issue) = persist::load(&file.state_dir);
@@ -197,7 +200,7 @@ impl Starting<'_> {
         let watching = Arc::clone(&link);
         let to_loop = wake.clone();
         spawn("guard", move || {
-            let report = |seen| drop(to_loop.send(Wake::Seen(seen)));
+            let report = |seen| drop(to_loop.send(Box::new(Wake::Seen(seen))));
             if let Err(error) = watching.watch(&report) {
                 report(Seen::Issues(vec![format!(
                     "the guard cannot be watched ({error}); restart the agent"
@@ -255,7 +258,7 @@ impl Starting<'_> {
         identity: &Identity,
         addresses: &Addresses,
         rejects: &Rejects,
-        wake: &SyncSender<Wake>,
+        wake: &SyncSender<Box<Wake>>,
     ) -> Result<(Udp, Streams), AgentError> {
         let me = &identity.host;
         let cluster = self.cluster.cluster_id;
@@ -280,7 +283,7 @@ impl Starting<'_> {
                 Streamed::Renewed(to) => Wake::Input(Input::StreamRenewed { to }),
                 Streamed::Trouble(to, what) => Wake::Trouble(to, what),
             };
-            drop(to_loop.send(wake));
+            drop(to_loop.send(Box::new(wake)));
         };
         let patience = Patience::of(&self.cluster.settings.timing);
         let streams = Streams::start(
@@ -299,11 +302,13 @@ impl Starting<'_> {
         Ok((udp, streams))
     }
 
-    fn datastores(&self, wake: &SyncSender<Wake>) -> Result<Datastores, AgentError> {
+    fn datastores(&self, wake: &SyncSender<Box<Wake>>) -> Result<Datastores, AgentError> {
         let to_loop = wake.clone();
-        let done = move |op, outcome| drop(to_loop.send(Wake::Input(Input::Storage(op, outcome))));
+        let done = move |op, outcome| {
+            drop(to_loop.send(Box::new(Wake::Input(Input::Storage(op, outcome)))))
+        };
         let to_loop = wake.clone();
-        let opened = move |opened| drop(to_loop.send(Wake::Opened(opened)));
+        let opened = move |opened| drop(to_loop.send(Box::new(Wake::Opened(opened))));
         let mut datastores = Datastores::start(
             &self.file.datastores,
             self.cluster.cluster_id,
@@ -329,13 +334,13 @@ fn random() -> Result<u64, AgentError> {
     Ok(u64::from_le_bytes(bytes).max(1))
 }
 
-fn handle_signals(wake: &SyncSender<Wake>) -> Result<(), AgentError> {
+fn handle_signals(wake: &SyncSender<Box<Wake>>) -> Result<(), AgentError> {
     let all = [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT];
     let mut signals = signal_hook::iterator::Signals::new(all).map_err(system("handle signals"))?;
     let to_loop = wake.clone();
     spawn("signals", move || {
         for signal in signals.forever() {
-            drop(to_loop.send(Wake::Stop(signal)));
+            drop(to_loop.send(Box::new(Wake::Stop(signal))));
         }
     })
 }
@@ -345,7 +350,7 @@ fn probe_weaknesses(
     file: &AgentFile,
     cluster: &ClusterFile,
     drivers: &drivers::Drivers,
-    wake: &SyncSender<Wake>,
+    wake: &SyncSender<Box<Wake>>,
 ) -> Result<(), AgentError> {
     let mut network = Vec::new();
     match file.probe {
@@ -379,10 +384,10 @@ fn probe_weaknesses(
         .collect();
     let to_loop = wake.clone();
     spawn("weaknesses", move || {
-        drop(to_loop.send(Wake::Issues(Source::Network, network)));
+        drop(to_loop.send(Box::new(Wake::Issues(Source::Network, network))));
         let watchdog = no_watchdog.into_iter().collect();
-        drop(to_loop.send(Wake::Issues(Source::Watchdog, watchdog)));
+        drop(to_loop.send(Box::new(Wake::Issues(Source::Watchdog, watchdog))));
         let all = used.iter().flat_map(|d| d.weaknesses()).collect();
-        drop(to_loop.send(Wake::Issues(Source::Hypervisor, all)));
+        drop(to_loop.send(Box::new(Wake::Issues(Source::Hypervisor, all))));
     })
 }

@@ -34,14 +34,14 @@ impl Surroundings {
 }
 
 /// Looks as long as the process lives, on a thread of its own: the kernel's tables may be long.
-pub(super) fn watch(own: Vec<OnNetwork>, wake: SyncSender<Wake>) -> Result<(), AgentError> {
+pub(super) fn watch(own: Vec<OnNetwork>, wake: SyncSender<Box<Wake>>) -> Result<(), AgentError> {
     spawn("surroundings", move || {
         let mut last = Surroundings::default();
         loop {
             let seen = last.look(&own);
             if seen != last {
                 last.clone_from(&seen);
-                if wake.send(Wake::Surroundings(seen)).is_err() {
+                if wake.send(Box::new(Wake::Surroundings(seen))).is_err() {
                     return;
                 }
             }

@@ -7,9 +7,9 @@
 //!                          time is up, or told to come back    ▼
 //!   what was taken is killed, the rest is thawed ◀── goes on as an agent that hung
 //! ```
-//! A drill is silence and nothing else ([`silence`]): it has no way of its own to stop, freeze, thaw or
+//! A drill is silence and nothing else (`silence`): it has no way of its own to stop, freeze, thaw or
 //! start a VM, so that it cannot do what the loss of an agent could not do. The forecast is made by the code
-//! that decides, on a copy of the primary ([`forecast`]).
+//! that decides, on a copy of the primary (`forecast`).
 //!
 //! Never here: a decision about a VM, a lock or a verdict.
 
