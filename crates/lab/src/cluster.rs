@@ -27,10 +27,8 @@ use mainstay_hypervisor::Seen;
 use mainstay_sim::{Scenario, StorageFault};
 pub(crate) use noted::Noted;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -324,15 +322,6 @@ impl Cluster {
     /// When it cannot be started.
     pub fn start_agent(&self, host: usize) -> Result<()> {
         let it = self.host(host)?;
-        let output = it.dir.join("log").join("agent.out");
-        let log = |e: Failure| e.at(output.display());
-        let out = File::options()
-            .create(true)
-            .append(true)
-            .open(&output)
-            .context("cannot open a log")
-            .map_err(log)?;
-        let err = out.try_clone().context("cannot open a log").map_err(log)?;
         // The shell puts itself into the host's cgroup and becomes the agent: from its first instruction on it
         // is part of what a power loss takes away.
         let mut command = Command::new("/bin/sh");
@@ -344,14 +333,9 @@ impl Cluster {
             .arg("agent")
             .arg("--config")
             .arg(it.config())
-            .env(procs::RUN, &self.run)
-            .env(procs::HOST, it.id.as_str())
-            .env_remove("MAINSTAY_SOCKET")
-            .current_dir(self.dir())
-            .stdin(Stdio::null())
-            .stdout(out)
-            .stderr(err)
-            .process_group(0);
+            .current_dir(self.dir());
+        let output = it.dir.join("log").join("agent.out");
+        procs::make_hosts_own(&mut command, &self.run, it.id.as_str(), &output)?;
         self.network.namespace(host)?.spawn(&mut command)
     }
 
@@ -369,16 +353,19 @@ impl Cluster {
         it.powered = false;
         // Nothing of it acts any more, and what it gives up as it dies reaches no storage: that learns of its
         // end by its silence.
-        it.set_frozen(true)?;
+        let frozen = it.set_frozen(true);
         it.wait_frozen();
+        let mut aborted = Ok(());
         for (index, mount) in std::mem::take(&mut it.mounts) {
-            mount.power_off(expiry.get(index).copied().unwrap_or_default())?;
+            let off = mount.power_off(expiry.get(index).copied().unwrap_or_default());
+            aborted = aborted.and(off);
         }
         it.paused = false;
-        let killed = std::fs::write(it.cgroup.join("cgroup.kill"), "1");
-        killed
+        // Whatever went wrong before: a host that lost its power runs nothing.
+        std::fs::write(it.cgroup.join("cgroup.kill"), "1")
             .context("cannot end the processes of a host")
             .map_err(|e| e.at(it.cgroup.display()))?;
+        frozen.and(aborted)?;
         it.wait_empty(GONE_WITHIN)?;
         it.set_frozen(false)?;
         Ok(at)

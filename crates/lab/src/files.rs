@@ -2,13 +2,15 @@
 
 use crate::dir::{hex, random};
 use crate::fail::{Context, Failure, Result};
-use mainstay_agent::config::ClusterKey;
+use mainstay_agent::config::{AgentFile, ClusterKey, DriverKind, Probe};
 use mainstay_agent::pki;
-use mainstay_core::id::HostId;
+use mainstay_core::config::ClusterConfig;
+use mainstay_core::id::{DatastoreId, HostId};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Longest name of a Unix socket (unix(7): 108 bytes with the end mark).
 const SOCKET_NAME_MAX: usize = 107;
@@ -94,6 +96,67 @@ impl Keys {
         let issued = self.ca.issue(host).context("cannot issue a certificate")?;
         write(&dir.join("cert.pem"), issued.cert_pem.as_bytes(), 0o644)?;
         write(&dir.join("cert.key"), issued.key_pem.as_bytes(), 0o600)
+    }
+}
+
+/// What differs between the agents of runs. The rest is the same: a directory of the host's own beside the files
+/// of the cluster.
+#[derive(Debug)]
+pub struct OwnAgent {
+    /// The host.
+    pub host: HostId,
+    /// Its sockets, its guard's memory and its guests' records.
+    pub run_dir: PathBuf,
+    /// What runs VMs that name no driver.
+    pub driver: DriverKind,
+    /// The `mainstay` program.
+    pub program: PathBuf,
+    /// The cgroup below which each VM has its own.
+    pub cgroup_parent: Option<PathBuf>,
+    /// How pings go.
+    pub probe: Probe,
+    /// Mount point of each datastore.
+    pub datastores: BTreeMap<DatastoreId, PathBuf>,
+}
+
+impl OwnAgent {
+    /// Makes what a host has on its own disk: directories, certificate, a first boot, and its `agent.toml`, checked
+    /// against the cluster's configuration.
+    ///
+    /// # Errors
+    /// When something cannot be made, or the configuration is refused.
+    pub fn write(self, dir: &Path, keys: &Keys, config: &ClusterConfig) -> Result<()> {
+        for made in [&dir.join("state"), &self.run_dir, &dir.join("log")] {
+            make_dir(made)?;
+        }
+        keys.issue(&self.host, dir)?;
+        new_boot(&self.run_dir, &dir.join("boot_id"))?;
+        let agent = AgentFile {
+            host: self.host,
+            cluster: "../cluster.toml".into(),
+            state_dir: "state".into(),
+            run_dir: self.run_dir,
+            log_dir: "log".into(),
+            driver: self.driver,
+            program: Some(self.program),
+            qemu: None,
+            key_file: "../cluster.key".into(),
+            ca_file: "../ca.pem".into(),
+            cert_file: "cert.pem".into(),
+            cert_key_file: "cert.key".into(),
+            boot_id_file: Some("boot_id".into()),
+            watchdog: None,
+            cgroup_parent: self.cgroup_parent,
+            probe: self.probe,
+            datastores: self.datastores,
+        };
+        let path = dir.join("agent.toml");
+        agent
+            .write(&path)
+            .context("cannot write an agent's configuration")?;
+        agent
+            .check_against(&path, config)
+            .context("the run's own configuration is refused")
     }
 }
 

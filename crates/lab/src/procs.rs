@@ -2,14 +2,17 @@
 //!
 //! Invariant: no process is signalled unless its environment carries the mark of the run in question.
 
+use crate::fail::{Context, Failure, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::process::{Command, Output};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -276,6 +279,37 @@ fn waiting() -> std::sync::MutexGuard<'static, ()> {
 pub fn run_tool(command: &mut Command) -> io::Result<Output> {
     let _held = waiting();
     command.output()
+}
+
+/// Lets a program that is about to be started write its output, and its errors, at the end of a log.
+///
+/// # Errors
+/// When the log cannot be opened.
+pub fn log_to(command: &mut Command, log: &Path) -> Result<()> {
+    let at = |e: Failure| e.at(log.display());
+    let out = File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .context("cannot open a log")
+        .map_err(at)?;
+    let err = out.try_clone().context("cannot open a log").map_err(at)?;
+    command.stdin(Stdio::null()).stdout(out).stderr(err);
+    Ok(())
+}
+
+/// Marks a program that is about to be started as one of a host of the run, with its output in a log.
+///
+/// # Errors
+/// When the log cannot be opened.
+pub fn make_hosts_own(command: &mut Command, run: &str, host: &str, log: &Path) -> Result<()> {
+    // A group of its own: Ctrl-C reaches the run's leader alone, which then ends the hosts.
+    command
+        .env(RUN, run)
+        .env(HOST, host)
+        .env_remove("MAINSTAY_SOCKET")
+        .process_group(0);
+    log_to(command, log)
 }
 
 /// Starts a program that [`reap`] will take the status of.

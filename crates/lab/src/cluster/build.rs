@@ -2,9 +2,9 @@
 
 use super::{Host, Options};
 use crate::fail::{Context, Failure, Result};
-use crate::files::{Keys, make_dir, new_boot};
+use crate::files::{Keys, OwnAgent, make_dir};
 use crate::network::Network;
-use mainstay_agent::config::{AgentFile, ClusterFile, ClusterId, DriverKind, Probe};
+use mainstay_agent::config::{ClusterFile, ClusterId, DriverKind, Probe};
 use mainstay_core::config::{ClusterConfig, VmSpec};
 use mainstay_core::id::{DatastoreId, VmId};
 use mainstay_core::time::Duration;
@@ -71,45 +71,20 @@ pub(super) fn hosts(
         .context("the lab's own configuration is refused")?;
     let keys = Keys::make(dir)?;
     for host in hosts {
-        for dir in [
-            &host.dir.join("state"),
-            &host.run_dir,
-            &host.dir.join("log"),
-        ] {
-            make_dir(dir)?;
-        }
-        keys.issue(&host.id, &host.dir)?;
-        new_boot(&host.run_dir, &host.boot_id())?;
-        let mounts = mounts(host, &config);
-        for mount in mounts.values() {
+        let datastores = mounts(host, &config);
+        for mount in datastores.values() {
             make_dir(mount)?;
         }
-        let agent = AgentFile {
+        let own = OwnAgent {
             host: host.id.clone(),
-            cluster: "../cluster.toml".into(),
-            state_dir: "state".into(),
             run_dir: host.run_dir.clone(),
-            log_dir: "log".into(),
             driver: options.driver,
-            program: Some(options.program.clone()),
-            qemu: None,
-            key_file: "../cluster.key".into(),
-            ca_file: "../ca.pem".into(),
-            cert_file: "cert.pem".into(),
-            cert_key_file: "cert.key".into(),
-            boot_id_file: Some("boot_id".into()),
-            watchdog: None,
+            program: options.program.clone(),
             cgroup_parent: Some(host.vms_cgroup()),
             probe: Probe::Icmp,
-            datastores: mounts,
+            datastores,
         };
-        let path = host.config();
-        agent
-            .write(&path)
-            .context("cannot write an agent's configuration")?;
-        agent
-            .check_against(&path, &config)
-            .context("the lab's own configuration is refused")?;
+        own.write(&host.dir, &keys, &config)?;
     }
     Ok(config)
 }

@@ -214,15 +214,8 @@ impl Host {
     pub(super) fn start(&self, program: &[&str]) -> Result<()> {
         let name = program.first().copied().unwrap_or_default();
         let log = self.log(&format!("{name}.out"));
-        let out = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .context("cannot open a log")
-            .map_err(|e| e.at(log.display()))?;
-        let err = out.try_clone().context("cannot open a log")?;
         let mut command = self.command(program);
-        command.stdout(out).stderr(err);
+        procs::log_to(&mut command, &log)?;
         self.named(|| procs::spawn(&mut command))?
             .context(format_args!("cannot start {name}"))
     }

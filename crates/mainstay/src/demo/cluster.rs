@@ -18,10 +18,8 @@ use mainstay_lab::procs::{self, Killed, Marker};
 use nix::time::{ClockId, clock_gettime};
 use nix::unistd::Pid;
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// The clock that agents' events carry: CLOCK_BOOTTIME, the same for all processes of this machine.
 pub(crate) fn now() -> Instant {
@@ -249,25 +247,9 @@ impl Cluster {
 
     fn command(&self, host: &str, output: &Path) -> Result<Command> {
         let program = std::env::current_exe().context("cannot find this program's own file")?;
-        let log = |e: Failure| e.at(output.display());
-        let out = File::options()
-            .create(true)
-            .append(true)
-            .open(output)
-            .context("cannot open a log")
-            .map_err(log)?;
-        let err = out.try_clone().context("cannot open a log").map_err(log)?;
         let mut command = Command::new(program);
-        // A group of its own: Ctrl-C reaches the demo alone, which then ends the hosts.
-        command
-            .env(procs::RUN, &self.run)
-            .env(procs::HOST, host)
-            .env_remove("MAINSTAY_SOCKET")
-            .current_dir(self.dir())
-            .stdin(Stdio::null())
-            .stdout(out)
-            .stderr(err)
-            .process_group(0);
+        command.current_dir(self.dir());
+        procs::make_hosts_own(&mut command, &self.run, host, output)?;
         Ok(command)
     }
 

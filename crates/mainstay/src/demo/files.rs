@@ -3,7 +3,7 @@
 use super::net::{Network, PROBE_PORT};
 use crate::fail::{Context, Failure, Result};
 use mainstay_agent::config::{
-    AgentFile, ClusterFile, ClusterId, DriverKind, HostEntry, Probe, SettingValue, VmEntry,
+    ClusterFile, ClusterId, DriverKind, HostEntry, Probe, SettingValue, VmEntry,
 };
 use mainstay_core::config::{
     ClusterConfig, DatastoreKind, DatastoreSpec, FenceClass, Profile, RestartPriority,
@@ -12,7 +12,7 @@ use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_datastore::FileDatastore;
 use mainstay_hypervisor::{ImageKind, make_image};
 use mainstay_lab::dir::random;
-use mainstay_lab::files::{Keys, make_dir, new_boot};
+use mainstay_lab::files::{Keys, OwnAgent, make_dir, new_boot};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -210,27 +210,11 @@ fn write_host(
     network: &Network,
     keys: &Keys,
 ) -> Result<()> {
-    for dir in [&host.dir.join("state"), &host.run_dir, &host.logs()] {
-        make_dir(dir)?;
-    }
-    keys.issue(&host.id, &host.dir)?;
-    host.new_boot()?;
-    let program = std::env::current_exe().context("cannot find this program's own file")?;
-    let agent = AgentFile {
+    let own = OwnAgent {
         host: host.id.clone(),
-        cluster: "../cluster.toml".into(),
-        state_dir: "state".into(),
         run_dir: host.run_dir.clone(),
-        log_dir: "log".into(),
         driver: plan.driver,
-        program: Some(program),
-        qemu: None,
-        key_file: "../cluster.key".into(),
-        ca_file: "../ca.pem".into(),
-        cert_file: "cert.pem".into(),
-        cert_key_file: "cert.key".into(),
-        boot_id_file: Some("boot_id".into()),
-        watchdog: None,
+        program: std::env::current_exe().context("cannot find this program's own file")?,
         cgroup_parent: places.cgroup.map(|parent| parent.join(host.id.as_str())),
         probe: if network.needs_probes() {
             Probe::Udp { port: PROBE_PORT }
@@ -243,12 +227,7 @@ fn write_host(
             .map(|id| (id.clone(), places.dir.join(id.as_str())))
             .collect(),
     };
-    agent
-        .write(&host.config())
-        .context("cannot write an agent's configuration")?;
-    agent
-        .check_against(&host.config(), config)
-        .context("the demo's own configuration is refused")
+    own.write(&host.dir, keys, config)
 }
 
 fn provision(dir: &Path, config: &ClusterConfig, hosts: &[DemoHost]) -> Result<()> {
