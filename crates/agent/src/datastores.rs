@@ -50,7 +50,7 @@ impl Datastores {
         on_opened: O,
     ) -> io::Result<Self>
     where
-        D: Fn(OpId, StorageOutcome) + Clone + Send + 'static,
+        D: Fn(OpId, StorageOutcome) + Clone + Send + Sync + 'static,
         O: Fn(Opened) + Clone + Send + 'static,
     {
         let (to_start, first) = channel();

@@ -1,16 +1,32 @@
-//! The threads of one datastore: heartbeats on one, everything else on another, so that a slow list
-//! never delays a heartbeat and a hung datastore never stops the agent.
+//! The threads of one datastore: one renews this host's heartbeat, others read heartbeats, others do the rest.
+//! So neither a slow list nor slow looks at other hosts delay the heartbeat, what is slow is slow side by side,
+//! and a hung datastore never stops the agent.
+//!
+//! ```text
+//! submit -> renewals        1 thread: they take effect in their order
+//!        -> heartbeats      1 thread, up to 4 while all are busy
+//!        -> everything else 1 thread, up to 8
+//! ```
+//! Nothing but renewals has an order: whoever needs one waits for the answer.
 
 use crate::file::FileDatastore;
 use mainstay_core::id::OpId;
 use mainstay_core::io::{StorageOutcome, StorageRequest};
 use mainstay_core::wire::RecordKey;
+use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-/// Operations that may wait for each of a datastore's threads.
+/// Operations that may wait for each kind of a datastore's threads.
 pub const QUEUE_LENGTH: usize = 1024;
+/// Threads that read heartbeats, at most: with operations that take seconds, a primary still sees each host's
+/// in time to tell it from one that is dead.
+const HEARTBEAT_READERS: usize = 4;
+/// While what is under way is quicker than this, one thread reads them all, twice a second and for ever.
+const HEARTBEAT_PATIENCE: Duration = Duration::from_millis(20);
+/// Threads for locks, lists and probes, at most.
+const OTHERS: usize = 8;
 
 /// The queue is full: the datastore hangs. The operation was not performed and never will be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -26,8 +42,9 @@ struct Job {
 /// hanging thread behind, because nothing can end it.
 #[derive(Debug)]
 pub struct Worker {
-    heartbeats: SyncSender<Box<Job>>,
-    rest: SyncSender<Box<Job>>,
+    renewals: Pool,
+    heartbeats: Pool,
+    rest: Pool,
 }
 
 impl Worker {
@@ -37,19 +54,14 @@ impl Worker {
     /// When the system gives no thread.
     pub fn start<F>(datastore: Arc<FileDatastore>, done: F) -> io::Result<Self>
     where
-        F: Fn(OpId, StorageOutcome) + Clone + Send + 'static,
+        F: Fn(OpId, StorageOutcome) + Clone + Send + Sync + 'static,
     {
-        let spawn = |what: &str| {
-            let (sender, receiver) = sync_channel(QUEUE_LENGTH);
-            let (datastore, done) = (Arc::clone(&datastore), done.clone());
-            std::thread::Builder::new()
-                .name(format!("{what} {}", datastore.id()))
-                .spawn(move || run(&datastore, &receiver, &done))?;
-            io::Result::Ok(sender)
-        };
+        let perform: Perform = Arc::new(move |job| done(job.op, datastore.perform(&job.request)));
+        let start = |name, limit, patience| Pool::start(name, limit, patience, &perform);
         Ok(Self {
-            heartbeats: spawn("hb")?,
-            rest: spawn("io")?,
+            renewals: start("hb", 1, Duration::ZERO)?,
+            heartbeats: start("hb read", HEARTBEAT_READERS, HEARTBEAT_PATIENCE)?,
+            rest: start("io", OTHERS, Duration::ZERO)?,
         })
     }
 
@@ -58,23 +70,240 @@ impl Worker {
     /// # Errors
     /// [`QueueFull`]; then the operation was not performed and never will be.
     pub fn submit(&self, op: OpId, request: StorageRequest) -> Result<(), QueueFull> {
-        let heartbeat = matches!(
-            request,
-            StorageRequest::Renew(..) | StorageRequest::Read(RecordKey::Heartbeat(_))
-        );
-        let queue = if heartbeat {
-            &self.heartbeats
-        } else {
-            &self.rest
+        let pool = match request {
+            StorageRequest::Renew(..) => &self.renewals,
+            StorageRequest::Read(RecordKey::Heartbeat(_)) => &self.heartbeats,
+            _ => &self.rest,
         };
-        queue
-            .try_send(Box::new(Job { op, request }))
-            .map_err(|_| QueueFull)
+        pool.submit(Job { op, request })
     }
 }
 
-fn run(datastore: &FileDatastore, jobs: &Receiver<Box<Job>>, done: &impl Fn(OpId, StorageOutcome)) {
-    while let Ok(job) = jobs.recv() {
-        done(job.op, datastore.perform(&job.request));
+type Perform = Arc<dyn Fn(&Job) + Send + Sync>;
+
+/// Threads that take from one queue: one that stays, and more as long as there is work for them.
+struct Pool(Arc<Crew>);
+
+struct Crew {
+    name: &'static str,
+    limit: usize,
+    /// What is under way for longer than this is slow: another thread takes what waits.
+    patience: Duration,
+    perform: Perform,
+    work: Mutex<Work>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Work {
+    queue: VecDeque<Job>,
+    threads: usize,
+    /// When each job that is under way began.
+    began: Vec<Instant>,
+    closed: bool,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Pool").field(&self.0.name).finish()
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.0.work().closed = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Pool {
+    fn start(
+        name: &'static str,
+        limit: usize,
+        patience: Duration,
+        perform: &Perform,
+    ) -> io::Result<Self> {
+        let crew = Arc::new(Crew {
+            name,
+            limit,
+            patience,
+            perform: Arc::clone(perform),
+            work: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        crew.work().threads = 1;
+        crew.hire(Crew::stay)?;
+        Ok(Self(crew))
+    }
+
+    fn submit(&self, job: Job) -> Result<(), QueueFull> {
+        let crew = &self.0;
+        let mut work = crew.work();
+        if work.queue.len() >= QUEUE_LENGTH {
+            return Err(QueueFull);
+        }
+        work.queue.push_back(job);
+        let waits = work.queue.len() + work.began.len() > work.threads;
+        let slow = work.began.iter().any(|at| at.elapsed() >= crew.patience);
+        if waits && slow && work.threads < crew.limit {
+            work.threads += 1;
+            drop(work);
+            if let Err(error) = crew.hire(Crew::help) {
+                tracing::warn!(%error, "no further thread for a datastore; its operations wait for each other");
+                crew.work().threads -= 1;
+            }
+            return Ok(());
+        }
+        drop(work);
+        crew.changed.notify_one();
+        Ok(())
+    }
+}
+
+impl Crew {
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hire(self: &Arc<Self>, as_what: fn(&Self)) -> io::Result<()> {
+        let crew = Arc::clone(self);
+        std::thread::Builder::new()
+            .name(self.name.to_owned())
+            .spawn(move || as_what(&crew))
+            .map(drop)
+    }
+
+    /// Works until the pool is dropped.
+    fn stay(&self) {
+        let mut work = self.work();
+        while !work.closed {
+            work = match work.queue.pop_front() {
+                Some(job) => self.perform(work, &job),
+                None => self
+                    .changed
+                    .wait(work)
+                    .unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Works until nothing is left to do.
+    fn help(&self) {
+        let mut work = self.work();
+        while let Some(job) = work.queue.pop_front() {
+            work = self.perform(work, &job);
+        }
+        work.threads -= 1;
+    }
+
+    fn perform<'a>(&'a self, mut work: MutexGuard<'a, Work>, job: &Job) -> MutexGuard<'a, Work> {
+        let began = Instant::now();
+        work.began.push(began);
+        drop(work);
+        (self.perform)(job);
+        let mut work = self.work();
+        if let Some(mine) = work.began.iter().position(|at| *at == began) {
+            work.began.swap_remove(mine);
+        }
+        work
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_core::id::VmId;
+    use std::sync::mpsc::channel;
+
+    fn job(n: u64) -> Job {
+        let vm = VmId::new("vm-1").expect("id");
+        Job {
+            op: OpId(n),
+            request: StorageRequest::ListVmLock(vm),
+        }
+    }
+
+    /// Holds each job until it is let go, by its number.
+    #[derive(Default)]
+    struct Held {
+        free: Mutex<std::collections::BTreeSet<u64>>,
+        changed: Condvar,
+    }
+
+    impl Held {
+        fn let_go(&self, n: u64) {
+            self.free.lock().expect("lock").insert(n);
+            self.changed.notify_all();
+        }
+
+        fn hold(&self, n: u64) {
+            let free = self.free.lock().expect("lock");
+            let held = self.changed.wait_while(free, |free| !free.contains(&n));
+            drop(held.expect("lock"));
+        }
+    }
+
+    #[test]
+    fn jobs_that_hang_hold_up_no_other_until_all_threads_hang() {
+        let held = Arc::new(Held::default());
+        let (begun, begins) = channel();
+        let holds = Arc::clone(&held);
+        let perform: Perform = Arc::new(move |job| {
+            begun.send(job.op.0).expect("the test listens");
+            holds.hold(job.op.0);
+        });
+        let pool = Pool::start("test", 3, Duration::ZERO, &perform).expect("a thread");
+        // The first is under way before the others come.
+        pool.submit(job(0)).expect("room");
+        assert_eq!(begins.recv(), Ok(0));
+        for n in 1..5 {
+            pool.submit(job(n)).expect("room");
+        }
+        let next: std::collections::BTreeSet<u64> = begins.iter().take(2).collect();
+        assert_eq!(next, [1, 2].into());
+        assert_eq!(pool.0.work().threads, 3);
+        assert_eq!(pool.0.work().queue.len(), 2);
+        held.let_go(1);
+        assert_eq!(begins.recv(), Ok(3), "a thread that is free takes the next");
+        held.let_go(3);
+        assert_eq!(begins.recv(), Ok(4));
+        (0..5).for_each(|n| held.let_go(n));
+    }
+
+    #[test]
+    fn a_quick_datastore_needs_one_thread() {
+        let (done, dones) = channel();
+        let perform: Perform = Arc::new(move |job| done.send(job.op.0).expect("listens"));
+        let pool = Pool::start("test", 4, Duration::from_secs(600), &perform).expect("a thread");
+        for n in 0..100 {
+            pool.submit(job(n)).expect("room");
+        }
+        let all: Vec<u64> = dones.iter().take(100).collect();
+        assert_eq!(all, (0..100).collect::<Vec<u64>>());
+        assert_eq!(pool.0.work().threads, 1);
+    }
+
+    #[test]
+    fn a_full_queue_is_said_and_what_it_holds_is_done_in_order() {
+        let held = Arc::new(Held::default());
+        let (done, dones) = channel();
+        let holds = Arc::clone(&held);
+        let perform: Perform = Arc::new(move |job| {
+            holds.hold(0);
+            done.send(job.op.0).expect("the test listens");
+        });
+        let pool = Pool::start("test", 1, Duration::ZERO, &perform).expect("a thread");
+        let mut taken = 0;
+        while pool.submit(job(taken)).is_ok() {
+            taken += 1;
+        }
+        // One may have been taken out of the queue already.
+        assert!((QUEUE_LENGTH as u64..=QUEUE_LENGTH as u64 + 1).contains(&taken));
+        held.let_go(0);
+        let all: Vec<u64> = dones
+            .iter()
+            .take(usize::try_from(taken).expect("a number"))
+            .collect();
+        assert_eq!(all, (0..taken).collect::<Vec<u64>>());
     }
 }
