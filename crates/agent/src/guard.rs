@@ -2,11 +2,11 @@
 //! does. The rules are the core's ([`mainstay_core::guard`]); this performs them.
 //!
 //! It is locked in memory, real-time scheduled and immune to the OOM killer where the system lets it,
-//! does no storage and no network I/O, and waits for nothing but time. It starts the agent again when
+//! does no storage and no network I/O, and waits for nothing but time and the agent's bell. It starts the agent again when
 //! that died, unless it was stopped on purpose.
 //!
 //! ```text
-//! each tick (at most 15 ms, or the next deadline):
+//! each round (the next deadline, the agent's ring, or 200 ms):
 //!   sign of life -> deadlines passed: mark, stop every thread, tell the agent -> check what was stopped
 //!   -> the agent lives? -> wait
 //! ```
@@ -16,11 +16,12 @@ mod stops;
 #[cfg(test)]
 mod tests;
 
+use crate::bell::{self, Bell, Ringer};
 use crate::config::{AgentFile, ClusterFile, FileError};
 use crate::shm::{Shm, ShmError, Weakness};
 use crate::twin::{Backoff, Role, Seat, TwinError};
 use crate::watchdog::Watchdog;
-use crate::{clock, drivers, logging, twin};
+use crate::{clock, drivers, logging, program, twin};
 use mainstay_core::event::{Event, EventKind, IssueCause};
 use mainstay_core::guard::{Guard, GuardAction, SlotState, Words as _};
 use mainstay_core::id::{Generation, HostId, VmId};
@@ -29,17 +30,19 @@ use mainstay_hypervisor::{Process, freeze};
 use nix::libc;
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use stops::Stops;
 
-/// Longest wait: thaws and new deadlines are seen after at most this time.
-const TICK: Duration = Duration::from_millis(15);
+/// Longest wait: deadlines are known, and the agent rings when it changed anything else. Well within the second
+/// after which the agent takes a guard without a sign of life for none.
+const REST: Duration = Duration::from_millis(200);
+/// Longest wait where the agent has no bell to ring.
+const REST_WITHOUT_BELL: Duration = Duration::from_millis(15);
 /// Between two looks at the agent.
-const AGENT_LOOK: Duration = Duration::from_millis(200);
+const AGENT_LOOK: Duration = Duration::from_millis(400);
 /// An agent that lives and gives no sign for this long hangs.
 const AGENT_HANGS: Duration = Duration::from_secs(5);
 /// The guard's own priority under SCHED_FIFO: above ordinary work, below the kernel's threads.
@@ -54,11 +57,6 @@ const EVENTS_MAX_BYTES: u64 = 1 << 20;
 /// Where the guard writes its events until the agent takes them over.
 pub(crate) fn events_path(run_dir: &Path) -> PathBuf {
     run_dir.join("guard-events.jsonl")
-}
-
-/// Where the guard tells the agent that there is something to see.
-pub(crate) fn wake_path(run_dir: &Path) -> PathBuf {
-    run_dir.join("agent-wake.sock")
 }
 
 /// The shared memory.
@@ -150,7 +148,10 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
     let program = file
         .program
         .clone()
-        .or_else(|| Some(twin::whole_program(&std::env::current_exe().ok()?)));
+        .or_else(|| Some(program::whole_program(&std::env::current_exe().ok()?)));
+    let bell = Bell::put(&bell::of_guard(&file.run_dir))
+        .inspect_err(|error| tracing::warn!(%error, "no bell for the agent: looking often"))
+        .ok();
     let watch = Watch {
         host: file.host.clone(),
         shm,
@@ -158,8 +159,8 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
         stops: Stops::default(),
         going: BTreeMap::new(),
         events,
-        wake: UnixDatagram::unbound().ok(),
-        wake_path: wake_path(&file.run_dir),
+        bell,
+        agent: Ringer::new(bell::of_agent(&file.run_dir)),
         program,
         config: std::path::absolute(config).unwrap_or_else(|_| config.into()),
         log_dir: file.log_dir.clone(),
@@ -275,8 +276,9 @@ struct Watch {
     /// Each slot that was let go on.
     going: BTreeMap<usize, Going>,
     events: SyncSender<Box<Event>>,
-    wake: Option<UnixDatagram>,
-    wake_path: PathBuf,
+    /// The agent rings it; none: it could not be put up.
+    bell: Option<Bell>,
+    agent: Ringer,
     program: Option<PathBuf>,
     config: PathBuf,
     log_dir: PathBuf,
@@ -314,11 +316,12 @@ impl Watch {
                 }
                 return Ok(());
             }
-            let due = self
-                .guard
-                .next(self.shm.as_ref())
-                .map_or(TICK, |at| at.since(clock::now()).min(TICK));
-            clock::pause(due);
+            let due = self.guard.next(self.shm.as_ref());
+            let wait = |longest| due.map_or(longest, |at| at.since(clock::now()).min(longest));
+            match &self.bell {
+                Some(bell) => _ = bell.wait(wait(REST)),
+                None => clock::pause(wait(REST_WITHOUT_BELL)),
+            }
         }
     }
 
@@ -358,7 +361,7 @@ impl Watch {
             "runs on although it may not and is told to stop; the watchdog is fed no more"
         );
         self.shm.add_weakness(Weakness::RunsOn);
-        self.wake_agent();
+        self.agent.ring();
     }
 
     fn perform(&mut self, now: Instant, action: GuardAction) {
@@ -383,7 +386,7 @@ impl Watch {
                     tracing::warn!(slot, error = logging::chain(&error), "not killed");
                 }
                 tracing::warn!(slot, "killed: frozen for longer than frozen_limit");
-                self.wake_agent();
+                self.agent.ring();
             }
         }
     }
@@ -463,7 +466,7 @@ impl Watch {
         let Some(vm) = self.shm.vm(slot) else { return };
         tracing::warn!(%vm, why, "frozen");
         self.emit(now, vm, why);
-        self.wake_agent();
+        self.agent.ring();
     }
 
     fn emit(&self, now: Instant, vm: VmId, why: &str) {
@@ -478,16 +481,6 @@ impl Watch {
             kind,
             why: why.to_owned(),
         }));
-    }
-
-    fn wake_agent(&self) {
-        if let Some(socket) = &self.wake
-            && let Ok((_dir, path)) = twin::socket_path(&self.wake_path)
-        {
-            let _ = socket.set_nonblocking(true);
-            // An agent that does not listen looks by itself.
-            let _ = socket.send_to(b"!", path);
-        }
     }
 
     fn look_at_agent(&mut self, now: Instant) {
@@ -520,7 +513,7 @@ impl Watch {
         }
         let Some(program) = &self.program else { return };
         tracing::warn!(pid = agent.pid, "the agent is gone; starting it again");
-        if let Err(error) = twin::start(program, Role::Agent, &self.config, &self.log_dir) {
+        if let Err(error) = program::start(program, Role::Agent, &self.config, &self.log_dir) {
             tracing::error!(%error, "the agent cannot be started");
         }
     }

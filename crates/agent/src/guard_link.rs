@@ -1,10 +1,11 @@
 //! The agent's side of the guard: registers, extends, thaws and removes VMs in the shared memory, sees
 //! what the guard did, and starts a guard that died.
 
-use crate::guard::{events_path, shm_path, wake_path};
+use crate::bell::{self, Bell, Ringer};
+use crate::guard::{events_path, shm_path};
 use crate::shm::{Shm, Weakness};
 use crate::twin::{Backoff, Role};
-use crate::{clock, logging, twin};
+use crate::{clock, logging, program, twin};
 use mainstay_core::event::Event;
 use mainstay_core::guard::{SlotState, Word, Words as _};
 use mainstay_core::id::{Generation, VmId};
@@ -13,7 +14,6 @@ use mainstay_core::time::{Duration, Instant, millis};
 use mainstay_hypervisor::{Found, Process, freeze};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -21,8 +21,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 const GUARD_BOUND: Duration = Duration::from_secs(1);
 /// The agent freezes what the guard has not frozen this long after its deadline.
 const SECOND_LINE: Duration = Duration::from_millis(100);
-/// Longest wait for the guard's wake-up.
+/// Longest wait for the guard's ring, and so between two looks at deadlines.
 const LOOK: Duration = Duration::from_millis(100);
+/// Between two looks at the guard itself: it is started again within a second of its end.
+const GUARD_LOOK: Duration = Duration::from_millis(400);
 /// How long a new guard may take to make its table.
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -53,6 +55,8 @@ pub(crate) struct GuardLink {
     shm: Mutex<Arc<Shm>>,
     me: Process,
     starter: Starter,
+    /// Rung after each change but an extension, so that the guard need not look all the time.
+    guard: Ringer,
     /// VMs that this agent has registered, with their processes: they are frozen, and registered again
     /// as lapsed, when the table is lost.
     known: Mutex<BTreeMap<VmId, (Generation, Option<Process>)>>,
@@ -77,7 +81,7 @@ impl GuardLink {
                 _ => {}
             }
             if is_guard_gone(&starter.run_dir) && backoff.is_due() {
-                twin::start(
+                program::start(
                     &starter.program,
                     Role::Guard,
                     &starter.config,
@@ -92,6 +96,7 @@ impl GuardLink {
         Ok(Self {
             shm: Mutex::new(Arc::new(shm)),
             me,
+            guard: Ringer::new(bell::of_guard(&starter.run_dir)),
             starter,
             known: Mutex::default(),
         })
@@ -109,6 +114,15 @@ impl GuardLink {
 
     /// Performs a request of the core.
     pub(crate) fn perform(&self, now: Instant, request: &GuardRequest) -> GuardOutcome {
+        let outcome = self.change(now, request);
+        // The guard goes by the deadline that it knows, and finds a later one there.
+        if !matches!(request, GuardRequest::Extend(_)) {
+            self.guard.ring();
+        }
+        outcome
+    }
+
+    fn change(&self, now: Instant, request: &GuardRequest) -> GuardOutcome {
         let shm = self.shm();
         match request {
             GuardRequest::Register {
@@ -211,6 +225,7 @@ impl GuardLink {
         if !may_run(&shm, slot) {
             let _ = freeze::freeze(process);
         }
+        self.guard.ring();
         true
     }
 
@@ -248,6 +263,7 @@ impl GuardLink {
             lapse(&shm, slot);
             stop(process);
         }
+        self.guard.ring();
         // What never ran an instruction is prepared, whatever became of its right: nothing is lost
         // with it, and a thaw alone would not make it run.
         match (found.resumed, may_run) {
@@ -268,6 +284,7 @@ impl GuardLink {
         }
         self.known()
             .insert(vm.clone(), (generation, Some(process.clone())));
+        self.guard.ring();
     }
 
     /// Frees the slots of VMs that are not among `found`: their processes are gone.
@@ -284,22 +301,21 @@ impl GuardLink {
 
     /// Watches until the process ends; blocks, so it has a thread of its own.
     pub(crate) fn watch(&self, report: &impl Fn(Seen)) -> io::Result<()> {
-        let path = wake_path(&self.starter.run_dir);
-        let _ = std::fs::remove_file(&path);
-        let (_dir, short) = twin::socket_path(&path)?;
-        let socket = UnixDatagram::bind(short)?;
-        socket.set_read_timeout(Some(LOOK))?;
+        let bell = Bell::put(&bell::of_agent(&self.starter.run_dir))?;
         let mut reported: BTreeMap<VmId, Generation> = BTreeMap::new();
         let mut backoff = Backoff::default();
         let mut issues = Vec::new();
+        let mut next_look = clock::now();
         loop {
-            let mut wake = [0; 16];
-            // A passed time-out is a wake-up as well.
-            let _ = socket.recv(&mut wake);
+            let rang = bell.wait(LOOK);
             let now = clock::now();
             let shm = self.shm();
             self.second_line(now, &shm);
             report_lapses(&shm, &mut reported, report);
+            if !rang && now < next_look {
+                continue;
+            }
+            next_look = now + GUARD_LOOK;
             self.tail_events(&shm, report);
             let current = self.look_at_guard(now, &shm, &mut backoff, report);
             if current != issues {
@@ -360,7 +376,7 @@ impl GuardLink {
                     log_dir,
                     ..
                 } = &self.starter;
-                if let Err(error) = twin::start(program, Role::Guard, config, log_dir) {
+                if let Err(error) = program::start(program, Role::Guard, config, log_dir) {
                     issues.push(format!(
                         "the guard cannot be started ({error}); check the program's path"
                     ));
@@ -402,6 +418,13 @@ impl GuardLink {
         }
         *self.shm.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(fresh);
     }
+}
+
+/// What the guard of that run directory has written lately. Its agent takes the same over as events of its own, but
+/// not while it hangs.
+#[must_use]
+pub fn guard_events(run_dir: &Path) -> Vec<Event> {
+    events_from(&events_path(run_dir), 0).0
 }
 
 /// The events in whole lines from that byte on, and how many bytes those are. A damaged line costs itself.
@@ -493,7 +516,8 @@ fn change(shm: &Shm, vm: &VmId, next: impl Fn(Word) -> Option<Word>) -> GuardOut
 fn report_lapses(shm: &Shm, reported: &mut BTreeMap<VmId, Generation>, report: &impl Fn(Seen)) {
     for slot in 0..shm.len() {
         let state = shm.load(slot).state();
-        if state == SlotState::Free {
+        // In most rounds nothing has lapsed, and no name needs to be read.
+        if state == SlotState::Free || (state == SlotState::Running && reported.is_empty()) {
             continue;
         }
         let Some(vm) = shm.vm(slot) else { continue };

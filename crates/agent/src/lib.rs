@@ -4,6 +4,7 @@
 //! # Never here
 //! A decision about hosts, VMs or locks: those are the core's. This crate performs.
 
+mod bell;
 mod clock;
 pub mod config;
 pub mod control;
@@ -17,6 +18,7 @@ mod net;
 mod persist;
 pub mod pki;
 pub mod probe;
+pub mod program;
 mod shell;
 mod shm;
 mod twin;
@@ -26,6 +28,7 @@ mod weak;
 
 pub use control::server::ControlError;
 pub use guard::{GuardError, run_guard};
+pub use guard_link::guard_events;
 pub use net::stream::TlsError;
 pub use shell::{AgentError, run_agent};
 pub use shm::ShmError;

@@ -1,4 +1,4 @@
-//! Agent and guard as processes: locks, process id files, starting the other one, and whether it lives.
+//! Agent and guard as processes: locks, process id files, and whether the other one lives.
 
 use mainstay_hypervisor::{Process, freeze};
 use nix::fcntl::{Flock, FlockArg};
@@ -6,7 +6,6 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 /// Which of the two processes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -164,78 +163,6 @@ pub(crate) fn detach() {
     let _ = nix::unistd::setsid();
 }
 
-/// Ends the name of the guard's own program, after the name of the whole one.
-const GUARD_SUFFIX: &str = "-guard";
-/// Stack of the guard's threads that name none: all of it is locked in memory.
-const GUARD_STACK_BYTES: &str = "131072";
-/// The name by which the standard library takes the stack of threads that name none.
-const STACK_VARIABLE: &str = "RUST_MIN_STACK";
-
-/// The program that runs the guard: the small one beside the whole program, which locks less memory, or
-/// the whole one itself. It is looked up by the whole program's name (`mainstay`, `mainstay-guard`), so
-/// that a program under another name never starts a guard that was built from something else.
-pub(crate) fn guard_program(whole: &Path) -> PathBuf {
-    let Some(name) = whole.file_name() else {
-        return whole.to_owned();
-    };
-    let mut name = name.to_owned();
-    name.push(GUARD_SUFFIX);
-    let small = whole.with_file_name(name);
-    if small.is_file() {
-        small
-    } else {
-        whole.to_owned()
-    }
-}
-
-/// The program that runs the agent, as the guard finds it from its own: see [`guard_program`].
-pub(crate) fn whole_program(own: &Path) -> PathBuf {
-    let name = own.file_name().and_then(|name| name.to_str());
-    name.and_then(|name| name.strip_suffix(GUARD_SUFFIX))
-        .map(|name| own.with_file_name(name))
-        .filter(|whole| whole.is_file())
-        .unwrap_or_else(|| own.to_owned())
-}
-
-/// Starts the other process; it outlives this one. `whole` is the whole program.
-pub(crate) fn start(whole: &Path, role: Role, config: &Path, log_dir: &Path) -> io::Result<()> {
-    let small = guard_program(whole);
-    if role == Role::Agent || small == whole {
-        return start_program(whole, role, config, log_dir);
-    }
-    start_program(&small, role, config, log_dir).or_else(|error| {
-        tracing::warn!(program = %small.display(), %error, "not started; trying the whole program");
-        start_program(whole, role, config, log_dir)
-    })
-}
-
-fn start_program(program: &Path, role: Role, config: &Path, log_dir: &Path) -> io::Result<()> {
-    let errors = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o640)
-        .open(log_dir.join(format!("{}.stderr", role.name())));
-    let mut command = Command::new(program);
-    match role {
-        Role::Guard => command.env(STACK_VARIABLE, GUARD_STACK_BYTES),
-        // What suits the guard is not for the agent that it starts again.
-        Role::Agent => command.env_remove(STACK_VARIABLE),
-    };
-    let mut child = command
-        .arg(role.name())
-        .arg("--config")
-        .arg(config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(errors.map_or_else(|_| Stdio::null(), Stdio::from))
-        .spawn()?;
-    // Somebody must collect it when it ends.
-    std::thread::Builder::new()
-        .name("reaper".into())
-        .spawn(move || child.wait())?;
-    Ok(())
-}
-
 /// Waits longer after each start that did not last, so that a broken configuration burns no processor.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
@@ -279,33 +206,4 @@ pub(crate) fn socket_path(path: &Path) -> io::Result<(Option<File>, PathBuf)> {
         .join(dir.as_raw_fd().to_string())
         .join(name);
     Ok((Some(dir), short))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_guard_has_a_program_of_its_own_where_one_lies_beside() {
-        let dir = tempfile::tempdir().expect("directory");
-        let at = |name: &str| dir.path().join(name);
-        for name in ["mainstay", "other"] {
-            std::fs::write(at(name), b"").expect("written");
-        }
-        assert_eq!(guard_program(&at("mainstay")), at("mainstay"));
-        std::fs::write(at("mainstay-guard"), b"").expect("written");
-        assert_eq!(guard_program(&at("mainstay")), at("mainstay-guard"));
-        assert_eq!(
-            guard_program(&at("other")),
-            at("other"),
-            "it may have been built from something else"
-        );
-        assert_eq!(whole_program(&at("mainstay-guard")), at("mainstay"));
-        assert_eq!(whole_program(&at("mainstay")), at("mainstay"));
-        assert_eq!(
-            whole_program(&at("alone-guard")),
-            at("alone-guard"),
-            "there is no whole program beside it"
-        );
-    }
 }

@@ -79,9 +79,9 @@ pub(crate) enum Command {
     /// Play the same scenarios on real agents, guests, networks and storage of this machine, and measure (root)
     Lab(crate::lab_cmd::LabArgs),
     /// Run this host's agent
-    Agent(ConfigArgs),
+    Agent(DaemonArgs),
     /// Run this host's guard (the agent starts it; so may a service manager)
-    Guard(ConfigArgs),
+    Guard(DaemonArgs),
     /// Answer probes for a host that has no address of its own
     Probe(ProbeArgs),
     /// Print completions for a shell
@@ -131,10 +131,13 @@ pub(crate) struct PowerOffArgs {
 
 /// Arguments of the daemons.
 #[derive(Debug, Args)]
-pub(crate) struct ConfigArgs {
+pub(crate) struct DaemonArgs {
     /// The host's configuration
     #[arg(long, value_name = "FILE", default_value = "/etc/mainstay/agent.toml")]
     pub(crate) config: PathBuf,
+    /// Run in this program, although the small one beside it takes less memory
+    #[arg(long)]
+    pub(crate) whole: bool,
 }
 
 /// Arguments of `probe`.

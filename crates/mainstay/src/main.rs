@@ -39,10 +39,16 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab_cmd::run(args, common.json),
         Command::Guest(args) => mainstay_hypervisor::guest_main(args.arguments),
         Command::Agent(args) => {
+            if !args.whole {
+                mainstay_agent::program::become_small_agent(&args.config);
+            }
             let ended = mainstay_agent::run_agent(&args.config);
             finish(common.json, ended.context("the agent cannot go on"))
         }
         Command::Guard(args) => {
+            if !args.whole {
+                mainstay_agent::program::become_small_guard(&args.config);
+            }
             let ended = mainstay_agent::run_guard(&args.config);
             finish(common.json, ended.context("the guard cannot go on"))
         }

@@ -238,6 +238,58 @@ fn a_missing_configuration_is_named() {
     }
 }
 
+/// A directory with `program` under another name, and beside it a script that says how it was started.
+fn beside(program: &str, name: &str, script: &str) -> tempfile::TempDir {
+    use std::os::unix::fs::PermissionsExt;
+    // On the same file system as the programs, so that a link does.
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("dir");
+    std::fs::hard_link(program, dir.path().join(name)).expect("link");
+    let script = dir.path().join(script);
+    std::fs::write(&script, "#!/bin/sh\necho \"$@\"\n").expect("script");
+    std::fs::set_permissions(&script, PermissionsExt::from_mode(0o755)).expect("mode");
+    dir
+}
+
+#[test]
+fn a_daemon_becomes_the_small_program_beside_and_a_stranger_hands_over_to_the_whole_one() {
+    let said = |dir: &tempfile::TempDir, program: &str, arguments: &[&str]| {
+        let output = Command::new(dir.path().join(program))
+            .args(arguments)
+            .output();
+        let output = output.expect("runs");
+        (text(&output.stdout), text(&output.stderr))
+    };
+    let missing = "/nonexistent/agent.toml";
+    for (daemon, small) in [
+        ("agent", env!("CARGO_BIN_EXE_mainstay-agent")),
+        ("guard", env!("CARGO_BIN_EXE_mainstay-guard")),
+    ] {
+        let small_name = format!("other-{daemon}");
+        let dir = beside(env!("CARGO_BIN_EXE_mainstay"), "other", &small_name);
+        let asked = [daemon, "--config", missing];
+        let (out, _) = said(&dir, "other", &asked);
+        let start = format!("{daemon} --config {missing} --build ");
+        let build = out.trim().strip_prefix(&start).expect("the build is named");
+        let (out, error) = said(&dir, "other", &[&asked[..], &["--whole"]].concat());
+        assert_eq!(out, "");
+        assert!(error.contains(missing), "{daemon}: {error}");
+
+        // From one build the small program runs by itself, from two the whole one does it.
+        let dir = beside(small, &small_name, "other");
+        let (out, error) = said(
+            &dir,
+            &small_name,
+            &[&asked[..], &["--build", build]].concat(),
+        );
+        assert_eq!(out, "");
+        assert!(error.contains(missing), "{daemon}: {error}");
+        let (out, _) = said(&dir, &small_name, &[&asked[..], &["--build", "0"]].concat());
+        assert_eq!(out.trim(), format!("{daemon} --config {missing} --whole"));
+        let (out, error) = said(&dir, &small_name, &["--config", missing]);
+        assert!(out.is_empty() && error.contains("usage: "), "{error}");
+    }
+}
+
 /// A demo that was killed without a chance to clean up leaves a process, files and a note; the next
 /// one clears them, also when it then refuses to start.
 #[test]
