@@ -399,8 +399,22 @@ impl<'a> Stage<'a> {
         }
     }
 
+    /// Hears the guards of agents that hang: nobody else says what they did.
+    fn hear_guards(&mut self) {
+        let hung = |(index, standing): (usize, &Standing)| standing.agent_hung.then_some(index);
+        let hung: Vec<usize> = self.hosts.iter().enumerate().filter_map(hung).collect();
+        for host in hung {
+            let run_dir = self.cluster.host(host).map(|h| h.run_dir.clone());
+            let events = run_dir.map(|dir| mainstay_agent::guard_events(&dir));
+            for event in events.unwrap_or_default() {
+                self.take_event(host, event);
+            }
+        }
+    }
+
     /// Looks at the process tables: expectations, and what must never be.
     fn look(&mut self) {
+        self.hear_guards();
         let at = now();
         let before = std::mem::replace(&mut self.table, Table::look(&self.cluster));
         let t = self.since_base(at);

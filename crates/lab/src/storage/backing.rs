@@ -28,6 +28,8 @@ pub(super) struct Open {
     pub(super) key: FileKey,
     path: Arc<Path>,
     flags: OFlag,
+    /// It was made by this open.
+    pub(super) is_new: bool,
 }
 
 /// The calling process of an operation, as far as new files are its own.
@@ -73,7 +75,7 @@ impl Host {
             .write(access != OFlag::O_RDONLY)
             .open(node.by_descriptor())
             .map_err(|e| errno(&e))?;
-        self.keep(file, node.path, flags)
+        self.keep(file, node.path, flags, false)
     }
 
     /// Makes a file and opens it, or opens the one that another host has just made if the flags allow that.
@@ -97,6 +99,7 @@ impl Host {
             open | OFlag::O_CREAT | OFlag::O_EXCL,
             Mode::from_bits_truncate(mode),
         );
+        let is_new = made.is_ok();
         let file = match made {
             Ok(fd) => {
                 let file = File::from(fd);
@@ -114,10 +117,10 @@ impl Host {
             Mode::empty(),
         )?);
         let attr = self.nodes.tell(same, path.clone())?;
-        Ok((attr, self.keep(file, path.into(), flags)?))
+        Ok((attr, self.keep(file, path.into(), flags, is_new)?))
     }
 
-    fn keep(&self, file: File, path: Arc<Path>, flags: OFlag) -> Result<u64> {
+    fn keep(&self, file: File, path: Arc<Path>, flags: OFlag, is_new: bool) -> Result<u64> {
         let meta = file.metadata().map_err(|e| errno(&e))?;
         let key = FileKey {
             scope: self.lock_scope,
@@ -130,6 +133,7 @@ impl Host {
             key,
             path,
             flags,
+            is_new,
         };
         locked(&self.files).insert(handle, Arc::new(open));
         Ok(handle)

@@ -12,10 +12,11 @@ pub enum Fault {
     /// Permanent device loss: every operation fails at once with this error. Storage of various kinds says
     /// ENXIO, EIO, ENODEV or ESTALE. Locks of files that are closed meanwhile are released.
     Gone(Errno),
-    /// Each reading or writing of bytes, each sync and each change of an entry takes this long in addition,
-    /// all that are under way side by side; effects keep the order in which they were asked for. Names,
-    /// attributes, opening, closing and locking cost nothing more: a client has them in a cache, and an array
-    /// never sees them. So a heartbeat, which is one write, is late by this much and not by twenty times it.
+    /// Each reading of bytes or of a directory, each writing in place and each putting of a file in its place
+    /// takes this long in addition, all that are under way side by side; effects keep the order in which they
+    /// were asked for. What belongs to one of those costs nothing more: names, attributes, opening, closing and
+    /// locking, syncing what was written, and making, filling and removing the file that is put in its place. So
+    /// one operation of a datastore is late by this much, as in the simulator, and not by twenty times it.
     Slow(Duration),
     /// What changes something takes effect, but its caller is never told; answers come when the path is
     /// healed. What only reads, opens or locks is answered.
@@ -38,10 +39,16 @@ pub(super) enum Kind {
     OpenToWrite,
     /// Writes bytes of a file; needs space unless the bytes have theirs.
     Write,
+    /// The same, of a file that was just made.
+    Fill,
     /// Changes something without needing space.
     Change,
+    /// Gives a file another name.
+    Rename,
     /// Needs space: a new entry, or space itself.
     Grow,
+    /// Gives a file one more name, which needs space.
+    Link,
     /// Waits until earlier writes are on stable storage.
     Sync,
     /// Ends the use of a file. It takes effect on a device that is gone too, so that nothing is kept for ever.
@@ -51,12 +58,15 @@ pub(super) enum Kind {
 impl Kind {
     /// Whether [`Fault::Slow`] delays it.
     pub(super) fn is_delayed(self) -> bool {
-        !matches!(self, Self::Look | Self::OpenToWrite | Self::Close)
+        matches!(self, Self::Read | Self::Write | Self::Rename | Self::Link)
     }
 
     /// Whether [`Fault::LoseAcks`] keeps its answer back.
     pub(super) fn loses_ack(self) -> bool {
-        matches!(self, Self::Write | Self::Change | Self::Grow | Self::Sync)
+        !matches!(
+            self,
+            Self::Look | Self::Read | Self::OpenToWrite | Self::Close
+        )
     }
 }
 
@@ -78,9 +88,15 @@ impl Pass {
             (Some(Fault::Gone(errno)), _) => Self::Refused(errno),
             (
                 Some(Fault::ReadOnly),
-                Kind::OpenToWrite | Kind::Write | Kind::Change | Kind::Grow,
+                Kind::OpenToWrite
+                | Kind::Write
+                | Kind::Fill
+                | Kind::Change
+                | Kind::Rename
+                | Kind::Grow
+                | Kind::Link,
             ) => Self::Refused(Errno::EROFS),
-            (Some(Fault::Full), Kind::Grow) => Self::Refused(Errno::ENOSPC),
+            (Some(Fault::Full), Kind::Grow | Kind::Link) => Self::Refused(Errno::ENOSPC),
             (Some(Fault::Full), _) => Self::InPlace,
             _ => Self::Free,
         }
@@ -91,15 +107,26 @@ impl Pass {
 mod tests {
     use super::*;
 
-    const KINDS: [Kind; 8] = [
+    const KINDS: [Kind; 11] = [
         Kind::Look,
         Kind::Read,
         Kind::OpenToWrite,
         Kind::Write,
+        Kind::Fill,
         Kind::Change,
+        Kind::Rename,
         Kind::Grow,
+        Kind::Link,
         Kind::Sync,
         Kind::Close,
+    ];
+    const CHANGES: [Kind; 6] = [
+        Kind::Write,
+        Kind::Fill,
+        Kind::Change,
+        Kind::Rename,
+        Kind::Grow,
+        Kind::Link,
     ];
 
     fn refused(fault: Fault) -> Vec<Kind> {
@@ -112,9 +139,9 @@ mod tests {
         assert_eq!(refused(Fault::Gone(Errno::ENXIO)), KINDS);
         assert_eq!(
             refused(Fault::ReadOnly),
-            [Kind::OpenToWrite, Kind::Write, Kind::Change, Kind::Grow]
+            [&[Kind::OpenToWrite], CHANGES.as_slice()].concat()
         );
-        assert_eq!(refused(Fault::Full), [Kind::Grow]);
+        assert_eq!(refused(Fault::Full), [Kind::Grow, Kind::Link]);
         assert_eq!(Pass::under(Some(Fault::Full), Kind::Write), Pass::InPlace);
         for fault in [Fault::LoseAcks, Fault::Slow(Duration::ZERO), Fault::Hang] {
             assert_eq!(refused(fault), []);
@@ -124,6 +151,6 @@ mod tests {
     #[test]
     fn only_answers_to_changes_are_lost() {
         let lost: Vec<Kind> = KINDS.into_iter().filter(|kind| kind.loses_ack()).collect();
-        assert_eq!(lost, [Kind::Write, Kind::Change, Kind::Grow, Kind::Sync]);
+        assert_eq!(lost, [CHANGES.as_slice(), &[Kind::Sync]].concat());
     }
 }

@@ -148,7 +148,7 @@ impl Filesystem for Served {
 
     fn link(&self, _: &Request, ino: INodeNo, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.to_owned();
-        self.entry(Kind::Grow, reply, move |host| host.link(ino, parent, &name));
+        self.entry(Kind::Link, reply, move |host| host.link(ino, parent, &name));
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -176,7 +176,7 @@ impl Filesystem for Served {
         reply: ReplyEmpty,
     ) {
         let (name, new_name) = (name.to_owned(), new_name.to_owned());
-        self.empty(Kind::Change, reply, move |host| {
+        self.empty(Kind::Rename, reply, move |host| {
             host.rename((parent, &name), (new_parent, &new_name), flags.bits())
         });
     }
@@ -248,8 +248,12 @@ impl Filesystem for Served {
         reply: ReplyWrite,
     ) {
         let data = data.to_vec();
+        let kind = match self.0.opened(handle.0) {
+            Ok(open) if open.is_new => Kind::Fill,
+            _ => Kind::Write,
+        };
         self.run(
-            Kind::Write,
+            kind,
             reply,
             move |host, pass| host.write(handle.0, offset, &data, pass),
             |reply, written| reply.written(written),
@@ -313,8 +317,10 @@ impl Filesystem for Served {
         offset: u64,
         reply: ReplyDirectory,
     ) {
+        // The rest of a listing that was read with its beginning.
+        let kind = if offset == 0 { Kind::Read } else { Kind::Look };
         self.run(
-            Kind::Read,
+            kind,
             reply,
             move |host, _| {
                 let fresh = (offset == 0).then(|| host.entries(ino)).transpose()?;

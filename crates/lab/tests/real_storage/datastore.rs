@@ -241,7 +241,10 @@ fn a_slow_path_delays_a_record_by_its_time_and_not_by_each_look_at_names() {
     let heartbeat = RecordKey::Heartbeat(host_id("host-1"));
     for request in [
         StorageRequest::Renew(heartbeat.clone(), vec![1; 512]),
-        StorageRequest::Read(heartbeat),
+        StorageRequest::Read(heartbeat.clone()),
+        StorageRequest::ListAllVmLocks,
+        StorageRequest::Link(lock(2), vec![1; 512]),
+        StorageRequest::Put(heartbeat, vec![2; 512]),
     ] {
         let start = Instant::now();
         let outcome = perform(&t.hosts[0], &t.stores[0], request);
