@@ -97,9 +97,16 @@ pub fn is_stopped(process: &Process) -> bool {
 
 /// Like [`is_stopped`], where threads in uninterruptible I/O count too: they
 /// execute nothing, and once they were told to stop they do so when it ends.
+///
+/// A cgroup counts as frozen only when its last thread is. Until then those that are look like sleepers; but
+/// telling a cgroup to freeze wakes every sleeper, and it sleeps again only in the freezer's trap.
 #[must_use]
 pub fn is_held(process: &Process) -> bool {
-    each_is(process, |state| matches!(state, b'T' | b't' | b'D'))
+    // Asked before the threads are looked at: whoever thaws it meanwhile is seen as one who let it run.
+    let told = cgroup::own(process).is_some_and(cgroup::is_told_to_freeze);
+    each_is(process, |state| {
+        matches!(state, b'T' | b't' | b'D') || (told && state == b'S')
+    })
 }
 
 fn each_is(process: &Process, wanted: impl Fn(u8) -> bool) -> bool {

@@ -62,6 +62,14 @@ pub fn main() {
                 && file.write_all_at(&[1; 512], n * 512).is_ok()
             {}
         }
+        "serve" => {
+            // Threads that sleep, beside one that writes.
+            let file = open(path).unwrap();
+            let (_held, asked) = std::sync::mpsc::channel::<()>();
+            std::thread::spawn(move || asked.recv());
+            say("WRITES");
+            while file.write_all_at(&[1; 512], 0).is_ok() {}
+        }
         "lab" => {
             let lab = Lab::new();
             let host = lab.host("host-1");

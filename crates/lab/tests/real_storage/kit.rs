@@ -160,6 +160,12 @@ impl Host {
         started
     }
 
+    /// Like [`Host::open`], of a file that was there before.
+    pub fn open_made(&self, name: &str) -> File {
+        drop(self.open(name));
+        self.open(name)
+    }
+
     pub fn open(&self, name: &str) -> File {
         let path = self.path(name);
         self.run(|| open(&path)).unwrap()

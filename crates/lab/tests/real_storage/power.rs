@@ -1,12 +1,14 @@
 //! A host that loses power, and a lab that does.
 
 use super::helper::{self, said};
-use super::kit::{Lab, comes_true, number, open, skipped};
+use super::kit::{Lab, PATIENCE, comes_true, number, skipped};
+use mainstay_hypervisor::{Process, freeze};
 use mainstay_lab::procs::start_time;
 use mainstay_lab::storage::Fault;
 use nix::unistd::Pid;
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,12 +22,13 @@ fn what_waits_has_no_effect_after_power_off() {
     let mut host = lab.host("host-1");
     let file = Arc::new(host.open("disk"));
     file.write_all_at(&[1; 512], 0).unwrap();
+    drop(host.open("other"));
     for fault in [Fault::Hang, Fault::Slow(Duration::from_secs(3600))] {
         let waiting = Arc::new(host.open("disk"));
         host.mount().set(Some(fault));
         let writer = host.hang(move || waiting.write_all_at(&[2; 512], 0));
-        let path = host.path("new");
-        let maker = host.hang(move || open(&path).map(drop));
+        let (from, to) = (host.path("other"), host.path("new"));
+        let maker = host.hang(move || fs::hard_link(from, to));
         let mount = host.mount.take().unwrap();
         mount.power_off(Duration::ZERO).unwrap();
         assert_ne!(number(writer.join().unwrap()), 0, "freed with an error");
@@ -42,6 +45,68 @@ fn what_waits_has_no_effect_after_power_off() {
         [1; 512],
         "mounted anew"
     );
+}
+
+/// Where cgroup v2 is mounted; alone, or beside the hierarchies of v1.
+fn cgroups() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mut fields = mounts.lines().map(|line| line.split(' '));
+    fields.find_map(|mut f| {
+        let (_, at, kind) = (f.next()?, f.next()?, f.next()?);
+        (kind == "cgroup2").then(|| at.into())
+    })
+}
+
+/// Removed when the test ends, however it does.
+struct Group(PathBuf);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("cgroup.kill"), "1");
+        let start = Instant::now();
+        // Busy for as long as a process is in it.
+        while fs::remove_dir(&self.0).is_err() && start.elapsed() < PATIENCE {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+    }
+}
+
+#[test]
+fn a_frozen_process_whose_disk_hangs_executes_nothing_and_is_stopped_when_it_answers() {
+    if skipped() {
+        return;
+    }
+    let Some(groups) = cgroups() else {
+        eprintln!("SKIPPED: no cgroup v2 file system is mounted");
+        return;
+    };
+    let lab = Lab::new();
+    let host = lab.host("host-1");
+    let mut child = host.spawn(&mut helper::command("serve", &host.path("disk")));
+    said(&mut child, "WRITES");
+    let pid = i32::try_from(child.id()).unwrap();
+    let group = Group(groups.join(format!("mainstay-test-{pid}")));
+    fs::create_dir(&group.0).unwrap();
+    fs::write(group.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    let process = Process {
+        cgroup: Some(group.0.clone()),
+        ..Process::of_pid(pid).unwrap()
+    };
+    assert!(!freeze::is_held(&process), "it is told nothing");
+    host.mount().set(Some(Fault::Hang));
+    comes_true("a write hangs", || host.mount().waiting().0 > 0);
+    assert!(!freeze::is_held(&process), "its other threads could go on");
+    freeze::freeze(&process).unwrap();
+    comes_true("nothing of it executes", || freeze::is_held(&process));
+    assert!(!freeze::is_stopped(&process), "a thread waits for the disk");
+    host.mount().set(None);
+    comes_true("all of it is stopped", || freeze::is_stopped(&process));
+    let written = lab.log.all().len();
+    freeze::thaw(&process).unwrap();
+    comes_true("it goes on", || lab.log.all().len() > written);
+    assert!(!freeze::is_held(&process));
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]
