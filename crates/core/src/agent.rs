@@ -200,6 +200,8 @@ pub struct Agent {
     pub(crate) role: Role,
     pub(crate) peers: BTreeMap<HostId, Peer>,
     pub(crate) owned: BTreeMap<DatastoreId, Own>,
+    /// VMs that an ownership which ended was putting on its list: they may be there, and nobody was told.
+    pub(crate) unannounced: BTreeMap<DatastoreId, BTreeSet<VmId>>,
     pub(crate) vms: Watched<VmId, LocalVm>,
     /// VMs of which a process was found here though the configuration does not name them. Their locks are
     /// not given back while it is left.
@@ -290,6 +292,7 @@ impl Agent {
             role: Role::starting(now),
             peers,
             owned: BTreeMap::new(),
+            unannounced: BTreeMap::new(),
             vms: Watched::new(),
             leftover: BTreeSet::new(),
             restarts: Watched::new(),

@@ -235,6 +235,24 @@ fn a_lost_report_is_sent_again_and_no_whole_one_is_needed() {
 }
 
 #[test]
+fn a_vm_whose_protection_was_not_acknowledged_is_told_protected_when_the_list_is_read_again() {
+    let mut c = settled(Profile::Balanced, 3, 3);
+    c.command(2, Command::PowerOff(vm(1)));
+    c.run_for(Duration::from_secs(5));
+    let from = c.now;
+    c.broken.list_acks = true;
+    c.command(2, Command::PowerOn(vm(1)));
+    c.run_for(Duration::from_secs(30));
+    assert!(!c.broken.list_acks, "the list was written");
+    let owned = |e: &EventKind| matches!(e, EventKind::DatastoreOwned { .. });
+    assert_eq!(c.count(from, owned), 1, "another generation, another file");
+    let told = |e: &EventKind| matches!(e, EventKind::VmProtected { vm: v, .. } if *v == vm(1));
+    assert_eq!(c.count(from, told), 1, "{:#?}", c.events);
+    let others = |e: &EventKind| matches!(e, EventKind::VmProtected { .. });
+    assert_eq!(c.count(from, others), 1, "the others were all along");
+}
+
+#[test]
 fn a_secondary_knows_which_of_its_vms_are_protected() {
     let mut c = settled(Profile::Balanced, 3, 4);
     c.power_off(3);

@@ -70,6 +70,7 @@ impl Agent {
                     },
                     why,
                 );
+                self.announce_found(datastore);
                 self.drop_old_lists(datastore);
                 self.reconcile();
             }
@@ -257,6 +258,24 @@ impl Agent {
         self.tell_protected();
     }
 
+    /// A write whose answer did not come before an earlier ownership of this host ended may have had its
+    /// effect: what it added is on the list that was read.
+    fn announce_found(&mut self, datastore: &DatastoreId) {
+        let maybe = self.unannounced.remove(datastore).unwrap_or_default();
+        let Some(acting) = self.acting(datastore) else {
+            return;
+        };
+        let there = |vm: &VmId| acting.list.contains_key(vm);
+        let found: Vec<VmId> = maybe.into_iter().filter(there).collect();
+        for vm in found {
+            let why = format!(
+                "it is on the protected list of {datastore} on disk: the write whose outcome was not known had put it there"
+            );
+            let datastore = datastore.clone();
+            self.emit(EventKind::VmProtected { vm, datastore }, why);
+        }
+    }
+
     fn on_list_written(&mut self, datastore: &DatastoreId, outcome: &StorageOutcome) {
         let now = self.now;
         let retry = now + self.timing().datastore_heartbeat;
@@ -294,7 +313,7 @@ impl Agent {
         let Some(acting) = self.acting_mut(datastore) else {
             return;
         };
-        let Some(written) = acting.writing.take() else {
+        let Some(written) = acting.writing.clone() else {
             return;
         };
         let reasons = core::mem::take(&mut acting.why_removed);

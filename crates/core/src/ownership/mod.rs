@@ -68,6 +68,12 @@ impl Acting {
         (since <= needed).then(|| needed.saturating_sub(since))
     }
 
+    /// What the write that is out puts on the list.
+    fn unannounced(&self) -> impl Iterator<Item = &VmId> {
+        let written = self.writing.iter().flat_map(BTreeMap::keys);
+        written.filter(|vm| !self.list.contains_key(*vm))
+    }
+
     /// What is on the list that was on disk, and not on that one.
     fn not_in(&self, written: &BTreeMap<VmId, ProtectedVm>) -> Vec<VmId> {
         self.list

@@ -159,9 +159,15 @@ impl Agent {
     pub(crate) fn lose(&mut self, datastore: &DatastoreId, why: &str) {
         let next = self.now + self.timing().datastore_heartbeat;
         let was = self.owned.insert(datastore.clone(), Own::None { next });
-        if let Some(Own::Acting(acting)) = was
-            && acting.loading.is_none()
-        {
+        let Some(Own::Acting(acting)) = was else {
+            return;
+        };
+        let unannounced = acting.unannounced().cloned();
+        self.unannounced
+            .entry(datastore.clone())
+            .or_default()
+            .extend(unannounced);
+        if acting.loading.is_none() {
             let host = self.me.host.clone();
             self.emit(
                 EventKind::DatastoreReleased {

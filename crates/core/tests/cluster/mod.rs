@@ -57,6 +57,8 @@ pub(crate) struct Broken {
     pub(crate) pings: bool,
     pub(crate) lock_writes: bool,
     pub(crate) list_writes: bool,
+    /// Writes of protected lists have their effect, and nobody is told.
+    pub(crate) list_acks: bool,
     pub(crate) thaws: bool,
     pub(crate) local_disks: bool,
     pub(crate) kills: bool,
@@ -452,6 +454,11 @@ impl Cluster {
             self.push(of, Input::Storage(op, full));
             return;
         }
+        let lost = self.broken.list_acks
+            && matches!(
+                &request,
+                StorageRequest::PutPages(RecordKey::Protected(_), _)
+            );
         let disk = self.disks.get_mut(on).expect("datastore");
         let value = match request {
             StorageRequest::Read(key) => disk
@@ -500,7 +507,13 @@ impl Cluster {
             StorageRequest::ListConfig => keys(disk, |k| matches!(k, RecordKey::Config(..))),
             StorageRequest::ListProtected => keys(disk, |k| matches!(k, RecordKey::Protected(..))),
         };
-        self.push(of, Input::Storage(op, StorageOutcome::Ok(value)));
+        let outcome = if lost {
+            self.broken.list_acks = false;
+            StorageOutcome::Unknown(IoFault::TimedOut)
+        } else {
+            StorageOutcome::Ok(value)
+        };
+        self.push(of, Input::Storage(op, outcome));
     }
 
     fn hypervise(&mut self, of: &HostId, op: OpId, request: HypervisorRequest) {
