@@ -40,7 +40,7 @@ impl Default for EmbeddedOptions {
     fn default() -> Self {
         Self {
             program: None,
-            start_timeout: Duration::from_secs(10),
+            start_timeout: Duration::from_secs(30),
         }
     }
 }
