@@ -36,6 +36,7 @@ mod request;
 mod serve;
 mod tally;
 mod waiting;
+mod writers;
 
 pub use fault::Fault;
 pub use mount::Mount;
@@ -57,6 +58,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use waiting::Waiters;
+use writers::Writers;
 
 /// What the kernel offers file systems in user space by.
 const DEVICE: &str = "/dev/fuse";
@@ -82,7 +84,9 @@ pub struct MountSpec {
     /// answered when the bytes are in this machine's page cache: processes and whole hosts of a lab can die
     /// without losing them, the disk is not worn, and a write costs a fraction.
     pub write_through: bool,
-    /// Whether the storage refuses the writes of a host that has lost its lock on a file to another one.
+    /// Whether the storage refuses the writes of a host that has lost its lock on a file to another one. Without
+    /// image locks, it refuses those of a host after whose last open another one has opened the file and
+    /// written; Mainstay's own records are let alone then.
     pub fenced: bool,
 }
 
@@ -121,6 +125,8 @@ struct Shared {
     waiters: Arc<Waiters>,
     orders: Vec<Mutex<()>>,
     next_mount: AtomicU64,
+    writers: Writers,
+    next_open: AtomicU64,
 }
 
 /// One host's side of a datastore, as long as it is mounted.
@@ -138,6 +144,7 @@ struct Host {
     next_handle: AtomicU64,
     failing_opens: Mutex<Vec<(PathBuf, Arc<AtomicU64>)>>,
     fenced: bool,
+    image_locks: bool,
     counters: tally::Counters,
 }
 
@@ -181,6 +188,8 @@ impl Storage {
             waiters: Arc::default(),
             orders: (0..ORDERS).map(|_| Mutex::default()).collect(),
             next_mount: AtomicU64::new(1),
+            writers: Writers::default(),
+            next_open: AtomicU64::new(1),
         }))
     }
 

@@ -4,6 +4,7 @@
 use super::fault::Pass;
 use super::locks::FileKey;
 use super::nodes::{Node, Result, by_descriptor, errno, open_entry};
+use super::tally::RECORDS;
 use super::{Host, Write, locked};
 use crate::clock::now;
 use fuser::{FileAttr, INodeNo, TimeOrNow};
@@ -18,6 +19,7 @@ use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::fs::{DirEntryExt, FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// An open file of a mount.
@@ -30,6 +32,8 @@ pub(super) struct Open {
     flags: OFlag,
     /// It was made by this open.
     pub(super) is_new: bool,
+    /// Which open this is, of all of the storage.
+    number: u64,
 }
 
 /// The calling process of an operation, as far as new files are its own.
@@ -134,6 +138,7 @@ impl Host {
             path,
             flags,
             is_new,
+            number: self.storage.next_open.fetch_add(1, Ordering::Relaxed),
         };
         locked(&self.files).insert(handle, Arc::new(open));
         Ok(handle)
@@ -156,12 +161,22 @@ impl Host {
         Ok(bytes)
     }
 
+    /// Whether another host has taken the file over.
+    fn is_shut_out(&self, handle: u64, open: &Open) -> bool {
+        if self.image_locks || open.path.starts_with(RECORDS) {
+            return self.storage.locks.is_revoked(self.number, handle);
+        }
+        let file = (open.key.device, open.key.inode);
+        let writers = &self.storage.writers;
+        !writers.may_write(file, self.number, open.number)
+    }
+
     /// Writes and tells the observer. Writes to one file come one after the other, by whichever mount.
     pub(super) fn write(&self, handle: u64, offset: u64, data: &[u8], pass: Pass) -> Result<u32> {
         let open = self.opened(handle)?;
         {
             let _in_order = self.storage.order(open.key);
-            if self.fenced && self.storage.locks.is_revoked(self.number, handle) {
+            if self.fenced && self.is_shut_out(handle, &open) {
                 return Err(Errno::EIO);
             }
             let offset = if open.flags.contains(OFlag::O_APPEND) {

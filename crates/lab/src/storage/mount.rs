@@ -69,6 +69,7 @@ impl Mount {
             listings: Mutex::default(),
             next_handle: AtomicU64::new(1),
             fenced: spec.fenced,
+            image_locks: spec.image_locks,
             failing_opens: Mutex::default(),
             counters: super::tally::Counters::default(),
         });

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The directory of all records, below the root of a datastore; everything else is the guests'.
-const RECORDS: &str = ".mainstay";
+pub(super) const RECORDS: &str = ".mainstay";
 
 /// What was asked for since a datastore was mounted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Each fault, as plain file calls see it.
 
 use super::kit::{Lab, comes_true, number, open, skipped};
-use mainstay_lab::storage::Fault;
+use mainstay_lab::storage::{Fault, MountSpec};
 use nix::errno::Errno;
 use std::fs;
 use std::io;
@@ -133,7 +133,7 @@ fn a_slow_path_delays_each_operation_once_and_all_side_by_side() {
     let by = Duration::from_millis(400);
     let lab = Lab::new();
     let host = lab.host("host-1");
-    let file = Arc::new(host.open("disk"));
+    let file = Arc::new(host.open_made("disk"));
     file.write_all_at(&[0; 512 * 100], 0).unwrap();
     host.mount().set(Some(Fault::Slow(by)));
     let start = Instant::now();
@@ -163,13 +163,46 @@ fn a_slow_path_delays_each_operation_once_and_all_side_by_side() {
 }
 
 #[test]
+fn storage_that_fences_without_locks_refuses_what_lay_in_a_queue() {
+    if skipped() {
+        return;
+    }
+    let lab = Lab::new();
+    let unlocked = |name: &str| {
+        let spec = MountSpec {
+            image_locks: false,
+            ..lab.spec(name)
+        };
+        lab.host_by(&spec)
+    };
+    let (old, new) = (unlocked("host-1"), unlocked("host-2"));
+    for (path, refused) in [("disk", true), (".mainstay/record", false)] {
+        let _ = fs::create_dir(lab.backing(".mainstay"));
+        let file = Arc::new(old.open(path));
+        file.write_all_at(&[1; 512], 0).unwrap();
+        old.mount().set(Some(Fault::Hang));
+        let queued = file.clone();
+        let queued = old.hang(move || queued.write_all_at(&[2; 512], 0));
+        let taken_over = new.open(path);
+        taken_over.write_all_at(&[3; 512], 0).unwrap();
+        old.mount().set(None);
+        assert_eq!(queued.join().unwrap().is_err(), refused, "{path}");
+        let last = lab.log.all().pop().unwrap().data[0];
+        assert_eq!(last, if refused { 3 } else { 2 }, "{path}");
+        old.open(path).write_all_at(&[4; 512], 0).unwrap();
+        let late = taken_over.write_all_at(&[5; 512], 0);
+        assert_eq!(late.is_err(), refused, "{path}: it opened before");
+    }
+}
+
+#[test]
 fn a_slow_path_keeps_the_order_of_writes() {
     if skipped() {
         return;
     }
     let lab = Lab::new();
     let host = lab.host("host-1");
-    let file = Arc::new(host.open("disk"));
+    let file = Arc::new(host.open_made("disk"));
     file.write_all_at(&[0; 512], 0).unwrap();
     host.mount()
         .set(Some(Fault::Slow(Duration::from_millis(300))));
