@@ -194,6 +194,8 @@ struct Stage<'a> {
     primaries: BTreeSet<HostId>,
     /// Boots that have begun.
     booting: BTreeSet<(usize, u64)>,
+    /// Processes, by id and start time, whose guests were made to hang: they do not hear.
+    deaf: BTreeSet<(i32, u64)>,
 }
 
 /// What a run knows of a host.
@@ -245,6 +247,7 @@ impl<'a> Stage<'a> {
             first_primary: None,
             primaries: BTreeSet::new(),
             booting: BTreeSet::new(),
+            deaf: BTreeSet::new(),
         })
     }
 

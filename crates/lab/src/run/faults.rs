@@ -162,8 +162,14 @@ impl Stage<'_> {
             return;
         };
         self.look();
-        let at: Vec<usize> = self.table.of(id.as_str()).iter().map(|i| i.host).collect();
-        for host in at {
+        let there = self.table.of(id.as_str()).iter();
+        let there: Vec<(usize, (i32, u64))> = there
+            .map(|i| (i.host, (i.seen.process.pid, i.seen.process.start_time)))
+            .collect();
+        for (host, process) in there {
+            if matches!(fault, Fault::GuestHang { .. }) {
+                self.deaf.insert(process);
+            }
             let Ok(run_dir) = self.cluster.host(host).map(|h| h.run_dir.clone()) else {
                 continue;
             };
@@ -175,7 +181,7 @@ impl Stage<'_> {
                 _ => guests::oom_kill,
             };
             let then = match fault {
-                Fault::GuestShutdown { .. } => Then::GuestEnds {
+                Fault::GuestShutdown { .. } if !self.deaf.contains(&process) => Then::GuestEnds {
                     vm,
                     asked_on: self.judge.asked_on(vm),
                 },
