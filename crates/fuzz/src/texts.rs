@@ -82,6 +82,9 @@ pub(crate) fn scenario(bytes: &[u8]) -> bool {
     true
 }
 
+/// The most lines of names that are looked at: each costs as much as all settings together.
+const LINES: usize = 8;
+
 /// Names and values, by line: settings with `=`, and whatever else is written in one word.
 pub(crate) fn names(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else {
@@ -89,7 +92,7 @@ pub(crate) fn names(bytes: &[u8]) -> bool {
     };
     let mut settings = Settings::default();
     let mut decoded = false;
-    for line in text.lines() {
+    for line in text.lines().take(LINES) {
         decoded |= match line.split_once('=') {
             Some((key, value)) => setting(&mut settings, key, value),
             None => word(line),

@@ -97,7 +97,8 @@ pub(crate) fn decode(sector: &[u8]) -> Option<GuestTimes> {
     }
     let ms = |ms: u32| Duration::from_millis(u64::from(ms));
     Some(GuestTimes {
-        start: ms(word(8)?),
+        // "Never" is no start.
+        start: Some(word(8)?).filter(|time| *time != NEVER).map(ms)?,
         shutdown: Some(word(12)?).filter(|time| *time != NEVER).map(ms),
     })
 }

@@ -162,7 +162,7 @@ pub(crate) fn names() -> Vec<Vec<u8>> {
         let value = settings.get(setting.key)?;
         Some(format!("{}={value}\n", setting.key))
     });
-    let ours: String = ours.collect();
+    let ours: Vec<String> = ours.collect();
     let theirs = vsphere::OPTIONS.iter().map(|option| {
         let name = option.name.replace("[0-9]", "3").replace("[0-10]", "3");
         let value = option.takes();
@@ -170,7 +170,7 @@ pub(crate) fn names() -> Vec<Vec<u8>> {
         let first = value.split([',', ' ']).next().unwrap_or_default();
         format!("{name}={first}\n")
     });
-    let theirs: String = theirs.collect();
+    let theirs: Vec<String> = theirs.collect();
     let seeds = [
         "das.isolationaddress0=10.0.0.1\ndas.isolationaddress1=fd00::1\ndas.failuredetectiontime=15000\n",
         "300ms\n1.5h\n30s\n2min\n",
@@ -180,7 +180,9 @@ pub(crate) fn names() -> Vec<Vec<u8>> {
         "0123456789abcdef0123456789abcdef0123456789ABCDEF0123456789ABCDEF\n",
     ];
     let mut seeds = all(&seeds);
-    seeds.extend([ours.into_bytes(), theirs.into_bytes()]);
+    // As many lines to a seed as are looked at; those of vSphere's options that have no equal are all alike.
+    let lines = ours.chunks(8).chain(theirs.chunks(8).take(6));
+    seeds.extend(lines.map(|lines| lines.concat().into_bytes()));
     seeds
 }
 
