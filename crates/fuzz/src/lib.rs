@@ -69,14 +69,14 @@ const fn target(
 
 /// All targets.
 pub const TARGETS: [Target; 16] = [
-    target("datagram", agent::datagram, 1000, seeds::datagrams),
+    target("datagram", agent::datagram, 400, seeds::datagrams),
     target("ping", agent::ping, 1000, seeds::pings),
-    target("message", wire::message, 1000, seeds::messages),
-    target("stream", wire::stream, 1000, seeds::streams),
-    target("record", records::record, 1000, seeds::records),
-    target("list", records::list, 200, seeds::lists),
-    target("state", agent::state, 1000, seeds::states),
-    target("control", agent::control, 500, seeds::controls),
+    target("message", wire::message, 500, seeds::messages),
+    target("stream", wire::stream, 500, seeds::streams),
+    target("record", records::record, 500, seeds::records),
+    target("list", records::list, 100, seeds::lists),
+    target("state", agent::state, 500, seeds::states),
+    target("control", agent::control, 300, seeds::controls),
     target(
         "guard_events",
         agent::guard_events,
@@ -89,10 +89,10 @@ pub const TARGETS: [Target; 16] = [
         200,
         seeds::cluster_files,
     ),
-    target("agent_file", texts::agent_file, 200, seeds::agent_files),
-    target("scenario", texts::scenario, 200, seeds::scenarios),
-    target("names", texts::names, 100, seeds::names),
-    target("qmp", guests::qmp, 500, seeds::qmp),
+    target("agent_file", texts::agent_file, 100, seeds::agent_files),
+    target("scenario", texts::scenario, 100, seeds::scenarios),
+    target("names", texts::names, 50, seeds::names),
+    target("qmp", guests::qmp, 300, seeds::qmp),
     target("guest", guests::image, 1000, seeds::guests),
     target("guest_note", guests::notes, 1000, seeds::guest_notes),
 ];

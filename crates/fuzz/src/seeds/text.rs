@@ -163,7 +163,9 @@ pub(crate) fn names() -> Vec<Vec<u8>> {
         Some(format!("{}={value}\n", setting.key))
     });
     let ours: Vec<String> = ours.collect();
-    let theirs = vsphere::OPTIONS.iter().map(|option| {
+    // Those that have no equal are all alike.
+    let equal = vsphere::OPTIONS.iter().filter(|o| !o.keys().is_empty());
+    let theirs = equal.map(|option| {
         let name = option.name.replace("[0-9]", "3").replace("[0-10]", "3");
         let value = option.takes();
         // Of "a, b" and of "1 to 9" the first.
@@ -180,8 +182,8 @@ pub(crate) fn names() -> Vec<Vec<u8>> {
         "0123456789abcdef0123456789abcdef0123456789ABCDEF0123456789ABCDEF\n",
     ];
     let mut seeds = all(&seeds);
-    // As many lines to a seed as are looked at; those of vSphere's options that have no equal are all alike.
-    let lines = ours.chunks(8).chain(theirs.chunks(8).take(6));
+    // As many lines to a seed as are looked at.
+    let lines = ours.chunks(8).chain(theirs.chunks(8));
     seeds.extend(lines.map(|lines| lines.concat().into_bytes()));
     seeds
 }
