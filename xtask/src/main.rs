@@ -10,6 +10,7 @@
 
 mod bench;
 mod cmd;
+mod fuzz;
 mod packages;
 mod planted;
 mod test;
@@ -34,6 +35,8 @@ Commands:
                           failover times of the demo, real processes, embedded guests
   bench core [--only CASE] [--rounds N] [--settle SECONDS] [--calm]
                           what one agent costs: processor time, allocations, memory (docs/benchmarks.md)
+  fuzz [TARGET]... [--minutes N]
+                          arbitrary bytes for each decoder, ten minutes each; needs cargo-fuzz and nightly
   help                    this text
 ";
 
@@ -61,6 +64,7 @@ fn dispatch() -> Result<()> {
         "tidy" => tidy::main(rest),
         "planted" => planted::main(rest),
         "bench" => bench::main(rest),
+        "fuzz" => fuzz::main(rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             Ok(())

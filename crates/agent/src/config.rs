@@ -55,12 +55,18 @@ fn read_text(path: &Path) -> Result<String, FileError> {
 }
 
 fn write_text<T: Serialize>(path: &Path, value: &T) -> Result<(), FileError> {
-    let fault = |source| FileError::Write {
+    let text = to_text(path, value)?;
+    std::fs::write(path, text).map_err(|source| FileError::Write {
         path: path.into(),
         source,
-    };
-    let text = toml::to_string(value).map_err(|e| fault(std::io::Error::other(e)))?;
-    std::fs::write(path, text).map_err(fault)
+    })
+}
+
+fn to_text<T: Serialize>(path: &Path, value: &T) -> Result<String, FileError> {
+    toml::to_string(value).map_err(|error| FileError::Write {
+        path: path.into(),
+        source: std::io::Error::other(error),
+    })
 }
 
 fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, FileError> {

@@ -443,6 +443,11 @@ fn events_from(path: &Path, read: u64) -> (Vec<Event>, u64) {
     if file.take(length - read).read_to_end(&mut bytes).is_err() {
         return none;
     }
+    whole_events(&bytes)
+}
+
+/// The events in whole lines, and how many bytes those are.
+pub(crate) fn whole_events(bytes: &[u8]) -> (Vec<Event>, u64) {
     let whole = bytes
         .iter()
         .rposition(|b| *b == b'\n')

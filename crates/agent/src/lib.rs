@@ -9,6 +9,8 @@ mod clock;
 pub mod config;
 pub mod control;
 mod datastores;
+#[doc(hidden)]
+pub mod decoders;
 mod drivers;
 mod events;
 mod guard;

@@ -100,7 +100,8 @@ fn checked<'a>(bytes: &'a [u8], magic: &[u8; 8]) -> Option<&'a [u8]> {
     (u32::from_le_bytes(crc.try_into().ok()?) == crc32fast::hash(body)).then_some(body)
 }
 
-fn decode(bytes: &[u8]) -> Option<Durable> {
+/// Reads a state as it was kept.
+pub(crate) fn decode(bytes: &[u8]) -> Option<Durable> {
     if let Some(body) = checked(bytes, &MAGIC) {
         return postcard::from_bytes(body).ok();
     }
@@ -109,37 +110,55 @@ fn decode(bytes: &[u8]) -> Option<Durable> {
     postcard::from_bytes(&body).ok()
 }
 
-fn decode_config(bytes: &[u8]) -> Option<ClusterConfig> {
-    if let Some(body) = checked(bytes, &CONFIG_MAGIC_PLACES) {
-        return postcard::from_bytes(body).ok();
-    }
-    let first = checked(bytes, &CONFIG_MAGIC)?;
-    postcard::from_bytes(&[first, &NO_PLACES].concat()).ok()
+/// Reads a configuration as it was kept; one that contradicts itself is none.
+pub(crate) fn decode_config(bytes: &[u8]) -> Option<ClusterConfig> {
+    let config: ClusterConfig = match checked(bytes, &CONFIG_MAGIC_PLACES) {
+        Some(body) => postcard::from_bytes(body).ok()?,
+        None => {
+            let first = checked(bytes, &CONFIG_MAGIC)?;
+            postcard::from_bytes(&[first, &NO_PLACES].concat()).ok()?
+        }
+    };
+    config.check().is_ok().then_some(config)
 }
 
-fn save(dir: &Path, durable: &Durable) -> io::Result<()> {
+/// A state as it is kept.
+pub(crate) fn encode(durable: &Durable) -> io::Result<Vec<u8>> {
     let body = postcard::to_extend(durable, Vec::new()).map_err(io::Error::other)?;
-    write(dir, "state", &MAGIC, &body)
+    Ok(sealed(&MAGIC, &body))
 }
 
-fn save_config(dir: &Path, config: &ClusterConfig) -> io::Result<()> {
+/// A configuration as it is kept.
+pub(crate) fn encode_config(config: &ClusterConfig) -> io::Result<Vec<u8>> {
     let body = postcard::to_extend(config, Vec::new()).map_err(io::Error::other)?;
     let magic = if config.places.is_empty() {
         CONFIG_MAGIC
     } else {
         CONFIG_MAGIC_PLACES
     };
-    write(dir, "config", &magic, &body)
+    Ok(sealed(&magic, &body))
 }
 
-fn write(dir: &Path, name: &str, magic: &[u8; 8], body: &[u8]) -> io::Result<()> {
+fn sealed(magic: &[u8; 8], body: &[u8]) -> Vec<u8> {
+    [magic.as_slice(), &crc32fast::hash(body).to_le_bytes(), body].concat()
+}
+
+fn save(dir: &Path, durable: &Durable) -> io::Result<()> {
+    write(dir, "state", &encode(durable)?)
+}
+
+fn save_config(dir: &Path, config: &ClusterConfig) -> io::Result<()> {
+    write(dir, "config", &encode_config(config)?)
+}
+
+fn write(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
     let beside = dir.join(format!("{name}.new"));
     let mut file = OpenOptions::new()
         .create(true)
         .truncate(true)
         .write(true)
         .open(&beside)?;
-    file.write_all(&[magic.as_slice(), &crc32fast::hash(body).to_le_bytes(), body].concat())?;
+    file.write_all(bytes)?;
     file.sync_all()?;
     std::fs::rename(&beside, dir.join(name))?;
     File::open(dir)?.sync_all()
@@ -220,7 +239,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("directory");
         let body = postcard::to_allocvec(&durable()).expect("encoded");
         let old = &body[..body.len() - ADDED_FIELDS];
-        write(dir.path(), "state", &MAGIC_BEFORE, old).expect("saved");
+        write(dir.path(), "state", &sealed(&MAGIC_BEFORE, old)).expect("saved");
         assert_eq!(load(dir.path()), (durable(), None));
     }
 
@@ -245,6 +264,13 @@ mod tests {
         assert!(
             kept.starts_with(&CONFIG_MAGIC),
             "as an older agent reads it"
+        );
+        let mut unsafe_timers = config.clone();
+        let timers = &mut unsafe_timers.settings.timing;
+        timers.freeze = timers.r#break;
+        assert_eq!(
+            decode_config(&encode_config(&unsafe_timers).expect("encoded")),
+            None
         );
         let mut added = config;
         let address = "10.0.0.1:7777".parse().expect("address");

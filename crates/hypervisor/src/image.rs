@@ -184,7 +184,7 @@ fn decode(sector: &[u8]) -> Option<Counter> {
         counter: word(8)?,
         generation: word(16)?,
         boottime_ns: word(24)?,
-        vm: String::from_utf8_lossy(vm).into_owned(),
+        vm: std::str::from_utf8(vm).ok()?.to_owned(),
     })
 }
 

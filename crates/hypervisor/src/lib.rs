@@ -34,6 +34,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod cgroup;
+#[doc(hidden)]
+pub mod decoders;
 mod embedded;
 pub mod freeze;
 mod guest;

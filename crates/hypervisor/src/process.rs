@@ -50,7 +50,11 @@ pub(crate) struct Stat {
 
 impl Stat {
     pub(crate) fn read(path: &Path) -> io::Result<Self> {
-        let text = fs::read(path)?;
+        Self::parse(&fs::read(path)?)
+    }
+
+    /// Reads the text of such a file.
+    pub(crate) fn parse(text: &[u8]) -> io::Result<Self> {
         let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed stat file");
         // The name, field 2, may hold anything; the last parenthesis ends it.
         let end = text

@@ -67,7 +67,7 @@ pub(crate) fn read_from(image: &File) -> io::Result<Option<GuestTimes>> {
         .and_then(decode))
 }
 
-fn encode(times: &GuestTimes) -> io::Result<[u8; SECTOR]> {
+pub(crate) fn encode(times: &GuestTimes) -> io::Result<[u8; SECTOR]> {
     let ms = |time: Duration| {
         u32::try_from(time.as_millis())
             .ok()
@@ -90,14 +90,15 @@ fn encode(times: &GuestTimes) -> io::Result<[u8; SECTOR]> {
     Ok(sector)
 }
 
-fn decode(sector: &[u8]) -> Option<GuestTimes> {
+pub(crate) fn decode(sector: &[u8]) -> Option<GuestTimes> {
     let word = |at: usize| Some(u32::from_le_bytes(sector.get(at..at + 4)?.try_into().ok()?));
     if sector.get(..8)? != MAGIC || word(CHECKSUM_AT)? != image::checksum(sector) {
         return None;
     }
     let ms = |ms: u32| Duration::from_millis(u64::from(ms));
     Some(GuestTimes {
-        start: ms(word(8)?),
+        // "Never" is no start.
+        start: Some(word(8)?).filter(|time| *time != NEVER).map(ms)?,
         shutdown: Some(word(12)?).filter(|time| *time != NEVER).map(ms),
     })
 }

@@ -5,6 +5,8 @@ use mainstay_core::time::Instant;
 /// Nanoseconds of true time, from the start of the world.
 pub type Nanos = u64;
 
+/// One microsecond.
+pub(crate) const MICROSECOND: Nanos = 1_000;
 /// One millisecond.
 pub const MS: Nanos = 1_000_000;
 /// One second.

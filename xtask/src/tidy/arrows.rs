@@ -16,7 +16,7 @@ struct Arrow {
     others: Option<&'static [&'static str]>,
 }
 
-const ARROWS: [Arrow; 8] = [
+const ARROWS: [Arrow; 9] = [
     Arrow {
         package: "mainstay-core",
         ours: &[],
@@ -61,6 +61,16 @@ const ARROWS: [Arrow; 8] = [
             "mainstay-datastore",
             "mainstay-hypervisor",
             "mainstay-lab",
+            "mainstay-sim",
+        ],
+        others: None,
+    },
+    Arrow {
+        package: "mainstay-fuzz",
+        ours: &[
+            "mainstay-agent",
+            "mainstay-core",
+            "mainstay-hypervisor",
             "mainstay-sim",
         ],
         others: None,
@@ -185,6 +195,9 @@ mod tests {
             ("mainstay-agent", "mainstay-sim", None),
             ("mainstay-agent", "mainstay", None),
             ("mainstay", "xtask", None),
+            ("mainstay", "mainstay-fuzz", None),
+            ("mainstay-agent", "mainstay-fuzz", Some("dev")),
+            ("mainstay-fuzz", "mainstay-datastore", None),
             ("xtask", "mainstay-core", None),
         ] {
             let found = check(&depends(package, name, kind));

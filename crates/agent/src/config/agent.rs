@@ -1,6 +1,6 @@
 //! `agent.toml`: what is this host's own.
 
-use super::{DriverKind, FileError, parse, read_text, write_text};
+use super::{DriverKind, FileError, parse, read_text, to_text, write_text};
 use mainstay_core::config::{ClusterConfig, ConfigError as CoreError, nearest};
 use mainstay_core::id::{DatastoreId, HostId};
 use serde::{Deserialize, Serialize};
@@ -76,8 +76,15 @@ impl AgentFile {
     /// # Errors
     /// [`FileError`] with file and line.
     pub fn read(path: &Path) -> Result<Self, FileError> {
-        let text = read_text(path)?;
-        let mut file: Self = parse(path, &text)?;
+        Self::from_text(path, &read_text(path)?)
+    }
+
+    /// Takes the text of an `agent.toml` that lies at `path`.
+    ///
+    /// # Errors
+    /// [`FileError`] with file and line.
+    pub fn from_text(path: &Path, text: &str) -> Result<Self, FileError> {
+        let mut file: Self = parse(path, text)?;
         let absolute = std::path::absolute(path).map_err(|source| FileError::Read {
             path: path.into(),
             source,
@@ -110,6 +117,14 @@ impl AgentFile {
     /// [`FileError::Write`].
     pub fn write(&self, path: &Path) -> Result<(), FileError> {
         write_text(path, self)
+    }
+
+    /// Its text, as [`AgentFile::from_text`] takes it; errors name `path`.
+    ///
+    /// # Errors
+    /// [`FileError::Write`] for what TOML cannot say, such as a path that is not UTF-8.
+    pub fn to_text(&self, path: &Path) -> Result<String, FileError> {
+        to_text(path, self)
     }
 
     /// The control socket.

@@ -1,6 +1,6 @@
 //! `cluster.toml`: the cluster, the same on all hosts.
 
-use super::{DriverKind, FileError, networks, parse, read_text, write_text};
+use super::{DriverKind, FileError, networks, parse, read_text, to_text, write_text};
 use mainstay_core::config::{
     ClusterConfig, ConfigError as CoreError, DatastoreSpec, HostSpec, IsolationResponse,
     RestartPriority, Rule, Settings, VmSpec,
@@ -241,13 +241,28 @@ impl ClusterFile {
     /// # Errors
     /// [`FileError`] with file and line.
     pub fn read(path: &Path) -> Result<Self, FileError> {
-        let text = read_text(path)?;
+        Self::from_text(path, read_text(path)?)
+    }
+
+    /// Takes the text of a `cluster.toml`; errors name `path`.
+    ///
+    /// # Errors
+    /// [`FileError`] with file and line.
+    pub fn from_text(path: &Path, text: String) -> Result<Self, FileError> {
         let mut file: Self = parse(path, &text)?;
         file.origin = Origin {
             path: path.into(),
             text,
         };
         Ok(file)
+    }
+
+    /// Its text, as [`ClusterFile::from_text`] takes it; errors name `path`.
+    ///
+    /// # Errors
+    /// [`FileError::Write`] for what TOML cannot say.
+    pub fn to_text(&self, path: &Path) -> Result<String, FileError> {
+        to_text(path, self)
     }
 
     /// Writes it.

@@ -51,7 +51,7 @@ impl ClusterKey {
         Self::from_hex(text.trim()).ok_or_else(|| FileError::Key { path: path.into() })
     }
 
-    fn from_hex(text: &str) -> Option<Self> {
+    pub(crate) fn from_hex(text: &str) -> Option<Self> {
         if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
             return None;
         }

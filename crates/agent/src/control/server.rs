@@ -138,6 +138,16 @@ pub(crate) fn start(path: &Path, ask: Asker, events: EventLog) -> Result<(), Con
     Ok(())
 }
 
+/// Reads a request line.
+///
+/// # Errors
+/// What is wrong with it, for whoever sent it.
+pub(crate) fn parse(line: &[u8]) -> Result<Request, String> {
+    serde_json::from_slice(line).map_err(|error| {
+        format!("this is no request: {error}; send one line such as {{\"cmd\":\"status\"}}")
+    })
+}
+
 struct Connection {
     stream: UnixStream,
     ask: Asker,
@@ -172,14 +182,9 @@ impl Connection {
             Ok(line) => line,
             Err(why) => return self.refuse(&why),
         };
-        let request: Request = match serde_json::from_slice(&line) {
+        let request = match parse(&line) {
             Ok(request) => request,
-            Err(error) => {
-                let text = format!(
-                    "this is no request: {error}; send one line such as {{\"cmd\":\"status\"}}"
-                );
-                return self.refuse(&text);
-            }
+            Err(why) => return self.refuse(&why),
         };
         match request {
             Request::Status => self.ask_checked(Ask::Status),

@@ -33,7 +33,7 @@ impl fmt::Display for Address {
 }
 
 impl Address {
-    fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         match text.strip_prefix("tcp://") {
             Some(socket) => socket.parse().ok().map(Self::Tcp),
             None => text.parse().ok().map(|ip: IpAddr| Self::Ping(ip.into())),
@@ -83,7 +83,7 @@ fn has_no_route(target: Target) -> bool {
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Gateway {
     /// The interface that leads to it.
-    interface: String,
+    pub(crate) interface: String,
     target: Target,
 }
 
@@ -168,7 +168,7 @@ fn interfaces_of(own: &[OnNetwork]) -> BTreeMap<String, u32> {
 
 /// Default gateways in the kernel's IPv4 table: interface, destination and gateway as hexadecimal words
 /// in the machine's byte order.
-fn gateways_v4<'a>(
+pub(crate) fn gateways_v4<'a>(
     table: &'a str,
     interfaces: &'a BTreeMap<String, u32>,
 ) -> impl Iterator<Item = Gateway> + 'a {
@@ -186,7 +186,7 @@ fn gateways_v4<'a>(
 
 /// Default gateways in the kernel's IPv6 table. A link-local one, as routers announce themselves, means
 /// something together with its interface only.
-fn gateways_v6<'a>(
+pub(crate) fn gateways_v6<'a>(
     table: &'a str,
     interfaces: &'a BTreeMap<String, u32>,
 ) -> impl Iterator<Item = Gateway> + 'a {

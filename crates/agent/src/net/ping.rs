@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Probes in one ping: a lost one is no silence.
 const TRIES: u32 = 3;
-const COOKIE_BYTES: usize = 16;
+/// Bytes that tell the answer to one probe from every other.
+pub(crate) const COOKIE_BYTES: usize = 16;
 
 /// What is pinged.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -184,25 +185,21 @@ impl Echo {
                 })
                 .collect();
             let right = from.as_socket().is_some_and(|a| a.ip() == self.target.ip());
-            if right && self.is_our_answer(&bytes) {
+            if right && is_answer(&bytes, self.target.is_ipv4(), self.icmp, &self.cookie) {
                 return true;
             }
         }
     }
+}
 
-    fn is_our_answer(&self, bytes: &[u8]) -> bool {
-        if !self.icmp {
-            return bytes.strip_prefix(ANSWER.as_slice()) == Some(self.cookie.as_slice());
-        }
-        let body = if self.target.is_ipv4() {
-            without_ip_header(bytes)
-        } else {
-            bytes
-        };
-        let reply = if self.target.is_ipv4() { 0 } else { 129 };
-        body.first() == Some(&reply)
-            && body.get(8..8 + COOKIE_BYTES) == Some(self.cookie.as_slice())
+/// Whether these bytes answer the probe with that cookie.
+pub(crate) fn is_answer(bytes: &[u8], v4: bool, icmp: bool, cookie: &[u8; COOKIE_BYTES]) -> bool {
+    if !icmp {
+        return bytes.strip_prefix(ANSWER.as_slice()) == Some(cookie.as_slice());
     }
+    let body = if v4 { without_ip_header(bytes) } else { bytes };
+    let reply = if v4 { 0 } else { 129 };
+    body.first() == Some(&reply) && body.get(8..8 + COOKIE_BYTES) == Some(cookie.as_slice())
 }
 
 /// A raw IPv4 socket gives the IP header too; an echo reply never begins with 0x4?.

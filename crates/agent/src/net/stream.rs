@@ -211,13 +211,13 @@ fn tune(stream: &TcpStream, patience: Patience) -> io::Result<()> {
     stream.set_write_timeout(Some(patience.handshake()))
 }
 
-fn write_frame(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_frame(out: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
     let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
     out.write_all(&[length.to_be_bytes().as_slice(), bytes].concat())?;
     out.flush()
 }
 
-fn read_frame(from: &mut impl Read, limit: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn read_frame(from: &mut impl Read, limit: usize) -> io::Result<Vec<u8>> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
     let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);

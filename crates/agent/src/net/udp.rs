@@ -12,6 +12,8 @@
 //!
 //! Never here: what a message means.
 
+pub(crate) mod judged;
+
 use super::{Addresses, OnNetwork, Rejects, bind, from_here};
 use crate::config::ClusterKey;
 use mainstay_core::id::{HostId, InstanceId};

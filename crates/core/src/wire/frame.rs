@@ -6,6 +6,7 @@
 //! member (`docs/protocol.md`, "Versions").
 
 use crate::id::{BootId, HostId, InstanceId};
+use alloc::string::String;
 use alloc::vec::Vec;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -117,6 +118,9 @@ pub enum DecodeError {
     /// The body does not decode.
     #[error("the record's body does not decode")]
     Body,
+    /// The body decodes to what cannot be.
+    #[error("the record's contents contradict themselves: {0}")]
+    Unsound(String),
     /// Longer than [`RECORD_MAX_BYTES`].
     #[error("the record says that it has {0} bytes; at most 8 MiB are taken")]
     TooLong(usize),

@@ -12,7 +12,7 @@ use crate::time::Duration;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
@@ -57,7 +57,9 @@ impl RecordKey {
         }
         if let Some(rest) = name.strip_prefix("protectedlist.config.") {
             let (digits, copy) = rest.split_once('.')?;
-            return Some(Self::Config(generation(digits)?, copy.parse().ok()?));
+            let key = Self::Config(generation(digits)?, copy.parse().ok()?);
+            // "+1" and "01" are numbers too, but none that an agent writes.
+            return (key.file_name() == name).then_some(key);
         }
         if let Some(rest) = name.strip_prefix("protectedlist.") {
             return Some(Self::Protected(generation(rest)?));
@@ -413,9 +415,19 @@ impl ConfigRecord {
     /// Reads this record.
     ///
     /// # Errors
-    /// [`DecodeError`] for anything else than a sound record of this kind and cluster.
+    /// [`DecodeError`] for anything else than a sound record of this kind and cluster, and for a configuration
+    /// that contradicts itself.
     pub fn decode(cluster: u64, bytes: &[u8]) -> Result<(Stamp, Self), DecodeError> {
-        decode_with_config(FrameKind::Config, cluster, bytes)
+        let (stamp, record) = decode_with_config::<Self>(FrameKind::Config, cluster, bytes)?;
+        if record.config.cluster_id != cluster {
+            return Err(DecodeError::Foreign {
+                found: record.config.cluster_id,
+                own: cluster,
+            });
+        }
+        let sound = record.config.check();
+        sound.map_err(|error| DecodeError::Unsound(error.to_string()))?;
+        Ok((stamp, record))
     }
 }
 
@@ -500,6 +512,36 @@ mod tests {
     }
 
     #[test]
+    fn a_configuration_that_contradicts_itself_or_is_of_another_cluster_is_refused() {
+        let host = crate::config::HostSpec {
+            id: HostId::new("host-1").expect("id"),
+            cpu_mhz: 1,
+            memory_mb: 1,
+            datastores: Default::default(),
+            maintenance: false,
+            networks: Default::default(),
+        };
+        let settings = crate::config::Settings::default();
+        let config =
+            ClusterConfig::new(9, settings, [host].into(), [].into(), [].into(), [].into());
+        let sound = config.expect("sound");
+        let decode = |config: &ClusterConfig| {
+            let config = Box::new(config.clone());
+            ConfigRecord::decode(9, &ConfigRecord { config }.encode(9, &stamp()))
+        };
+        assert!(decode(&sound).is_ok());
+        let mut unsafe_timers = sound.clone();
+        let timers = &mut unsafe_timers.settings.timing;
+        timers.freeze = timers.r#break;
+        let error = decode(&unsafe_timers).expect_err("refused");
+        assert!(matches!(error, DecodeError::Unsound(_)), "{error}");
+        let mut foreign = sound;
+        foreign.cluster_id = 8;
+        let wanted = DecodeError::Foreign { found: 8, own: 9 };
+        assert_eq!(decode(&foreign), Err(wanted));
+    }
+
+    #[test]
     fn file_names_lead_back_to_their_keys() {
         let host = HostId::new("host-1").expect("id");
         let vm = VmId::new("vm-1.lock").expect("id");
@@ -526,6 +568,8 @@ mod tests {
             "protectedlist.lock.18446744073709551615",
             "protectedlist.18446744073709551615",
             "protectedlist.config.18446744073709551615.1",
+            "protectedlist.config.0000000000000003.+1",
+            "protectedlist.config.0000000000000003.01",
         ] {
             assert_eq!(RecordKey::from_file_name(name), None, "{name}");
         }

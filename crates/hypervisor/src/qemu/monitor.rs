@@ -8,7 +8,7 @@
 //!
 //! Never decides from a missing event that a guest is well.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -19,7 +19,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use qapi::{Command, ExecuteError, Qmp};
+use qapi::{Command, ExecuteError, Qmp, Stream};
 
 use crate::embedded::short_path;
 use crate::launch::Record;
@@ -35,6 +35,9 @@ const END_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Far more than any one event.
 const LONGEST_LINE: usize = 1 << 20;
+
+/// Far more than greeting, events and answers of one command: a QEMU gone wrong must not fill the agent's memory.
+const LONGEST_CONVERSATION: u64 = 4 << 20;
 
 fn open(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let fd: OwnedFd = socket(
@@ -73,36 +76,38 @@ pub(crate) fn execute<C: Command>(
     };
     let stream = short_path(record, CONTROL, |path| open(path, timeout)).map_err(failed)?;
     stream.set_read_timeout(Some(timeout)).map_err(failed)?;
-    let mut qmp = Qmp::from_stream(&stream);
-    // The library panics when the greeting is an end of file.
-    if qmp.inner_mut().fill_buf().map_err(failed)?.is_empty() {
-        return Err(failed(io::ErrorKind::UnexpectedEof.into()));
-    }
-    let answered = |result: Result<C::Ok, ExecuteError>| match result {
-        Ok(answer) => Ok(answer),
-        Err(ExecuteError::Qapi(error)) => Err(DriverError::Refused {
+    converse(&stream, &stream, command, || start.elapsed() < timeout).map_err(|error| match error {
+        ExecuteError::Qapi(error) => DriverError::Refused {
             vm: vm(),
             reason: error.desc,
-        }),
-        Err(ExecuteError::Io(error)) => Err(failed(error)),
-    };
-    match qmp.handshake() {
-        Ok(_) => {}
-        Err(ExecuteError::Qapi(error)) => {
-            return Err(DriverError::Refused {
-                vm: vm(),
-                reason: error.desc,
-            });
-        }
-        Err(ExecuteError::Io(error)) => return Err(failed(error)),
+        },
+        ExecuteError::Io(error) => failed(error),
+    })
+}
+
+/// Negotiates and executes one command, as long as there is time.
+pub(crate) fn converse<C: Command>(
+    from: impl Read,
+    to: impl Write,
+    command: &C,
+    has_time: impl Fn() -> bool,
+) -> Result<C::Ok, ExecuteError> {
+    let mut qmp = Qmp::new(Stream::new(
+        BufReader::new(from.take(LONGEST_CONVERSATION)),
+        to,
+    ));
+    // The library panics when the greeting is an end of file.
+    if qmp.inner_mut().fill_buf()?.is_empty() {
+        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
     }
-    qmp.write_command(command).map_err(failed)?;
+    qmp.handshake()?;
+    qmp.write_command(command)?;
     loop {
         match qmp.read_response::<C>() {
             // An event that this library does not know stands before the answer.
             Err(ExecuteError::Io(error))
-                if error.kind() == io::ErrorKind::InvalidData && start.elapsed() < timeout => {}
-            result => return answered(result),
+                if error.kind() == io::ErrorKind::InvalidData && has_time() => {}
+            result => return result,
         }
     }
 }
@@ -159,7 +164,7 @@ impl Events {
 }
 
 /// How the machine ended, if this line says that it did.
-fn ended(line: &[u8]) -> Option<ExitCause> {
+pub(crate) fn ended(line: &[u8]) -> Option<ExitCause> {
     let message: serde_json::Value = serde_json::from_slice(line).ok()?;
     let text = |pointer: &str| message.pointer(pointer).and_then(serde_json::Value::as_str);
     let crashed = |reason: &str| ExitCause::Crashed {

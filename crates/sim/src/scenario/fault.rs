@@ -1,6 +1,7 @@
 //! What can happen to a cluster: every event that a scenario can name.
 
-use crate::clock::{MS, Nanos};
+use super::write::time_text;
+use crate::clock::Nanos;
 use mainstay_core::config::Change;
 use serde_json::{Value, json};
 
@@ -297,7 +298,7 @@ fn name(list: &[String], index: usize) -> Value {
 }
 
 fn time(nanos: Nanos) -> Value {
-    json!(format!("{}ms", nanos / MS))
+    json!(time_text(nanos))
 }
 
 impl Fault {

@@ -1,21 +1,33 @@
 //! From a scenario back to TOML, so that a failing run can be kept and replayed.
 
 use super::{Fault, Scenario, VmSetup, Weather};
-use crate::clock::{MS, Nanos};
+use crate::clock::{MICROSECOND, MS, Nanos};
 use mainstay_core::config::{
-    DatastoreKind, FenceClass, HostShutdown, IsolationResponse, RestartPriority, RuleKind,
-    SETTINGS, Settings, VmSpec,
+    DatastoreKind, FenceClass, IsolationResponse, RestartPriority, RuleKind, SETTINGS, Settings,
+    VmSpec,
 };
-use mainstay_core::time::nanos;
 use serde_json::Value;
 use std::fmt::Write as _;
 
+/// A time as a scenario writes it, to the microsecond, which is as exactly as it is read.
+pub(super) fn time_text(t: Nanos) -> String {
+    match t % MS / MICROSECOND {
+        0 => format!("{}ms", t / MS),
+        micros => format!("{}.{micros:03}ms", t / MS),
+    }
+}
+
 fn ms(t: Nanos) -> String {
-    format!("\"{}ms\"", t / MS)
+    format!("\"{}\"", time_text(t))
+}
+
+/// A text as TOML has it: what Rust escapes otherwise is no TOML.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.into()).to_string()
 }
 
 fn list<'a>(items: impl Iterator<Item = &'a str>) -> String {
-    let quoted: Vec<String> = items.map(|i| format!("{i:?}")).collect();
+    let quoted: Vec<String> = items.map(quoted).collect();
     format!("[{}]", quoted.join(", "))
 }
 
@@ -30,9 +42,9 @@ pub fn to_toml(scenario: &Scenario) -> String {
 
 fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
     let names = s.names();
-    writeln!(out, "name = {:?}", s.name)?;
+    writeln!(out, "name = {}", quoted(&s.name))?;
     if let Some(source) = &s.source {
-        writeln!(out, "source = {source:?}")?;
+        writeln!(out, "source = {}", quoted(source))?;
     }
     writeln!(out, "duration = {}\nseed = {}", ms(s.duration), s.seed)?;
     writeln!(
@@ -68,6 +80,9 @@ fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
             d.image_locks,
             ms(d.image_lock_expiry)
         )?;
+        if let Some(server) = &spec.server {
+            writeln!(out, "server = {}", quoted(server))?;
+        }
     }
     for h in &s.hosts {
         let Some(spec) = s.config.hosts.get(&h.id) else {
@@ -107,7 +122,7 @@ fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
             v.id, spec.datastore
         )?;
         if let Some(host) = v.host.and_then(|h| names.hosts.get(h)) {
-            writeln!(out, "host = {host:?}")?;
+            writeln!(out, "host = {}", quoted(host))?;
         }
         writeln!(out, "power = \"{}\"", if v.on { "on" } else { "off" })?;
         vm(v, spec, out)?;
@@ -186,6 +201,7 @@ fn toml_value(value: &Value) -> String {
                 items.iter().map(toml_value).collect::<Vec<_>>().join(", ")
             )
         }
+        Value::String(text) => quoted(text),
         other => other.to_string(),
     }
 }
@@ -209,46 +225,28 @@ fn isolation(r: IsolationResponse) -> &'static str {
     }
 }
 
-/// The settings that a campaign draws, and each timer that is not its profile's.
+/// Settings that are written whatever they are, as a campaign draws them.
+const DRAWN: [&str; 5] = [
+    "isolation_response",
+    "max_restart_attempts",
+    "restart_retry_delays",
+    "heartbeat_datastores_per_host",
+    "accept_late_writes",
+];
+
+/// The settings that a campaign draws, and each that is not its profile's.
 fn settings(s: &Settings, out: &mut String) -> std::fmt::Result {
     let default = Settings::of(s.profile);
     writeln!(out, "\n[settings]")?;
-    writeln!(
-        out,
-        "isolation_response = \"{}\"",
-        isolation(s.isolation_response)
-    )?;
-    writeln!(out, "max_restart_attempts = {}", s.max_restart_attempts)?;
-    let delays: Vec<String> = s
-        .restart_retry_delays
-        .iter()
-        .map(|d| format!("{}ms", nanos(*d) / MS))
-        .collect();
-    writeln!(out, "restart_retry_delays = \"{}\"", delays.join(","))?;
-    writeln!(
-        out,
-        "heartbeat_datastores_per_host = {}",
-        s.heartbeat_datastores_per_host
-    )?;
-    for doc in SETTINGS {
-        match s.time_of(doc.key) {
-            Some(time) if default.time_of(doc.key) != Some(time) => {
-                writeln!(out, "{} = {}", doc.key, ms(nanos(time)))?;
-            }
-            _ => {}
+    for doc in SETTINGS.iter().filter(|doc| doc.key != "profile") {
+        let value = s.get(doc.key);
+        if !DRAWN.contains(&doc.key) && value == default.get(doc.key) {
+            continue;
         }
-    }
-    writeln!(out, "accept_late_writes = {}", s.accept_late_writes)?;
-    if let Some(limit) = s.frozen_limit {
-        writeln!(out, "frozen_limit = {}", ms(nanos(limit)))?;
-    }
-    if s.host_shutdown != default.host_shutdown {
-        let wait = s.host_shutdown == HostShutdown::Wait;
-        writeln!(
-            out,
-            "host_shutdown = \"{}\"",
-            if wait { "wait" } else { "restart_elsewhere" }
-        )?;
+        let Some(value) = value else { continue };
+        let bare = value.parse::<i64>().is_ok() || value.parse::<bool>().is_ok();
+        let value = if bare { value } else { quoted(&value) };
+        writeln!(out, "{} = {value}", doc.key)?;
     }
     Ok(())
 }
