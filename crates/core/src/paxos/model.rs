@@ -115,7 +115,10 @@ impl Found {
 impl Host {
     /// What its process wants: no two processes the same.
     fn value(&self, n: usize) -> Value {
-        (n as u8, self.incarnation * 10 + self.target)
+        (
+            u8::try_from(n).expect("a few hosts"),
+            self.incarnation * 10 + self.target,
+        )
     }
 }
 
@@ -212,7 +215,7 @@ impl World {
     /// Reads the next sector, and with it all before it that nobody can change meanwhile.
     fn read(&mut self, n: usize, mut read: Vec<Sector<Value>>, bounds: &Bounds) {
         loop {
-            let at = read.len() as u16;
+            let at = u16::try_from(read.len()).expect("a few slots");
             let Some(sector) = self.sectors.get(read.len()) else {
                 break;
             };
