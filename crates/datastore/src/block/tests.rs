@@ -304,7 +304,8 @@ fn generations_are_made_once_and_old_ones_go() {
 #[test]
 fn exactly_one_of_racing_hosts_wins_each_generation() {
     let kit = Kit::new(512);
-    let stores: Vec<BlockDatastore> = (1..=2).map(|n| kit.open(n, 7)).collect();
+    // Of each host an agent, and a command beside it.
+    let stores: Vec<BlockDatastore> = [1, 1, 2, 2].map(|n| kit.open(n, 7)).into();
     for generation in 1..40 {
         let barrier = Barrier::new(stores.len());
         let outcomes: Vec<StorageOutcome> = std::thread::scope(|scope| {
@@ -478,6 +479,24 @@ fn another_region_at_the_same_place_is_foreign() {
     assert_eq!(link(&one, 1, 11), foreign);
     assert_eq!(one.perform(&beat(1, 7, 1)), foreign);
     assert_eq!(one.perform(&StorageRequest::ListAllVmLocks), foreign);
+}
+
+#[test]
+fn a_restored_snapshot_is_shown_as_it_is_and_takes_no_generation_with_a_gap() {
+    let kit = Kit::new(512);
+    let (one, two) = (kit.open(1, 7), kit.open(2, 8));
+    assert_eq!(link(&one, 1, 11), DONE);
+    let snapshot = locked(&kit.memory.bytes).clone();
+    assert_eq!(link(&two, 2, 22), DONE);
+    assert_eq!(link(&two, 3, 23), DONE);
+    *locked(&kit.memory.bytes) = snapshot;
+    // Agents remember generation 3, and refuse what is older (safety rule H22).
+    assert_eq!(
+        keys(&one, StorageRequest::ListVmLock(vm(1))),
+        [lock(0), lock(1)]
+    );
+    assert!(matches!(link(&two, 4, 24), StorageOutcome::NotDone(_)));
+    assert_eq!(read(&two, lock(3)), NOT_FOUND);
 }
 
 #[test]
