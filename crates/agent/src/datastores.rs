@@ -3,10 +3,11 @@
 
 use crate::clock;
 use crate::logging;
-use mainstay_core::id::{DatastoreId, HostId, OpId};
+use mainstay_core::config::DatastoreKind;
+use mainstay_core::id::{DatastoreId, OpId};
 use mainstay_core::io::{Input, IoFault, StorageOutcome, StorageRequest};
 use mainstay_core::time::Instant;
-use mainstay_datastore::{FileDatastore, Worker};
+use mainstay_datastore::{Datastore, Here, Worker};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -20,12 +21,12 @@ const RETRY: Duration = Duration::from_secs(2);
 /// What became of a try to open a datastore.
 pub(crate) struct Opened {
     id: DatastoreId,
-    result: Result<(Arc<FileDatastore>, Worker), String>,
+    result: Result<(Arc<Datastore>, Worker), String>,
 }
 
 #[derive(Default)]
 struct One {
-    open: Option<(Arc<FileDatastore>, Worker)>,
+    open: Option<(Arc<Datastore>, Worker)>,
     problem: Option<String>,
 }
 
@@ -42,9 +43,9 @@ pub(crate) struct Datastores {
 impl Datastores {
     /// Starts to open all of them.
     pub(crate) fn start<D, O>(
-        mounts: &BTreeMap<DatastoreId, PathBuf>,
+        mounts: &BTreeMap<DatastoreId, (DatastoreKind, PathBuf)>,
         cluster: u64,
-        host: &HostId,
+        here: &Here,
         hung_after: Duration,
         done: D,
         on_opened: O,
@@ -55,8 +56,8 @@ impl Datastores {
     {
         let (to_start, first) = channel();
         let mut all = BTreeMap::new();
-        for (id, mount) in mounts {
-            let (id, mount, host) = (id.clone(), mount.clone(), host.clone());
+        for (id, (kind, mount)) in mounts {
+            let (id, kind, mount, here) = (id.clone(), *kind, mount.clone(), here.clone());
             all.insert(id.clone(), One::default());
             let (done, on_opened, to_start) = (done.clone(), on_opened.clone(), to_start.clone());
             std::thread::Builder::new()
@@ -64,7 +65,7 @@ impl Datastores {
                 .spawn(move || {
                     let mut first = true;
                     loop {
-                        let result = FileDatastore::open(&mount, cluster, &id, &host)
+                        let result = Datastore::open(kind, &mount, cluster, &id, &here)
                             .map_err(|e| logging::chain(&e))
                             .and_then(|d| {
                                 let datastore = Arc::new(d);

@@ -32,6 +32,6 @@ pub use control::server::ControlError;
 pub use guard::{GuardError, run_guard};
 pub use guard_link::guard_events;
 pub use net::stream::TlsError;
-pub use shell::{AgentError, run_agent};
+pub use shell::{AgentError, here, run_agent};
 pub use shm::ShmError;
 pub use twin::TwinError;

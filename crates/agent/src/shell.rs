@@ -13,7 +13,7 @@ mod surroundings;
 mod timers;
 
 pub use error::AgentError;
-pub use start::run_agent;
+pub use start::{here, run_agent};
 
 use crate::clock;
 use crate::config::{ClusterFile, Probe};

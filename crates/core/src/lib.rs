@@ -37,6 +37,7 @@ mod lock;
 mod membership;
 mod orphans;
 mod ownership;
+pub mod paxos;
 mod placement;
 #[cfg(feature = "planted")]
 pub mod planted;

@@ -27,6 +27,14 @@ impl Aligned {
         Self { bytes, start, len }
     }
 
+    /// Zeroes, exactly so many.
+    fn exact(len: usize) -> Self {
+        Self {
+            len,
+            ..Self::zeroed(len)
+        }
+    }
+
     fn get(&self) -> &[u8] {
         self.bytes
             .get(self.start..self.start + self.len)
@@ -108,6 +116,44 @@ impl Direct {
             }
         }
         Ok(buffer.get().get(..filled).unwrap_or_default().to_vec())
+    }
+
+    /// Does it take direct reads of that length? Where direct I/O is refused altogether, any.
+    pub(crate) fn takes(path: &Path, len: usize) -> io::Result<bool> {
+        let direct = Self::default();
+        let file = direct.open(OpenOptions::new().read(true), OFlag::empty(), path)?;
+        match file.read_at(Aligned::exact(len).get_mut(), 0) {
+            Ok(_) => Ok(true),
+            Err(e) if is_invalid(&e) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Reads a range of a device or of a file that is used like one. It ends early at the end of the device.
+    pub(crate) fn read_range(&self, path: &Path, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let file = self.open(OpenOptions::new().read(true), OFlag::empty(), path)?;
+        let mut buffer = Aligned::exact(len);
+        let mut filled = 0;
+        while let Some(rest) = buffer.get_mut().get_mut(filled..).filter(|r| !r.is_empty()) {
+            let n = file.read_at(rest, offset + filled as u64)?;
+            filled += n;
+            // A direct read cannot go on from within a sector.
+            if n == 0 || n % 512 != 0 {
+                break;
+            }
+        }
+        Ok(buffer.get().get(..filled).unwrap_or_default().to_vec())
+    }
+
+    /// Writes whole sectors, in one write.
+    pub(crate) fn write_range(&self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut buffer = Aligned::exact(bytes.len());
+        buffer.get_mut().copy_from_slice(bytes);
+        let written = file.write_at(buffer.get(), offset)?;
+        if written != bytes.len() {
+            return Err(io::Error::new(io::ErrorKind::WriteZero, "short write"));
+        }
+        Ok(())
     }
 
     /// Opens an existing file for a write in place, on stable storage when it returns if `at_once`.

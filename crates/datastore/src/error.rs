@@ -1,6 +1,6 @@
 //! Why a datastore cannot be used, and how the kernel's errors map to the core's faults.
 
-use mainstay_core::id::DatastoreId;
+use mainstay_core::id::{DatastoreId, HostId};
 use mainstay_core::io::IoFault;
 use mainstay_core::wire::DecodeError;
 use nix::errno::Errno;
@@ -58,6 +58,26 @@ pub enum OpenError {
         path: PathBuf,
         /// How.
         source: DecodeError,
+    },
+    /// The head of a region on a device is damaged.
+    #[error("datastore \"{datastore}\": the head of the region on {} is damaged; `mainstay datastore repair` restores it from its copy", .path.display())]
+    DamagedRegion {
+        /// The datastore.
+        datastore: DatastoreId,
+        /// The device.
+        path: PathBuf,
+        /// How.
+        source: DecodeError,
+    },
+    /// This host has no place in the region.
+    #[error("datastore \"{datastore}\": {host} has no place in the region on {}; run `mainstay datastore add` on a host that has one", .path.display())]
+    NoPlace {
+        /// The datastore.
+        datastore: DatastoreId,
+        /// The device.
+        path: PathBuf,
+        /// The host.
+        host: HostId,
     },
     /// The storage answers with an error.
     #[error("datastore \"{datastore}\": cannot read {}; check the mount and its server", .path.display())]

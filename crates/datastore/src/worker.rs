@@ -9,7 +9,7 @@
 //! ```
 //! Nothing but renewals has an order: whoever needs one waits for the answer.
 
-use crate::file::FileDatastore;
+use crate::store::Datastore;
 use mainstay_core::id::OpId;
 use mainstay_core::io::{StorageOutcome, StorageRequest};
 use mainstay_core::wire::RecordKey;
@@ -52,7 +52,7 @@ impl Worker {
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub fn start<F>(datastore: Arc<FileDatastore>, done: F) -> io::Result<Self>
+    pub fn start<F>(datastore: Arc<Datastore>, done: F) -> io::Result<Self>
     where
         F: Fn(OpId, StorageOutcome) + Clone + Send + Sync + 'static,
     {

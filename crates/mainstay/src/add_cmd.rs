@@ -13,8 +13,8 @@ use mainstay_core::config::{
     Change, ClusterConfig, HostAddresses, HostSpec, Image, IsolationResponse, RestartPriority,
     VmSpec,
 };
-use mainstay_core::id::{DatastoreId, HostId, VmId};
-use mainstay_datastore::FileDatastore;
+use mainstay_core::id::{BootId, DatastoreId, HostId, VmId};
+use mainstay_datastore::{Datastore, Here};
 use mainstay_hypervisor::{ImageKind, make_image};
 use serde_json::json;
 use std::collections::BTreeSet;
@@ -190,14 +190,25 @@ struct Asked {
     client: Client,
     config: ClusterConfig,
     here: InForce,
+    /// The machine, as datastores know it.
+    machine: Here,
 }
 
 impl Asked {
     fn new(common: &Common) -> Result<Self> {
-        let client = Target::find(common.socket.as_deref()).client()?;
+        let target = Target::find(common.socket.as_deref());
+        let client = target.client()?;
         let config = client.config()?;
         let here = client.in_force()?;
+        // The socket lies in the agent's run directory.
+        let run_dir = target.socket.parent().unwrap_or(Path::new("/"));
+        let machine = Here {
+            host: here.host.clone(),
+            boot: BootId(here.boot),
+            run_dir: run_dir.into(),
+        };
         Ok(Self {
+            machine,
             client,
             config,
             here,
@@ -291,7 +302,7 @@ fn add_host(common: &Common, asked: &Asked, args: &AddHost) -> Result<()> {
     let mounts = spec.datastores.iter().map(|d| Ok((d, asked.mount(d)?)));
     let mounts = mounts.collect::<Result<Vec<_>>>()?;
     for (datastore, mount) in mounts {
-        FileDatastore::add_host(mount, &next, datastore, &spec)
+        Datastore::add_host(mount, &next, datastore, &spec, &asked.machine)
             .context(format!("{id} was not added"))
             .map_err(|e| e.at(mount.display()))?;
     }
@@ -337,7 +348,7 @@ fn add_vm(common: &Common, asked: &Asked, args: &AddVm) -> Result<()> {
     check_image_is_free(asked, &spec, &args.image)?;
     let mount = asked.mount(&spec.datastore)?;
     let made = have_image(&mount.join(&args.image), args.size)?;
-    FileDatastore::add_vm(mount, &next, &spec, &asked.here.host)
+    Datastore::add_vm(mount, &next, &spec, &asked.machine)
         .context(format!("{id} was not added"))
         .map_err(|e| e.at(mount.display()))?;
     let version = asked.make(change).map_err(|failure| match made {

@@ -1,13 +1,14 @@
 //! Adding datastores, and what is new on them, to a cluster: by an administrator, never by an agent.
 
 use crate::fail::{Context, Failure, Result};
+use crate::region_cmd::{self, FormatArgs, RegionArgs};
 use crate::ui::line;
 use clap::{Args, Subcommand};
 use mainstay_agent::config::{AgentFile, ClusterFile};
-use mainstay_core::config::nearest;
+use mainstay_core::config::{ClusterConfig, DatastoreKind, nearest};
 use mainstay_core::id::DatastoreId;
-use mainstay_datastore::FileDatastore;
-use std::path::PathBuf;
+use mainstay_datastore::Datastore;
+use std::path::{Path, PathBuf};
 
 /// Arguments of `datastore`.
 #[derive(Debug, Args)]
@@ -20,9 +21,17 @@ pub(crate) struct DatastoreArgs {
 enum DatastoreCommand {
     /// Add a datastore to the cluster, or what is new on one: heartbeats of hosts, locks of VMs
     #[command(
-        after_help = "Run it once, on any host that mounts the datastore, after the change of cluster.toml and before the agents read it."
+        after_help = "Run it once, on any host that mounts the datastore, after the change of cluster.toml and before the agents read it. A datastore of kind block is made by `mainstay datastore format` first."
     )]
     Add(AddArgs),
+    /// Make the region of a datastore of kind block, on the device that agent.toml names
+    Format(FormatArgs),
+    /// Show the region of a datastore of kind block: its head, hosts and locks
+    Inspect(RegionArgs),
+    /// Verify every checksum of a region; changes nothing
+    Check(RegionArgs),
+    /// Mend what has a second copy: the head, the names of registers and their marks
+    Repair(RegionArgs),
 }
 
 #[derive(Debug, Args)]
@@ -35,36 +44,72 @@ struct AddArgs {
 }
 
 pub(crate) fn run(json: bool, args: &DatastoreArgs) -> Result<()> {
-    let DatastoreCommand::Add(args) = &args.command;
-    let agent = AgentFile::read(&args.config).context("nothing was added")?;
-    let cluster = ClusterFile::read(&agent.cluster)
-        .and_then(|file| file.cluster_config())
-        .context("nothing was added")?;
-    agent
-        .check_against(&args.config, &cluster)
-        .context("nothing was added")?;
-    let unknown = || {
-        let known = cluster.datastores.keys().map(DatastoreId::as_str);
-        let failure = Failure::new(format!(
-            "the cluster has no datastore \"{}\"",
-            args.datastore
-        ))
-        .at(agent.cluster.display());
-        match nearest(&args.datastore, known) {
-            Some(id) => failure.remedy(format!("did you mean \"{id}\"?")),
-            None => failure.remedy("add [[datastore]] to the file first"),
-        }
-    };
-    let id = DatastoreId::new(&args.datastore).map_err(|_| unknown())?;
-    if !cluster.datastores.contains_key(&id) {
-        return Err(unknown());
+    match &args.command {
+        DatastoreCommand::Add(args) => add(json, args),
+        DatastoreCommand::Format(args) => region_cmd::format(json, args),
+        DatastoreCommand::Inspect(args) => region_cmd::inspect(json, args),
+        DatastoreCommand::Check(args) => region_cmd::check(json, args, false),
+        DatastoreCommand::Repair(args) => region_cmd::check(json, args, true),
     }
-    let mount = agent.datastores.get(&id).ok_or_else(|| {
-        Failure::new(format!("{} does not mount {id}", agent.host))
-            .at(args.config.display())
-            .remedy("run this on a host that does")
-    })?;
-    let made = FileDatastore::add(mount, &cluster, &id, &agent.host)
+}
+
+/// A datastore that a command is about, as this host has it.
+pub(crate) struct Asked {
+    pub(crate) agent: AgentFile,
+    pub(crate) cluster: ClusterConfig,
+    pub(crate) id: DatastoreId,
+    pub(crate) mount: PathBuf,
+}
+
+impl Asked {
+    /// Reads this host's files; `what` says what comes of it when they are wrong.
+    pub(crate) fn read(datastore: &str, config: &Path, what: &'static str) -> Result<Self> {
+        let agent = AgentFile::read(config).context(what)?;
+        let cluster = ClusterFile::read(&agent.cluster)
+            .and_then(|file| file.cluster_config())
+            .context(what)?;
+        agent.check_against(config, &cluster).context(what)?;
+        let unknown = || {
+            let known = cluster.datastores.keys().map(DatastoreId::as_str);
+            let failure = Failure::new(format!("the cluster has no datastore \"{datastore}\""))
+                .at(agent.cluster.display());
+            match nearest(datastore, known) {
+                Some(id) => failure.remedy(format!("did you mean \"{id}\"?")),
+                None => failure.remedy("add [[datastore]] to the file first"),
+            }
+        };
+        let id = DatastoreId::new(datastore).map_err(|_| unknown())?;
+        if !cluster.datastores.contains_key(&id) {
+            return Err(unknown());
+        }
+        let mount = agent.datastores.get(&id).cloned().ok_or_else(|| {
+            Failure::new(format!("{} does not mount {id}", agent.host))
+                .at(config.display())
+                .remedy("run this on a host that does")
+        })?;
+        Ok(Self {
+            agent,
+            cluster,
+            id,
+            mount,
+        })
+    }
+
+    pub(crate) fn kind(&self) -> DatastoreKind {
+        let spec = self.cluster.datastores.get(&self.id);
+        spec.map(|spec| spec.kind).unwrap_or_default()
+    }
+}
+
+fn add(json: bool, args: &AddArgs) -> Result<()> {
+    let Asked {
+        agent,
+        cluster,
+        id,
+        mount,
+    } = Asked::read(&args.datastore, &args.config, "nothing was added")?;
+    let here = mainstay_agent::here(&agent).context("nothing was added")?;
+    let made = Datastore::add(&mount, &cluster, &id, &here)
         .context(format!("{id} was not added"))
         .map_err(|e| e.at(mount.display()))?;
     let records: Option<Vec<String>> =

@@ -103,6 +103,8 @@ pub enum Request {
 pub struct InForce {
     /// The agent's host.
     pub host: HostId,
+    /// Its boot, as records on datastores name it.
+    pub boot: u64,
     /// The version of the configuration.
     pub version: u64,
     /// What a `cluster.toml` that is up to date says.

@@ -64,6 +64,7 @@ impl Shell {
     /// What `cluster.toml` says when it is up to date.
     pub(super) fn in_force(&self) -> InForce {
         InForce {
+            boot: self.stamp.boot.0,
             host: self.stamp.writer.clone(),
             version: self.agent.config().version,
             file: self.file.clone(),

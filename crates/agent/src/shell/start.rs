@@ -23,6 +23,7 @@ use mainstay_core::id::{BootId, InstanceId};
 use mainstay_core::io::Input;
 use mainstay_core::wire::Stamp;
 use mainstay_core::{Agent, Identity};
+use mainstay_datastore::Here;
 use mainstay_hypervisor::CgroupPlacement;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use std::collections::BTreeMap;
@@ -109,27 +110,10 @@ struct Starting<'a> {
 impl Starting<'_> {
     fn identity(&self) -> Result<(Identity, String), AgentError> {
         let boot = guard::read_boot(self.file)?;
-        let digits: String = boot
-            .chars()
-            .filter(char::is_ascii_hexdigit)
-            .take(16)
-            .collect();
-        let number = u64::from_str_radix(&digits, 16)
-            .ok()
-            .filter(|_| digits.len() == 16);
-        let Some(number) = number else {
-            let path = self
-                .file
-                .boot_id_file
-                .as_deref()
-                .unwrap_or(Path::new("the kernel's boot_id"));
-            return Err(AgentError::Boot {
-                path: path.display().to_string(),
-            });
-        };
+        let number = boot_number(self.file, &boot)?;
         let identity = Identity {
             host: self.file.host.clone(),
-            boot: BootId(number),
+            boot: number,
             instance: InstanceId(random()?),
             seed: random()?,
         };
@@ -188,7 +172,7 @@ impl Starting<'_> {
         let persister =
             Persister::start(file.state_dir.clone(), done).map_err(system("start a thread"))?;
         let (durable, state_issue) = persist::load(&file.state_dir);
-        let datastores = self.datastores(&wake)?;
+        let datastores = self.datastores(&wake, identity.boot)?;
         let now = clock::now();
         let mut agent = Agent::new(identity.clone(), self.cluster.clone(), durable, found, now)?;
         let named = self.cluster_file.isolation_addresses.clone();
@@ -302,17 +286,31 @@ impl Starting<'_> {
         Ok((udp, streams))
     }
 
-    fn datastores(&self, wake: &SyncSender<Box<Wake>>) -> Result<Datastores, AgentError> {
+    fn datastores(
+        &self,
+        wake: &SyncSender<Box<Wake>>,
+        boot: BootId,
+    ) -> Result<Datastores, AgentError> {
         let to_loop = wake.clone();
         let done = move |op, outcome| {
             drop(to_loop.send(Box::new(Wake::Input(Input::Storage(op, outcome)))))
         };
         let to_loop = wake.clone();
         let opened = move |opened| drop(to_loop.send(Box::new(Wake::Opened(opened))));
+        let kind = |id| self.cluster.datastores.get(id).map(|spec| spec.kind);
+        let mounts = self.file.datastores.iter();
+        let mounts = mounts
+            .map(|(id, path)| (id.clone(), (kind(id).unwrap_or_default(), path.clone())))
+            .collect();
+        let here = Here {
+            host: self.file.host.clone(),
+            boot,
+            run_dir: self.file.run_dir.clone(),
+        };
         let mut datastores = Datastores::start(
-            &self.file.datastores,
+            &mounts,
             self.cluster.cluster_id,
-            &self.file.host,
+            &here,
             self.cluster.settings.timing.freeze,
             done,
             opened,
@@ -321,6 +319,40 @@ impl Starting<'_> {
         datastores.wait(DATASTORE_PATIENCE);
         Ok(datastores)
     }
+}
+
+/// The boot that a boot id stands for: its first 16 hexadecimal digits.
+fn boot_number(file: &AgentFile, boot: &str) -> Result<BootId, AgentError> {
+    let digits: String = boot
+        .chars()
+        .filter(char::is_ascii_hexdigit)
+        .take(16)
+        .collect();
+    let number = u64::from_str_radix(&digits, 16)
+        .ok()
+        .filter(|_| digits.len() == 16);
+    number.map(BootId).ok_or_else(|| {
+        let path = file.boot_id_file.as_deref();
+        let path = path.unwrap_or(Path::new("the kernel's boot_id"));
+        AgentError::Boot {
+            path: path.display().to_string(),
+        }
+    })
+}
+
+/// This machine, as datastores know it, for a command that runs beside its agent. Makes the run directory where
+/// no agent has.
+///
+/// # Errors
+/// [`AgentError`]: there is no boot id, or no run directory can be made.
+pub fn here(file: &AgentFile) -> Result<Here, AgentError> {
+    twin::private_dir(&file.run_dir)?;
+    let boot = guard::read_boot(file)?;
+    Ok(Here {
+        host: file.host.clone(),
+        boot: boot_number(file, &boot)?,
+        run_dir: file.run_dir.clone(),
+    })
 }
 
 fn random() -> Result<u64, AgentError> {

@@ -50,6 +50,14 @@ pub enum FrameKind {
     Config = 7,
     /// A message on the stream between two agents.
     Envelope = 8,
+    /// The head of a `block` datastore's region.
+    RegionHead = 9,
+    /// A slot of a register of generations, on a `block` datastore.
+    RegisterSlot = 10,
+    /// What a register is for, on a `block` datastore.
+    RegisterName = 11,
+    /// The head of an extent that holds a list or a configuration, on a `block` datastore.
+    ExtentHead = 12,
 }
 
 /// Who wrote a record, and which of its writes it is.

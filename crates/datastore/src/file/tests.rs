@@ -494,7 +494,7 @@ fn strays_of_a_dead_process_of_this_host_are_removed_and_no_others() {
 fn a_worker_completes_what_it_is_given_and_refuses_what_it_cannot_hold() {
     let (_dir, datastore) = made();
     let (sender, outcomes) = std::sync::mpsc::channel();
-    let worker = Worker::start(Arc::new(datastore), move |op, outcome| {
+    let worker = Worker::start(Arc::new(datastore.into()), move |op, outcome| {
         drop(sender.send((op, outcome)))
     })
     .expect("threads");

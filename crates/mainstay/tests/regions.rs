@@ -1,0 +1,197 @@
+//! `mainstay datastore format`, `inspect`, `check` and `repair`, as an administrator meets them.
+
+use mainstay_core::id::{BootId, DatastoreId, HostId, InstanceId};
+use mainstay_core::io::{StorageOutcome, StorageRequest, StorageValue};
+use mainstay_core::time::Duration;
+use mainstay_core::wire::{HeartbeatRecord, RecordKey, Stamp};
+use mainstay_datastore::{BlockDatastore, Here};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+const CLUSTER: u64 = 0xaa;
+
+struct Admin {
+    home: tempfile::TempDir,
+}
+
+impl Admin {
+    fn new() -> Self {
+        let home = tempfile::tempdir().expect("dir");
+        let cluster = r#"
+cluster_id = "00000000000000aa"
+[settings]
+profile = "fast"
+[[datastore]]
+id = "ds-1"
+kind = "block"
+[[datastore]]
+id = "ds-2"
+[[host]]
+id = "host-1"
+address = "127.0.0.1:7777"
+cpu_mhz = 1000
+memory_mb = 1000
+[[vm]]
+id = "vm-1"
+datastore = "ds-1"
+cpu_mhz = 500
+memory_mb = 32
+image = "vm-1.raw"
+driver = "embedded"
+"#;
+        let agent = r#"
+host = "host-1"
+cluster = "cluster.toml"
+state_dir = "state"
+run_dir = "run"
+log_dir = "log"
+key_file = "cluster.key"
+ca_file = "ca.pem"
+cert_file = "cert.pem"
+cert_key_file = "cert.key"
+[datastores]
+ds-1 = "region"
+ds-2 = "mount"
+"#;
+        for (name, text) in [
+            ("cluster.toml", cluster),
+            ("agent.toml", agent),
+            ("region", ""),
+        ] {
+            std::fs::write(home.path().join(name), text).expect("written");
+        }
+        Self { home }
+    }
+
+    fn region(&self) -> PathBuf {
+        self.home.path().join("region")
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_mainstay"))
+            .env_remove("MAINSTAY_SOCKET")
+            .stdin(Stdio::null())
+            .arg("datastore")
+            .args(arguments)
+            .arg("--config")
+            .arg(self.home.path().join("agent.toml"))
+            .output()
+            .expect("mainstay runs")
+    }
+
+    fn format(&self, more: &[&str]) -> Output {
+        let small = ["format", "ds-1", "--hosts", "4", "--vms", "8"];
+        self.run(&[&small, more].concat())
+    }
+
+    fn damage(&self, offset: u64) {
+        let file = std::fs::File::options()
+            .write(true)
+            .open(self.region())
+            .expect("there");
+        file.write_all_at(&[0x55; 8], offset + 40).expect("written");
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn good(output: &Output) -> String {
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    text(&output.stdout)
+}
+
+fn refused(output: &Output) -> String {
+    assert_eq!(output.status.code(), Some(1), "{}", text(&output.stdout));
+    text(&output.stderr)
+}
+
+#[test]
+fn a_region_is_made_shown_checked_and_mended() {
+    let admin = Admin::new();
+    let error = refused(&admin.run(&["format", "ds-2"]));
+    assert!(error.contains("ds-2 is of kind file"), "{error}");
+    let made = good(&admin.format(&[]));
+    assert!(made.contains("MiB for 4 hosts and 8 VMs"), "{made}");
+    let shown = good(&admin.run(&["inspect", "ds-1"]));
+    assert!(shown.contains("host-1"), "{shown}");
+    assert!(shown.contains("vm-1: generation 0"), "{shown}");
+    let added = good(&admin.run(&["add", "ds-1"]));
+    assert!(added.contains("nothing on it is missing"), "{added}");
+    good(&admin.run(&["check", "ds-1"]));
+    admin.damage(0);
+    let found = admin.run(&["check", "ds-1"]);
+    assert!(text(&found.stdout).contains("can be mended: the head"));
+    assert!(refused(&found).contains("datastore repair"));
+    let error = refused(&admin.run(&["add", "ds-1"]));
+    assert!(error.contains("damaged"), "{error}");
+    let mended = good(&admin.run(&["repair", "ds-1"]));
+    assert!(mended.contains("mended: the head"), "{mended}");
+    good(&admin.run(&["check", "ds-1"]));
+    good(&admin.run(&["add", "ds-1"]));
+}
+
+#[test]
+fn what_lies_there_is_named_and_overwritten_only_by_force() {
+    let admin = Admin::new();
+    let mut data = vec![0; 8192];
+    data[1080..1082].copy_from_slice(b"\x53\xef");
+    std::fs::write(admin.region(), data).expect("written");
+    let error = refused(&admin.format(&[]));
+    assert!(error.contains("ext4"), "{error}");
+    good(&admin.format(&["--force"]));
+    let error = refused(&admin.format(&[]));
+    assert!(error.contains("of this cluster"), "{error}");
+    good(&admin.format(&["--force"]));
+}
+
+fn open(region: &Path, run_dir: &Path) -> BlockDatastore {
+    let here = Here {
+        host: HostId::new("host-1").expect("id"),
+        boot: BootId(7),
+        run_dir: run_dir.into(),
+    };
+    let id = DatastoreId::new("ds-1").expect("id");
+    BlockDatastore::open(region, CLUSTER, &id, &here).expect("open")
+}
+
+#[test]
+fn a_region_that_a_host_uses_is_not_overwritten_by_force() {
+    let admin = Admin::new();
+    good(&admin.format(&[]));
+    let store = open(&admin.region(), admin.home.path());
+    let done = AtomicBool::new(false);
+    let error = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut seq = 0;
+            while !done.load(Ordering::SeqCst) {
+                seq += 1;
+                let stamp = Stamp {
+                    writer: HostId::new("host-1").expect("id"),
+                    boot: BootId(7),
+                    instance: InstanceId(1),
+                    seq,
+                };
+                let record = HeartbeatRecord {
+                    freeze: Duration::from_secs(20),
+                    r#break: Duration::from_secs(30),
+                };
+                let key = RecordKey::Heartbeat(stamp.writer.clone());
+                let renew = StorageRequest::Renew(key, record.encode(CLUSTER, &stamp));
+                let outcome = store.perform(&renew);
+                assert_eq!(outcome, StorageOutcome::Ok(StorageValue::Done));
+            }
+        });
+        let output = admin.format(&["--force"]);
+        done.store(true, Ordering::SeqCst);
+        refused(&output)
+    });
+    assert!(
+        error.contains("a host writes its heartbeat there"),
+        "{error}"
+    );
+    good(&admin.run(&["check", "ds-1"]));
+}
