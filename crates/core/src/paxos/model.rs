@@ -4,7 +4,7 @@
 use super::proposal::Planted;
 use super::*;
 use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet};
 use std::hash::{Hash, Hasher};
 use std::vec;
 use std::vec::Vec;
@@ -74,12 +74,12 @@ pub(super) struct Found {
     pub(super) all_decided: bool,
 }
 
-/// Searches breadth-first until there is no further state, or a broken one.
+/// Searches depth-first, which keeps few states at once, until there is no further state, or a broken one.
 pub(super) fn search(bounds: &Bounds) -> Found {
     let mut found = Found::default();
     let mut seen = HashSet::new();
-    let mut queue = VecDeque::from([World::new(bounds)]);
-    while let Some(world) = queue.pop_front() {
+    let mut queue = vec![World::new(bounds)];
+    while let Some(world) = queue.pop() {
         found.states += 1;
         assert!(found.states < 30_000_000, "the bounds are too wide");
         found.note(&world, bounds);
@@ -92,7 +92,7 @@ pub(super) fn search(bounds: &Bounds) -> Found {
             next.hash(&mut hasher);
             // 64 bits for a few million states: two that share one are not to be expected.
             if seen.insert(hasher.finish()) {
-                queue.push_back(next);
+                queue.push(next);
             }
         }
     }
