@@ -66,7 +66,7 @@ fn other(text: impl Into<String>) -> io::Error {
 }
 
 impl BlockDatastore {
-    /// Makes the region, over whatever lies there ([`look`] first). The head comes last: without one nothing is
+    /// Makes the region, over whatever lies there (`look` first). The head comes last: without one nothing is
     /// used.
     ///
     /// # Errors

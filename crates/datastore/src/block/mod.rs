@@ -1,7 +1,7 @@
 //! A `block` datastore: one region on a shared device, a logical volume, or a file that is used like one.
 //!
 //! Locks are registers of generations that Disk Paxos decides (`mainstay_core::paxos`); nothing here needs more
-//! of the device than that it reads and writes sectors. [`layout`] says where everything lies.
+//! of the device than that it reads and writes sectors. `layout` says where everything lies.
 //!
 //! A register shows its newest generation and the one before. Older ones count as removed, and to make one of
 //! them again is what it is in a `file` datastore: a stray that is gone before anyone sees it (safety rule H11).
