@@ -1,8 +1,9 @@
 //! A host that loses power, and a lab that does.
 
 use super::helper::{self, said};
-use super::kit::{Lab, PATIENCE, comes_true, number, skipped};
+use super::kit::{Lab, comes_true, number, skipped};
 use mainstay_hypervisor::{Process, freeze};
+use mainstay_lab::cgroup;
 use mainstay_lab::procs::start_time;
 use mainstay_lab::storage::Fault;
 use nix::unistd::Pid;
@@ -47,27 +48,13 @@ fn what_waits_has_no_effect_after_power_off() {
     );
 }
 
-/// Where cgroup v2 is mounted; alone, or beside the hierarchies of v1.
-fn cgroups() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-    let mut fields = mounts.lines().map(|line| line.split(' '));
-    fields.find_map(|mut f| {
-        let (_, at, kind) = (f.next()?, f.next()?, f.next()?);
-        (kind == "cgroup2").then(|| at.into())
-    })
-}
-
 /// Removed when the test ends, however it does.
 struct Group(PathBuf);
 
 impl Drop for Group {
     fn drop(&mut self) {
         let _ = fs::write(self.0.join("cgroup.kill"), "1");
-        let start = Instant::now();
-        // Busy for as long as a process is in it.
-        while fs::remove_dir(&self.0).is_err() && start.elapsed() < PATIENCE {
-            std::thread::park_timeout(Duration::from_millis(1));
-        }
+        cgroup::remove_tree(&self.0);
     }
 }
 
@@ -76,7 +63,7 @@ fn a_frozen_process_whose_disk_hangs_executes_nothing_and_is_stopped_when_it_ans
     if skipped() {
         return;
     }
-    let Some(groups) = cgroups() else {
+    let Some(groups) = cgroup::root() else {
         eprintln!("SKIPPED: no cgroup v2 file system is mounted");
         return;
     };
