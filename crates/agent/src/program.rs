@@ -10,6 +10,7 @@
 //! Never here: what an agent or a guard does.
 
 use crate::twin::Role;
+use mainstay_hypervisor::launcher;
 use std::error::Error;
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
@@ -82,16 +83,19 @@ pub(crate) fn start(whole: &Path, role: Role, config: &Path, log_dir: &Path) -> 
 }
 
 fn spawn(mut command: Command, role: Role, log_dir: &Path) -> io::Result<()> {
-    let errors = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o640)
-        .open(log_dir.join(format!("{}.stderr", role.name())));
-    let mut child = command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(errors.map_or_else(|_| Stdio::null(), Stdio::from))
-        .spawn()?;
+    let log = log_dir.join(format!("{}.stderr", role.name()));
+    let mut child = launcher::run(move || {
+        let errors = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o640)
+            .open(log);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(errors.map_or_else(|_| Stdio::null(), Stdio::from))
+            .spawn()
+    })?;
     // Somebody must collect it when it ends.
     std::thread::Builder::new()
         .name("reaper".into())

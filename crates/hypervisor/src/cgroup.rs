@@ -4,7 +4,7 @@
 //! Never touches a directory that it did not make, and never trusts one that
 //! does not list the guest's process.
 
-use std::fs::{self, File};
+use std::fs;
 use std::hash::Hasher;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -47,15 +47,14 @@ impl Groups {
         ));
     }
 
-    /// The files by which a process enters, opened for its child to write to.
-    pub(crate) fn doors(&self) -> Vec<File> {
+    /// The files by which a process enters.
+    pub(crate) fn entrances(&self) -> Vec<PathBuf> {
         let beside = self
             .memory
             .iter()
             .filter(|dir| self.own.as_ref() != Some(*dir));
         let all = self.own.iter().chain(beside);
-        let open = |dir: &PathBuf| File::options().write(true).open(dir.join("cgroup.procs"));
-        all.filter_map(|dir| open(dir).ok()).collect()
+        all.map(|dir| dir.join("cgroup.procs")).collect()
     }
 
     /// Gives up the directories that the process is not in.

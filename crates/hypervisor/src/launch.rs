@@ -29,7 +29,7 @@ mod scan;
 
 use crate::cgroup::Groups;
 use crate::process::Process;
-use crate::{ExitCause, StartError, VmSpec, cgroup, memory};
+use crate::{ExitCause, StartError, VmSpec, cgroup, launcher, memory};
 
 const RECORD_SUFFIX: &str = ".process.json";
 const RESUMED_SUFFIX: &str = ".resumed";
@@ -185,9 +185,6 @@ pub(crate) fn launch(
         move |source| StartError::Host { action, source }
     };
     let mut groups = Groups::make(spec);
-    let stderr = File::create(spec.run_dir.join(format!("{}.stderr", spec.vm)))
-        .map_err(host("write the guest's log"))?;
-    let doors = groups.doors();
     let path = |dir: &Option<PathBuf>| dir.clone().unwrap_or_default();
     command
         .current_dir(&spec.run_dir)
@@ -199,31 +196,13 @@ pub(crate) fn launch(
         .env(ENV_CGROUP, path(&groups.own))
         .env(ENV_MEMORY, path(&groups.memory))
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(stderr);
-    let in_child = move || {
-        setsid()?;
-        // A core file of guest memory would fill the run directory.
-        let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-        for procs in &doors {
-            // Whether it worked is seen by the parent.
-            let _ = nix::unistd::write(procs, b"0");
-        }
-        Ok(())
-    };
-    #[expect(unsafe_code, reason = "the guest needs a session of its own")]
-    // SAFETY: between fork and exec the closure only makes system calls
-    // (setsid, setrlimit, write); it neither allocates nor takes a lock.
-    unsafe {
-        command.pre_exec(in_child);
-    }
-    let mut child = command.spawn().map_err(|source| {
-        groups.remove();
-        StartError::Host {
-            action: format!("start {}", command.get_program().display()),
-            source,
-        }
-    })?;
+        .stdout(Stdio::null());
+    let log = spec.run_dir.join(format!("{}.stderr", spec.vm));
+    let entrances = groups.entrances();
+    let mut child = launcher::run(move || Ok(spawn(command, &log, &entrances)))
+        .map_err(host("start a thread for the guest"))
+        .flatten()
+        .inspect_err(|_| groups.remove())?;
     let pid = child.id().cast_signed();
     // The agent may be protected from the OOM killer; its guests are not.
     let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "0");
@@ -258,6 +237,33 @@ pub(crate) fn launch(
             Err(host("record the guest's process")(source))
         }
     }
+}
+
+/// Starts the process, where nothing is open that it would have to close.
+fn spawn(mut command: Command, log: &Path, entrances: &[PathBuf]) -> Result<Child, StartError> {
+    let failed = |action: String| move |source| StartError::Host { action, source };
+    let log = File::create(log).map_err(failed("write the guest's log".to_owned()))?;
+    command.stderr(log);
+    let open = |procs: &PathBuf| File::options().write(true).open(procs);
+    let doors: Vec<File> = entrances.iter().flat_map(open).collect();
+    let in_child = move || {
+        setsid()?;
+        // A core file of guest memory would fill the run directory.
+        let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+        for procs in &doors {
+            // Whether it worked is seen by the parent.
+            let _ = nix::unistd::write(procs, b"0");
+        }
+        Ok(())
+    };
+    #[expect(unsafe_code, reason = "the guest needs a session of its own")]
+    // SAFETY: between fork and exec the closure only makes system calls
+    // (setsid, setrlimit, write); it neither allocates nor takes a lock.
+    unsafe {
+        command.pre_exec(in_child);
+    }
+    let start = format!("start {}", command.get_program().display());
+    command.spawn().map_err(failed(start))
 }
 
 /// Checks what every driver needs, makes the run directory and its path absolute.

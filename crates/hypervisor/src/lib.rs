@@ -42,6 +42,7 @@ mod guest;
 mod image;
 pub mod inside;
 mod launch;
+pub mod launcher;
 mod look;
 mod memory;
 mod process;

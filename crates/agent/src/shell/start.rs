@@ -24,7 +24,7 @@ use mainstay_core::io::Input;
 use mainstay_core::wire::Stamp;
 use mainstay_core::{Agent, Identity};
 use mainstay_datastore::Here;
-use mainstay_hypervisor::CgroupPlacement;
+use mainstay_hypervisor::{CgroupPlacement, launcher};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use std::collections::BTreeMap;
 use std::io;
@@ -43,6 +43,7 @@ const DATASTORE_PATIENCE: Duration = Duration::from_secs(1);
 /// # Errors
 /// [`AgentError`]; VMs that run here go on until their rights end.
 pub fn run_agent(config: &Path) -> Result<(), AgentError> {
+    launcher::prepare();
     let file = AgentFile::read(config)?;
     let cluster_file = ClusterFile::read(&file.cluster)?;
     let written = cluster_file.cluster_config()?;

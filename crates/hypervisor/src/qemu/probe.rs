@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::process::{PidFd, Process};
-use crate::{ImageKind, StartError, make_image};
+use crate::{ImageKind, StartError, launcher, make_image};
 
 /// `-action shutdown=pause` came with it.
 const OLDEST: (u32, u32) = (6, 0);
@@ -44,11 +44,9 @@ pub(super) fn version(program: &Path) -> Result<(), StartError> {
     let found = match known {
         Some(found) => found,
         None => {
-            let output = match Command::new(program)
-                .arg("--version")
-                .stdin(Stdio::null())
-                .output()
-            {
+            let mut command = Command::new(program);
+            command.arg("--version").stdin(Stdio::null());
+            let output = match launcher::run(move || command.output()) {
                 Ok(output) => output,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
                     return Err(StartError::Missing {
@@ -96,7 +94,10 @@ pub(super) fn kvm(program: &Path) -> Result<(), String> {
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     known
         .entry(program.to_owned())
-        .or_insert_with(|| try_kvm(program).unwrap_or_else(|e| Err(e.to_string())))
+        .or_insert_with(|| {
+            let program = program.to_owned();
+            launcher::run(move || try_kvm(&program)).unwrap_or_else(|e| Err(e.to_string()))
+        })
         .clone()
 }
 

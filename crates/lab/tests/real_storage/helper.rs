@@ -1,6 +1,7 @@
 //! What a process on a host does, in this test program started again.
 
 use super::kit::{Lab, comes_true, open};
+use mainstay_hypervisor::launcher;
 use mainstay_lab::storage::Fault;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc;
@@ -69,6 +70,19 @@ pub fn main() {
             std::thread::spawn(move || asked.recv());
             say("WRITES");
             while file.write_all_at(&[1; 512], 0).is_ok() {}
+        }
+        "launch" => {
+            launcher::prepare();
+            let _kept = open(path).unwrap();
+            say("OPEN");
+            let start = || Command::new("/bin/true").status();
+            let mut lines = std::io::stdin().lines();
+            lines.next().unwrap().unwrap();
+            assert!(launcher::run(start).unwrap().success());
+            say("APART");
+            lines.next().unwrap().unwrap();
+            assert!(start().unwrap().success());
+            say("BESIDE");
         }
         "lab" => {
             let lab = Lab::new();

@@ -11,6 +11,7 @@ mod faults;
 mod figures;
 mod helper;
 mod kit;
+mod launch;
 mod locks;
 mod power;
 mod qemu;
