@@ -19,6 +19,7 @@ pub mod network;
 pub mod peer;
 pub mod place;
 pub mod procs;
+pub mod rounds;
 pub mod run;
 pub mod soak;
 pub mod storage;

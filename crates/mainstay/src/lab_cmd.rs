@@ -2,6 +2,7 @@
 
 mod agree;
 mod bench;
+mod rounds;
 mod run;
 mod soak;
 mod suite;
@@ -36,6 +37,8 @@ enum LabCommand {
     Suite(suite::SuiteArgs),
     /// Random faults for a long time on one cluster; judged by disks and process tables, daemons watched for growth
     Soak(soak::SoakArgs),
+    /// One random fault after the other, each followed by a look whether all VMs run again, and a table by fault
+    Rounds(rounds::RoundsArgs),
     /// Say whether a lab can be had on this machine, or what is missing
     Check,
     /// Measure failovers, and what agents take at rest
@@ -84,6 +87,7 @@ pub(crate) fn run(args: LabArgs, json: bool) -> ExitCode {
         LabCommand::Run(args) => finish(json, run::run(&args, json)),
         LabCommand::Suite(args) => finish(json, suite::run(&args, json)),
         LabCommand::Soak(args) => finish(json, soak::run(&args, json)),
+        LabCommand::Rounds(args) => finish(json, rounds::run(&args, json)),
         LabCommand::Check => finish(json, check(json)),
         LabCommand::Bench(args) => finish(json, bench::run(&args, json)),
         LabCommand::Clean => finish(json, clean(json)),

@@ -139,7 +139,7 @@ pub(super) fn run(args: &SoakArgs, json: bool) -> Result<ExitCode> {
     if !told.passes
         && let Some(dir) = &outcome.kept
     {
-        keep(&scenario, &outcome.result, dir)?;
+        keep(&scenario, &outcome.result, &scenario_file(dir))?;
     }
     match json {
         true => told.json(),
@@ -224,19 +224,19 @@ fn scenario_file(dir: &Path) -> PathBuf {
     dir.join("soak.toml")
 }
 
-/// Writes what plays it again, and what was seen, beside the logs.
-fn keep(scenario: &Scenario, result: &RunResult, dir: &Path) -> Result<()> {
+/// Writes what plays it again, and beside it what was seen.
+pub(super) fn keep(scenario: &Scenario, result: &RunResult, file: &Path) -> Result<()> {
     let write = |path: PathBuf, text: String| {
         std::fs::write(&path, text)
             .context("cannot keep what the soak found")
             .map_err(|e: Failure| e.at(path.display()))
     };
-    write(scenario_file(dir), mainstay_sim::to_toml(scenario))?;
+    write(file.to_owned(), mainstay_sim::to_toml(scenario))?;
     let trace: String = mainstay_sim::json_lines(result)
         .into_iter()
         .map(|entry| format!("{entry}\n"))
         .collect();
-    write(dir.join("trace.jsonl"), trace)
+    write(file.with_file_name("trace.jsonl"), trace)
 }
 
 /// All that is told at the end.
