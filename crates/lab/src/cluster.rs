@@ -12,6 +12,7 @@ use crate::clock::now;
 use crate::dir::{RunDir, hex, random};
 use crate::fail::{Context, Failure, Result};
 use crate::files::{self, make_dir, new_boot};
+use crate::gluster::Gluster;
 use crate::network::{HostPlan, Network, Plan};
 use crate::place::{Kind, Place};
 use crate::procs::{self, Marker};
@@ -49,6 +50,8 @@ pub struct Options {
     pub dir: Option<PathBuf>,
     /// Files stay when it ends.
     pub keep: bool,
+    /// Each host reaches the datastores through a GlusterFS client of its own.
+    pub gluster: bool,
 }
 
 /// A running cluster.
@@ -59,6 +62,7 @@ pub struct Cluster {
     cgroup: RunCgroup,
     network: Network,
     storage: Storage,
+    gluster: Option<Gluster>,
     hosts: Vec<Host>,
     datastores: Vec<DatastoreId>,
     /// What is wrong with each datastore, for each host: outlives the mounts.
@@ -148,6 +152,14 @@ impl Cluster {
         let config = build::hosts(dir.path(), &hosts, &file, options)?;
         let backing = dir.path().join("storage");
         build::storage(&backing, scenario, &config, options.driver)?;
+        let bricks = |id: &DatastoreId| (id.to_string(), backing.join(id.as_str()));
+        let gluster = match options.gluster {
+            true => {
+                let bricks = config.datastores.keys().map(bricks).collect();
+                Some(Gluster::make(&run, &dir.path().join("gluster"), &bricks)?)
+            }
+            false => None,
+        };
         let fenced = |id: &DatastoreId| {
             let spec = config.datastores.get(id);
             spec.is_none_or(|s| s.fence == FenceClass::Enforced)
@@ -159,6 +171,7 @@ impl Cluster {
             cgroup,
             network,
             storage: Storage::new(observer),
+            gluster,
             hosts,
             datastores: scenario.datastores.iter().map(|d| d.id.clone()).collect(),
             faults: BTreeMap::new(),
@@ -291,10 +304,19 @@ impl Cluster {
             let Some(index) = self.datastores.iter().position(|d| *d == id) else {
                 continue;
             };
+            let (backing, seen) = match &self.gluster {
+                Some(gluster) => {
+                    let at = gluster.client(fresh.id.as_str(), id.as_str())?;
+                    let device = u64::try_from(index).unwrap_or(u64::MAX);
+                    (at, Some((Arc::clone(gluster.namespace()), device)))
+                }
+                None => (self.backing(&id), None),
+            };
             let spec = MountSpec {
                 host: fresh.id.to_string(),
                 datastore: id.to_string(),
-                backing: self.backing(&id),
+                backing,
+                seen,
                 at,
                 image_locks: self.image_locks.get(index).copied().unwrap_or(true),
                 write_through: false,

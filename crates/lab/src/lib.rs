@@ -13,6 +13,7 @@ pub mod cluster;
 pub mod dir;
 pub mod fail;
 pub mod files;
+pub mod gluster;
 pub mod guests;
 pub mod namespace;
 pub mod network;

@@ -75,6 +75,9 @@ pub struct MountSpec {
     pub datastore: String,
     /// The directory that holds the datastore's files, as this process sees it.
     pub backing: PathBuf,
+    /// Where the directory is seen, if that is not where this process is, and what stands for its device: each
+    /// host has it from a client of its own then.
+    pub seen: Option<(Arc<Namespace>, u64)>,
     /// The directory to mount on, as the host sees it; it exists.
     pub at: PathBuf,
     /// Whether locks exclude the other hosts, as on storage that enforces image locks; otherwise they
@@ -144,6 +147,8 @@ struct Host {
     next_handle: AtomicU64,
     failing_opens: Mutex<Vec<(PathBuf, Arc<AtomicU64>)>>,
     fenced: bool,
+    /// In the place of the device of its files, where each host sees another.
+    device: Option<u64>,
     image_locks: bool,
     counters: tally::Counters,
 }

@@ -59,6 +59,9 @@ struct ClusterArgs {
     /// Keep the files (configurations, logs, disks) of runs that pass too
     #[arg(long)]
     keep: bool,
+    /// Each host reaches the datastores through a GlusterFS client of its own (needs the package glusterfs-server)
+    #[arg(long)]
+    gluster: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -77,6 +80,7 @@ impl ClusterArgs {
             program: std::env::current_exe().context("cannot find this program's own file")?,
             dir: self.dir.clone(),
             keep: self.keep,
+            gluster: self.gluster,
         })
     }
 }

@@ -128,7 +128,7 @@ impl Host {
         let meta = file.metadata().map_err(|e| errno(&e))?;
         let key = FileKey {
             scope: self.lock_scope,
-            device: meta.dev(),
+            device: self.device.unwrap_or_else(|| meta.dev()),
             inode: meta.ino(),
         };
         let handle = self.next_handle();

@@ -48,11 +48,14 @@ impl Mount {
         namespace: &Namespace,
     ) -> Result<Self> {
         available()?;
-        let root = open(
-            &spec.backing,
-            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )
+        let open_root = || {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            open(&spec.backing, flags, Mode::empty())
+        };
+        let root = match &spec.seen {
+            Some((namespace, _)) => namespace.inside(open_root)?,
+            None => open_root(),
+        }
         .context("the backing directory of a datastore cannot be opened")
         .map_err(|e| e.at(spec.backing.display()))?;
         let number = storage.next_mount.fetch_add(1, Ordering::Relaxed);
@@ -69,6 +72,7 @@ impl Mount {
             listings: Mutex::default(),
             next_handle: AtomicU64::new(1),
             fenced: spec.fenced,
+            device: spec.seen.as_ref().map(|(_, device)| *device),
             image_locks: spec.image_locks,
             failing_opens: Mutex::default(),
             counters: super::tally::Counters::default(),

@@ -92,6 +92,7 @@ impl Lab {
             host: host.into(),
             datastore: "ds-1".into(),
             backing: self.dir.path().join("ds-1"),
+            seen: None,
             at,
             image_locks: true,
             write_through: false,

@@ -75,8 +75,13 @@ impl RoundsArgs {
             Driver::Embedded => "",
             Driver::Qemu => " --driver qemu",
         };
+        let gluster = if self.cluster.gluster {
+            " --gluster"
+        } else {
+            ""
+        };
         format!(
-            "mainstay lab rounds --rounds {} --jobs {} --seed {seed} --hosts {} --vms {} --profile {}{driver}",
+            "mainstay lab rounds --rounds {} --jobs {} --seed {seed} --hosts {} --vms {} --profile {}{driver}{gluster}",
             self.rounds,
             self.jobs,
             self.hosts,

@@ -99,6 +99,9 @@ impl SoakArgs {
             Driver::Qemu => Some("qemu".to_owned()),
         };
         add("driver", driver);
+        if self.cluster.gluster {
+            text.push_str(" --gluster");
+        }
         text
     }
 }
