@@ -16,6 +16,7 @@ use crate::time::{Duration, Instant};
 use crate::vms::Standing;
 use crate::vouch::Vouched;
 use crate::wire::{HeartbeatRecord, PoweronFlags, PoweronRecord, PoweronTable, RecordKey};
+use alloc::collections::btree_map::Entry;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
@@ -23,6 +24,8 @@ use alloc::vec::Vec;
 
 /// Own writes whose time of issue is kept, for the read-back.
 const WRITES_KEPT: usize = 32;
+/// A window counts when it is longer than `break`, not when it is as long.
+const JUST_OVER: Duration = Duration::from_millis(1);
 
 /// One datastore.
 #[derive(Clone, Debug)]
@@ -277,6 +280,7 @@ impl Agent {
         let own = *host == self.me.host;
         let cluster = self.config.cluster_id;
         let instance = self.me.instance;
+        let (_, own_break) = self.constants();
         let Some(store) = self.stores.get_mut(datastore) else {
             return;
         };
@@ -308,14 +312,19 @@ impl Agent {
                 Err(error) => damaged = Some(error),
             }
         }
-        match store.windows.get_mut(host) {
-            Some(window) => {
+        let window = match store.windows.entry(host.clone()) {
+            Entry::Occupied(known) => {
+                let window = known.into_mut();
                 window.read(value, issued, now, named);
+                window
             }
-            None => {
-                let window = Window::new(value, issued, now, named);
-                store.windows.insert(host.clone(), window);
-            }
+            Entry::Vacant(new) => new.insert(Window::new(value, issued, now, named)),
+        };
+        // What stands still is read when it has done so for long enough, and not up to an interval later. Of what
+        // changes the next read comes long before.
+        let enough = window.first_done() + window.break_named().max(own_break) + JUST_OVER;
+        if enough > now && enough < store.next_poll {
+            store.next_poll = enough;
         }
         if let Some(version) = understood.filter(|_| !own) {
             self.on_understands(host, version);
