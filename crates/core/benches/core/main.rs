@@ -26,7 +26,7 @@ struct Case {
     limit: Option<u32>,
 }
 
-const CASES: [Case; 4] = [
+const CASES: [Case; 5] = [
     Case {
         name: "primary-8",
         hosts: 8,
@@ -40,6 +40,13 @@ const CASES: [Case; 4] = [
         vms: 8_000,
         part: Part::Primary,
         limit: Some(50),
+    },
+    Case {
+        name: "primary-64-few-vms",
+        hosts: 64,
+        vms: 800,
+        part: Part::Primary,
+        limit: None,
     },
     Case {
         name: "primary-1000",
@@ -123,6 +130,14 @@ fn run(case: &Case, options: &Options, meter: &Meter) -> bool {
     };
     line("core", rest.core, hosts, options.rounds);
     line("codec", rest.codec, hosts, options.rounds);
+    // On one datastore: how many there are follows from the VMs.
+    let per = span.as_secs_f64() * world.datastores() as f64;
+    println!(
+        "  storage, on each of {} datastores: {:.1} heartbeats written and read a second, {:.1} other operations",
+        world.datastores(),
+        rest.heartbeats as f64 / per,
+        rest.other_storage as f64 / per
+    );
     let mut both = rest.core;
     both.add(rest.codec);
     let share = both.cpu.as_secs_f64() / span.as_secs_f64();

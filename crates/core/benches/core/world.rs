@@ -42,6 +42,10 @@ pub(crate) struct Spent {
     pub(crate) core: Cost,
     pub(crate) codec: Cost,
     pub(crate) inputs: u64,
+    /// Heartbeats written to datastores and read there.
+    pub(crate) heartbeats: u64,
+    /// Whatever else was asked of datastores.
+    pub(crate) other_storage: u64,
 }
 
 /// Another host, played.
@@ -280,6 +284,11 @@ impl<'a> World<'a> {
     }
 
     /// What was spent since the last look.
+    /// How many the host that is measured mounts.
+    pub(crate) fn datastores(&self) -> usize {
+        self.disks.len()
+    }
+
     pub(crate) fn take_cost(&mut self) -> Spent {
         std::mem::take(&mut self.spent)
     }
@@ -487,6 +496,11 @@ impl<'a> World<'a> {
             let at = at + LATENCY;
             let input = match output {
                 Output::Storage(op, on, request) => {
+                    match &request {
+                        StorageRequest::Read(RecordKey::Heartbeat(_))
+                        | StorageRequest::Renew(..) => self.spent.heartbeats += 1,
+                        _ => self.spent.other_storage += 1,
+                    }
                     let value = self.perform(&on, request, at);
                     Input::Storage(op, StorageOutcome::Ok(value))
                 }
