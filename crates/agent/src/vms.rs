@@ -9,9 +9,9 @@ use crate::guard_link::GuardLink;
 use crate::logging;
 use mainstay_core::config::VmSpec;
 use mainstay_core::id::{DatastoreId, Generation, OpId, VmId};
-use mainstay_core::io::{ExitCause, FoundVm, HypervisorOutcome, HypervisorRequest, Input};
+use mainstay_core::io::{ExitCause, FoundVm, HypervisorOutcome, HypervisorRequest, Input, IoFault};
 use mainstay_hypervisor as hypervisor;
-use mainstay_hypervisor::{CgroupPlacement, Hypervisor, StartError};
+use mainstay_hypervisor::{CgroupPlacement, DiskError, Hypervisor, StartError};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -375,9 +375,19 @@ fn watch(shared: &Shared) {
         .name(format!("exit {}", shared.vm))
         .spawn(move || {
             let vm = mine.vm.as_str();
+            let mut disk = None;
             let exit = loop {
-                if let Some(exit) = mine.driver.wait_exit(vm, LOOK) {
+                if let Some(exit) = mine.driver.wait_exit_or_disk(vm, LOOK, disk) {
                     break exit;
+                }
+                let now = mine.driver.disk_error(vm);
+                if now != disk {
+                    disk = now;
+                    tracing::info!(vm, ?disk, "its disk");
+                    (mine.report)(Input::VmIo {
+                        vm: mine.vm.clone(),
+                        fault: disk.map(fault_of),
+                    });
                 }
                 if mine.state.load(Ordering::Acquire) == KILL_WANTED {
                     let _ = mine.driver.kill(vm);
@@ -395,6 +405,15 @@ fn watch(shared: &Shared) {
         // Without it the VM's end would never be seen: the process restarts and adopts.
         tracing::error!(vm = %shared.vm, %error, "no thread to watch it");
         std::process::abort();
+    }
+}
+
+fn fault_of(error: DiskError) -> IoFault {
+    match error {
+        DiskError::Gone => IoFault::Gone,
+        DiskError::TimedOut => IoFault::TimedOut,
+        DiskError::Full => IoFault::Full,
+        DiskError::Other => IoFault::Other,
     }
 }
 

@@ -23,6 +23,7 @@ use crate::session::{Handed, Session};
 use crate::store::Store;
 use crate::tasks::Tasks;
 use crate::time::{Duration, Instant};
+use crate::vmcp::Vmcp;
 use crate::vms::LocalVm;
 use crate::watched::Watched;
 use crate::wire::{FORMAT_VERSION, Message, Rank, Stamp};
@@ -246,6 +247,7 @@ pub struct Agent {
     pub(crate) telling: Telling,
     pub(crate) lock_checks: LockChecks,
     pub(crate) drills: Drills,
+    pub(crate) vmcp: Vmcp,
     /// The newest format version that this agent understands.
     pub(crate) understands: u16,
     #[cfg(feature = "planted")]
@@ -327,6 +329,7 @@ impl Agent {
             telling: Telling::default(),
             lock_checks: LockChecks::default(),
             drills: Drills::default(),
+            vmcp: Vmcp::default(),
             understands: FORMAT_VERSION,
             me: identity,
             #[cfg(feature = "planted")]
@@ -379,6 +382,9 @@ impl Agent {
         let silent_at = now + self.timing().network_heartbeat + self.timing().election_start;
         self.role.listens_from(silent_at);
         self.sessions_listen_from(now);
+        for store in self.stores.values_mut() {
+            store.path.listens_from(now);
+        }
     }
 
     /// Does everything that is due; a silent host does nothing.
@@ -402,6 +408,7 @@ impl Agent {
         }
         self.judge_hosts();
         self.run_isolation();
+        self.run_vmcp();
         self.run_vouch();
         self.run_ownership();
         self.run_membership();
@@ -423,6 +430,7 @@ impl Agent {
         self.run_rearm();
         self.watch_unowned();
         self.renew_beacons();
+        self.watch_killed();
         self.audit_inventory();
         self.run_health();
         self.reconcile();
@@ -459,6 +467,7 @@ impl Agent {
         due(self.verdict_due());
         due(self.isolation_due());
         due(self.vouch_due());
+        due(self.vmcp_due());
         due(self.ownership_due());
         due(self.restarts_due());
         Some(next)

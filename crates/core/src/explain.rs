@@ -121,7 +121,14 @@ impl Agent {
                     .get(id)
                     .map(|d| d.fence)
                     .unwrap_or_default();
-                let problem = store.quarantine.clone().or_else(|| {
+                let lost = store.path.lost().map(|(loss, at)| {
+                    format!(
+                        "{}: lost for this host for {} ms",
+                        loss.words(),
+                        millis(now.since(at))
+                    )
+                });
+                let problem = store.quarantine.clone().or(lost).or_else(|| {
                     store
                         .fault
                         .map(|f| format!("its last operation failed: {f:?}"))
@@ -154,11 +161,9 @@ impl Agent {
                     VmReportState::Frozen => "frozen",
                     VmReportState::Stopping => "stopping",
                 };
-                (
-                    state,
-                    Some(l.host.clone()),
-                    format!("{} reports it", l.host),
-                )
+                let reported = (state, format!("{} reports it", l.host));
+                let (state, why) = self.storage_state(vm, l.host).unwrap_or(reported);
+                (state, Some(l.host.clone()), why)
             }
             (None, Some(r)) => {
                 let state = match r.step {

@@ -338,6 +338,13 @@ pub enum Input {
         /// The generation that lapsed.
         generation: Generation,
     },
+    /// The hypervisor paused a VM because an operation on its disk failed, or it goes on after that.
+    VmIo {
+        /// The VM.
+        vm: VmId,
+        /// Why it was paused; none: it goes on.
+        fault: Option<IoFault>,
+    },
 }
 
 /// Something to do, in this order.

@@ -52,6 +52,7 @@ mod tasks;
 #[cfg(test)]
 mod testing;
 pub mod time;
+pub mod vmcp;
 mod vms;
 mod vouch;
 mod watched;

@@ -83,6 +83,16 @@ pub enum Bug {
     RulesAreWishes,
     /// A primary protects what it finds, and nothing that starts later (L4).
     LateStartUnprotected,
+    /// One lost datastore costs all VMs of its host (S6).
+    AnyDatastoreIsAllLost,
+    /// VMs are stopped when all paths are declared down, without the delay after it (S6).
+    DelayForgotten,
+    /// A VM whose storage is lost is stopped though no other host can run it (S6).
+    ActsWithoutHelp,
+    /// A host says that it gave a VM up, and lets it run (S1).
+    GivenUpAlive,
+    /// A VM that its hypervisor paused on an I/O error counts as one that runs (L2).
+    PausedIsHealthy,
 }
 
 impl Bug {
@@ -127,6 +137,11 @@ impl Bug {
         Self::DisabledIsStopped,
         Self::RulesAreWishes,
         Self::LateStartUnprotected,
+        Self::AnyDatastoreIsAllLost,
+        Self::DelayForgotten,
+        Self::ActsWithoutHelp,
+        Self::GivenUpAlive,
+        Self::PausedIsHealthy,
     ];
 
     /// The clause of the protocol that it takes away, in words; the letters are those of the safety
@@ -209,6 +224,15 @@ impl Bug {
             }
             Self::RulesAreWishes => "a placement never breaks a mandatory rule",
             Self::LateStartUnprotected => "a VM is protected whenever it is started",
+            Self::AnyDatastoreIsAllLost => "a lost datastore costs its own VMs and no others",
+            Self::DelayForgotten => {
+                "after all paths are declared down, VMs have `apd_delay` more before they are stopped"
+            }
+            Self::ActsWithoutHelp => {
+                "a VM whose storage is lost is left alone where no other host can run it"
+            }
+            Self::GivenUpAlive => "a VM is given up when nothing of it runs any more",
+            Self::PausedIsHealthy => "a VM that is paused on an I/O error has failed",
         }
     }
 }

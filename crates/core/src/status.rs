@@ -85,7 +85,8 @@ pub struct VmStatus {
     pub datastore: DatastoreId,
     /// Where it is, as far as this agent knows.
     pub host: Option<HostId>,
-    /// How it stands: `running`, `frozen`, `starting`, `stopping`, `powered_off`, `restarting`, `waiting`, `abandoned`, `unknown`.
+    /// How it stands: `running`, `frozen`, `starting`, `stopping`, `powered_off`, `restarting`, `waiting`, `abandoned`, `unknown`;
+    /// `paused_on_error` when its hypervisor paused it on an I/O error, `killed_not_gone` when a thread of it outlives its kill.
     pub state: String,
     /// Its lock's generation.
     pub generation: Option<Generation>,

@@ -13,6 +13,7 @@ use crate::liveness::{Seen, Window};
 use crate::lock::Right;
 use crate::orphans::Scan;
 use crate::time::{Duration, Instant};
+use crate::vmcp::Path;
 use crate::vms::Standing;
 use crate::vouch::Vouched;
 use crate::wire::{HeartbeatRecord, PoweronFlags, PoweronRecord, PoweronTable, RecordKey};
@@ -46,6 +47,8 @@ pub(crate) struct Store {
     /// The last heartbeat was refused: what is read there may be good, but nothing can be written.
     refuses: bool,
     pub(crate) fault: Option<IoFault>,
+    /// What the operations of this host show of its path there.
+    pub(crate) path: Path,
     pub(crate) quarantine: Option<String>,
     poweron_wanted: Option<PoweronRecord>,
     poweron_written: Option<PoweronRecord>,
@@ -75,6 +78,7 @@ impl Store {
             last_ok: None,
             refuses: false,
             fault: None,
+            path: Path::default(),
             quarantine: None,
             poweron_wanted: None,
             poweron_written: None,
@@ -89,6 +93,7 @@ impl Store {
 
     /// Takes note of how an operation went.
     pub(crate) fn note(&mut self, now: Instant, outcome: &StorageOutcome) {
+        self.path.ended(now, outcome);
         match outcome {
             StorageOutcome::Ok(_) => {
                 self.last_ok = Some(now);
@@ -104,6 +109,7 @@ impl Store {
     pub(crate) fn usable(&self, now: Instant, within: Duration) -> bool {
         self.quarantine.is_none()
             && !self.refuses
+            && !self.path.fails()
             && self.last_ok.is_some_and(|ok| now.since(ok) <= within)
     }
 }
@@ -175,6 +181,7 @@ impl Agent {
         let bytes = record.encode_by(self.understands, self.config.cluster_id, &stamp);
         if let Some(store) = self.stores.get_mut(datastore) {
             store.writing = true;
+            store.path.asks(now);
             store.next_write += interval;
             if store.next_write <= now {
                 store.next_write = now + interval;
@@ -258,6 +265,9 @@ impl Agent {
             .filter(|h| store.reading.insert((*h).clone()))
             .cloned()
             .collect();
+        if !wanted.is_empty() {
+            store.path.asks(now);
+        }
         for host in wanted {
             let key = RecordKey::Heartbeat(host.clone());
             let pending = Pending::Observe {

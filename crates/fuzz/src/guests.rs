@@ -6,7 +6,7 @@ use mainstay_hypervisor::{Counter, decoders};
 pub(crate) fn qmp(bytes: &[u8]) -> bool {
     let mut decoded = false;
     for line in bytes.split(|byte| *byte == b'\n') {
-        decoded |= decoders::qmp_end(line).is_some();
+        decoded |= decoders::qmp_end(line).is_some() | decoders::qmp_disk(line);
     }
     let (answer, sent) = decoders::qmp_status(bytes);
     let lines = sent.split(|byte| *byte == b'\n').filter(|l| !l.is_empty());

@@ -15,6 +15,12 @@ pub fn qmp_end(line: &[u8]) -> Option<ExitCause> {
     monitor::ended(line)
 }
 
+/// True when this line of QEMU's says how the machine's disk does.
+#[must_use]
+pub fn qmp_disk(line: &[u8]) -> bool {
+    monitor::disk(line).is_some()
+}
+
 /// A conversation in which QEMU says these bytes, whatever it is asked: whether the guest runs; and what is sent
 /// to QEMU.
 ///

@@ -115,6 +115,25 @@ pub trait Hypervisor: Send + Sync + Debug {
     /// The answer can be had again until [`Hypervisor::forget`] or the next `prepare`.
     fn wait_exit(&self, vm: &str, timeout: Duration) -> Option<Exit>;
 
+    /// As [`Hypervisor::wait_exit`], and `None` also as soon as [`Hypervisor::disk_error`] is not `known` any more.
+    fn wait_exit_or_disk(
+        &self,
+        vm: &str,
+        timeout: Duration,
+        known: Option<DiskError>,
+    ) -> Option<Exit> {
+        let _ = known;
+        self.wait_exit(vm, timeout)
+    }
+
+    /// Why the guest stands still, if its process paused it because an operation on its disk failed.
+    ///
+    /// It goes on after [`Hypervisor::resume`], with that operation tried again.
+    fn disk_error(&self, vm: &str) -> Option<DiskError> {
+        let _ = vm;
+        None
+    }
+
     /// Finds and adopts the processes of `run_dir` that an earlier agent left, also those gone since.
     ///
     /// The other calls work on them afterwards. Records of an earlier boot of this host are removed.
@@ -181,6 +200,19 @@ pub enum ExitCause {
     Panicked,
     /// The host's kernel killed it because memory had run out.
     OutOfMemory,
+}
+
+/// How an operation on a guest's disk failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskError {
+    /// There is no such device any more, or it does not work (ENXIO, ENODEV, EIO, ESTALE).
+    Gone,
+    /// It took too long.
+    TimedOut,
+    /// There is no space.
+    Full,
+    /// Otherwise, or in a way that nobody saw.
+    Other,
 }
 
 /// A guest that an earlier agent left, now adopted.

@@ -19,7 +19,9 @@ use qapi::qmp;
 
 use crate::launch::{self, Record};
 use crate::table::Table;
-use crate::{DriverError, Exit, ExitCause, Found, Hypervisor, Process, StartError, VmSpec, image};
+use crate::{
+    DiskError, DriverError, Exit, ExitCause, Found, Hypervisor, Process, StartError, VmSpec, image,
+};
 
 pub(crate) mod monitor;
 mod probe;
@@ -288,6 +290,19 @@ impl Hypervisor for QemuDriver {
 
     fn wait_exit(&self, vm: &str, timeout: Duration) -> Option<Exit> {
         self.guests.wait_exit(vm, timeout)
+    }
+
+    fn wait_exit_or_disk(
+        &self,
+        vm: &str,
+        timeout: Duration,
+        known: Option<DiskError>,
+    ) -> Option<Exit> {
+        self.guests.wait_while(vm, timeout, |now| now == known)
+    }
+
+    fn disk_error(&self, vm: &str) -> Option<DiskError> {
+        self.guests.disk_error(vm)
     }
 
     fn find(&self, run_dir: &Path) -> Vec<Found> {

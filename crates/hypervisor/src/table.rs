@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 
 use crate::launch::{self, Launched, Record};
 use crate::process::{PidFd, all_threads_gone};
-use crate::{DriverError, Exit, ExitCause, Found, StartError};
+use crate::{DiskError, DriverError, Exit, ExitCause, Found, StartError};
 
 /// How often a waiting call looks for what no descriptor announces.
 pub(crate) const LOOK: Duration = Duration::from_millis(50);
@@ -29,6 +29,11 @@ pub(crate) trait Watch: Debug + Send {
 
     /// Takes notice of what the guest reported; called often, must not block.
     fn look(&mut self, record: &Record, pidfd: Option<&PidFd>, gone: bool);
+
+    /// Why the guest was paused, if that was for its disk.
+    fn disk_error(&self) -> Option<DiskError> {
+        None
+    }
 }
 
 impl Watch for () {
@@ -263,12 +268,32 @@ impl<W: Watch> Table<W> {
     }
 
     pub(crate) fn wait_exit(&self, vm: &str, timeout: Duration) -> Option<Exit> {
+        self.wait_while(vm, timeout, |_| true)
+    }
+
+    /// Why a guest was paused, if that was for its disk, as far as was seen when it was last looked at.
+    pub(crate) fn disk_error(&self, vm: &str) -> Option<DiskError> {
+        let guest = self.guest(vm)?;
+        let guest = lock(&guest);
+        guest.watch.disk_error().filter(|_| guest.exit.is_none())
+    }
+
+    /// Waits for a guest's end for as long as its disk does as it did.
+    pub(crate) fn wait_while(
+        &self,
+        vm: &str,
+        timeout: Duration,
+        same: impl Fn(Option<DiskError>) -> bool,
+    ) -> Option<Exit> {
         let start = Instant::now();
         let guest = self.guest(vm)?;
         loop {
             let mut guest = lock(&guest);
             if guest.look() {
                 return guest.exit.clone();
+            }
+            if !same(guest.watch.disk_error()) {
+                return None;
             }
             let left = timeout
                 .checked_sub(start.elapsed())

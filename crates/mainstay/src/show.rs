@@ -241,7 +241,7 @@ fn vms_table(vms: &[VmStatus]) -> Table {
     for vm in vms {
         let tone = match vm.state.as_str() {
             "running" => Tone::Good,
-            "frozen" | "abandoned" => Tone::Bad,
+            "frozen" | "abandoned" | "paused_on_error" | "killed_not_gone" => Tone::Bad,
             "powered_off" => Tone::Dim,
             _ => Tone::Warn,
         };

@@ -34,7 +34,8 @@ pub fn breaks(bug: Bug) -> &'static [&'static str] {
         | Bug::NewOwnerHurries
         | Bug::ThawAfterGap
         | Bug::LongerBreakIgnored
-        | Bug::LongerRightKept => TWICE,
+        | Bug::LongerRightKept
+        | Bug::GivenUpAlive => TWICE,
         Bug::ReleasedBeforeGone => &["S8", "S1", "S1b", "S2"],
         Bug::IntentIgnored => &["S3"],
         Bug::RestingHostStarts | Bug::RulesAreWishes => &["S4"],
@@ -43,12 +44,16 @@ pub fn breaks(bug: Bug) -> &'static [&'static str] {
         | Bug::ListInPlace
         | Bug::ChangeAcknowledgedEarly
         | Bug::ConfigNotRead => &["S5"],
-        Bug::IsolationWithoutOwner | Bug::DisabledIsStopped => &["S6"],
+        Bug::IsolationWithoutOwner
+        | Bug::DisabledIsStopped
+        | Bug::AnyDatastoreIsAllLost
+        | Bug::DelayForgotten
+        | Bug::ActsWithoutHelp => &["S6"],
         Bug::StreamDoubled => &["S7"],
         Bug::OffTheListTooEarly => &["S8"],
         Bug::NobodyAbdicates => &["L1"],
         Bug::LateStartUnprotected => &["L4"],
-        Bug::OrphanKept => &["L2"],
+        Bug::OrphanKept | Bug::PausedIsHealthy => &["L2"],
         Bug::RetriesForEver | Bug::GivenUpEarly => &["L3"],
         Bug::CrashIsOff => &["S9"],
         _ => &[],

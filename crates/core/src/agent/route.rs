@@ -45,6 +45,7 @@ impl Agent {
             }
             Input::VmExited { vm, cause } => self.on_vm_exited(&vm, cause),
             Input::VmLapsed { vm, generation } => self.on_vm_lapsed(&vm, generation),
+            Input::VmIo { vm, fault } => self.on_vm_io(&vm, fault),
         }
     }
 
@@ -142,6 +143,7 @@ impl Agent {
             Message::Facts(facts) => self.on_facts(from, *facts),
             Message::Clock { instance, at } => self.on_clock(from, instance, at),
             Message::Drill(drill) => self.on_drill(from, *drill),
+            Message::Vmcp(message) => self.on_vmcp(from, *message),
         }
     }
 }

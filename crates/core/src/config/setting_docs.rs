@@ -157,12 +157,12 @@ pub const SETTINGS: &[SettingDoc] = &[
     time(
         "apd_timeout",
         1_000,
-        "all paths down is declared (no effect yet)",
+        "all paths down is declared when no operation was answered for so long",
     ),
     time(
         "apd_delay",
         0,
-        "from the declaration to the restart elsewhere (no effect yet)",
+        "from the declaration of all paths down to the reaction",
     ),
     doc(
         "clock_drift_ppm",
@@ -203,17 +203,17 @@ pub const SETTINGS: &[SettingDoc] = &[
     doc(
         "pdl_response",
         "disabled, warn, restart",
-        "reaction to permanent device loss (no effect yet)",
+        "what becomes of VMs whose device is gone on their host: nothing, an event, or a restart elsewhere",
     ),
     doc(
         "apd_response",
         "disabled, warn, restart_conservative, restart_aggressive",
-        "reaction to all paths down (no effect yet)",
+        "what becomes of VMs whose host lost all paths to their datastore: nothing, an event, a restart where another host is known to run them, or also where that is not known",
     ),
     doc(
         "apd_cleared_response",
         "none, reset",
-        "reaction when all paths down clears in between (no effect yet)",
+        "what becomes of a VM whose paths are back between apd_timeout and the end of apd_delay: it goes on, or is reset",
     ),
     SettingDoc {
         key: "frozen_limit",

@@ -270,6 +270,11 @@ impl Timing {
                 ms(self.isolation_ping),
                 ms(self.isolation_declare),
             ),
+            Inequality::at_most(
+                "break <= apd_timeout",
+                ms(self.r#break),
+                ms(self.apd_timeout)
+            ),
             Inequality::strictly_above("network_heartbeat > 0", ms(self.network_heartbeat), 0.0),
             Inequality::strictly_above("datastore_heartbeat > 0", heartbeat, 0.0),
             Inequality::strictly_above("poweron_poll > 0", ms(self.poweron_poll), 0.0),

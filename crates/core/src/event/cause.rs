@@ -144,4 +144,6 @@ pub enum IssueCause {
     DatastoreNotOwned,
     /// Messages do not reach another host, though it is there.
     StreamBroken,
+    /// A VM was killed, and a thread of it is left that waits for its disk.
+    KilledNotGone,
 }

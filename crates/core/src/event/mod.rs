@@ -368,6 +368,68 @@ pub enum EventKind {
         /// The host that found it.
         host: HostId,
     },
+    /// All paths of a host to a datastore are down.
+    #[serde(rename = "vmcp.apd")]
+    VmcpApd {
+        /// The host.
+        host: HostId,
+        /// The datastore.
+        datastore: DatastoreId,
+    },
+    /// A datastore is lost for a host.
+    #[serde(rename = "vmcp.pdl")]
+    VmcpPdl {
+        /// The host.
+        host: HostId,
+        /// The datastore.
+        datastore: DatastoreId,
+    },
+    /// A datastore that was lost for a host answers it again.
+    #[serde(rename = "vmcp.cleared")]
+    VmcpCleared {
+        /// The host.
+        host: HostId,
+        /// The datastore.
+        datastore: DatastoreId,
+    },
+    /// A host stops a VM whose storage is lost there, so that another host runs it.
+    #[serde(rename = "vmcp.response")]
+    VmcpResponse {
+        /// The host.
+        host: HostId,
+        /// The VM.
+        vm: VmId,
+    },
+    /// A host leaves a VM alone though its storage is lost there.
+    #[serde(rename = "vmcp.skipped")]
+    VmcpSkipped {
+        /// The host.
+        host: HostId,
+        /// The VM.
+        vm: VmId,
+        /// Why.
+        reason: String,
+    },
+    /// A hypervisor paused a VM because an operation on its disk failed.
+    #[serde(rename = "vm.io_error")]
+    VmIoError {
+        /// The VM.
+        vm: VmId,
+        /// The host.
+        host: HostId,
+        /// How it failed.
+        reason: String,
+    },
+    /// A VM is stopped and started anew where it was.
+    #[serde(rename = "vm.reset")]
+    VmReset {
+        /// The VM.
+        vm: VmId,
+        /// The host.
+        host: HostId,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// One event.
@@ -402,7 +464,11 @@ impl EventKind {
             | Self::VmFrozen { vm, .. }
             | Self::VmThawed { vm, .. }
             | Self::IsolationResponse { vm, .. }
-            | Self::IsolationSkipped { vm, .. } => Some(vm),
+            | Self::IsolationSkipped { vm, .. }
+            | Self::VmcpResponse { vm, .. }
+            | Self::VmcpSkipped { vm, .. }
+            | Self::VmIoError { vm, .. }
+            | Self::VmReset { vm, .. } => Some(vm),
             Self::HostState { .. }
             | Self::ElectionStarted { .. }
             | Self::PrimaryElected { .. }
@@ -418,6 +484,9 @@ impl EventKind {
             | Self::IsolationEnded { .. }
             | Self::DatastoreOwned { .. }
             | Self::DatastoreReleased { .. }
+            | Self::VmcpApd { .. }
+            | Self::VmcpPdl { .. }
+            | Self::VmcpCleared { .. }
             | Self::ConfigIssue { .. } => None,
         }
     }
@@ -453,6 +522,13 @@ impl EventKind {
             | Self::VmStopped { host, .. }
             | Self::VmFrozen { host, .. }
             | Self::VmThawed { host, .. }
+            | Self::VmcpApd { host, .. }
+            | Self::VmcpPdl { host, .. }
+            | Self::VmcpCleared { host, .. }
+            | Self::VmcpResponse { host, .. }
+            | Self::VmcpSkipped { host, .. }
+            | Self::VmIoError { host, .. }
+            | Self::VmReset { host, .. }
             | Self::ConfigIssue { host, .. } => Some(host),
             Self::VmProtected { .. }
             | Self::VmUnprotected { .. }

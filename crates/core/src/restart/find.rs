@@ -146,6 +146,40 @@ impl Agent {
         }
     }
 
+    /// Its host has stopped it for good, and still reports it because it cannot give the lock back.
+    pub(crate) fn restart_given_up(
+        &mut self,
+        vm: &VmId,
+        datastore: &DatastoreId,
+        host: &HostId,
+        news: bool,
+    ) {
+        let now = self.now;
+        match self.restarts.get_mut(vm) {
+            None => {
+                let why = format!("{host} has stopped it, because its storage is lost there");
+                let restart = Restart {
+                    why,
+                    ..Restart::missed(datastore.clone(), now)
+                };
+                self.restarts.insert(vm.clone(), restart);
+            }
+            Some(restart) if news && matches!(restart.step, Step::Runs { .. }) => {
+                restart.said.clear();
+                restart.put_off_since = None;
+                restart.requested = None;
+                restart.attempt = 0;
+                restart.step = Step::Look(now);
+                restart.held = Held::Unread;
+            }
+            Some(restart) => {
+                if let (true, Step::Waiting { checked, .. }) = (news, &mut restart.step) {
+                    *checked = None;
+                }
+            }
+        }
+    }
+
     /// A VM that is reported while a restart of it is under way.
     fn reconcile_present(&mut self, vm: &VmId, host: &HostId, state: VmReportState) {
         let now = self.now;

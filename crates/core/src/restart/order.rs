@@ -3,7 +3,7 @@
 use super::{Held, Restart, Step};
 use crate::agent::{Agent, planted};
 use crate::config::VmSpec;
-use crate::event::{EventKind, WaitCause};
+use crate::event::{EventKind, StopReason, WaitCause};
 use crate::id::{HostId, VmId};
 use crate::io::Channel;
 use crate::placement::{Choice, Room, View, plan};
@@ -50,7 +50,7 @@ impl Agent {
     }
 
     /// What each host has left, with the starts that are on their way.
-    fn view(&self) -> View {
+    pub(crate) fn view(&self) -> View {
         let mut view = View::default();
         let mut resting_hosts: Vec<&HostId> = Vec::new();
         let own = self.own_reported();
@@ -133,6 +133,12 @@ impl Agent {
                 let patient = self.has_patience_with_home(&spec.id);
                 view.home.insert(spec.id.clone(), (host, patient));
             }
+            // Where its disk failed it is started only when no other host can run it.
+            let back = record.given_back.as_ref();
+            if let Some(back) = back.filter(|b| b.reason == StopReason::Vmcp) {
+                view.failures
+                    .insert((spec.id.clone(), back.host.clone()), 1);
+            }
             if let Some(restart) = self.restarts.get(&spec.id) {
                 for (host, times) in &restart.failures {
                     view.failures
@@ -171,7 +177,8 @@ impl Agent {
         refusals: &[String],
     ) {
         let vm = spec.id.clone();
-        if let Some(from) = &broken {
+        let given_up = self.is_given_up(&vm, record);
+        if let (Some(from), None) = (&broken, given_up) {
             self.note_proven(&spec.datastore, from);
         }
         let number = self.number();
@@ -197,12 +204,20 @@ impl Agent {
             host: host.clone(),
             since: now,
         };
-        let proof = match &broken {
-            Some(from) => format!(
+        let proof = match (&broken, given_up) {
+            (Some(from), Some(true)) => format!(
+                "{from} has stopped it, because its storage is lost there, and says that nothing of it is left under generation {}",
+                record.generation
+            ),
+            (Some(from), Some(false)) => format!(
+                "{from} has killed it, because its storage is lost there, and runs nothing under generation {} any more; the storage refuses its late writes",
+                record.generation
+            ),
+            (Some(from), None) => format!(
                 "{from} lost it, and its right to run under generation {} has lapsed",
                 record.generation
             ),
-            None => String::from("its lock is free and it should run"),
+            (None, _) => String::from("its lock is free and it should run"),
         };
         let others = if refusals.is_empty() {
             String::new()

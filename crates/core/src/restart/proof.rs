@@ -138,7 +138,10 @@ impl Agent {
         read_done: Instant,
     ) -> Result<(VmSpec, Option<HostId>), Wait> {
         let (spec, broken) = self.permitted(vm, datastore, record)?;
-        if let Some(holder) = &broken {
+        // The holder's own word that its generation is dead is better than what its heartbeat shows.
+        if let Some(holder) = &broken
+            && self.is_given_up(vm, record).is_none()
+        {
             self.proven(datastore, holder, record, read_done)?;
         }
         Ok((spec, broken))
@@ -209,6 +212,21 @@ impl Agent {
             .datastores
             .get(datastore)
             .is_some_and(|d| d.fence == FenceClass::Enforced);
+        match self.is_given_up(vm, record) {
+            Some(true) => return Ok((spec, Some(host.clone()))),
+            Some(false) if enforced || self.config.settings.accept_late_writes => {
+                return Ok((spec, Some(host.clone())));
+            }
+            Some(false) => {
+                return Err(Wait::Worth(
+                    WaitCause::LateWrites,
+                    format!(
+                        "{host} has killed it, but a thread of it waits for its disk, and {datastore} does not refuse its late writes; it is restarted when it is gone"
+                    ),
+                ));
+            }
+            None => {}
+        }
         match peer.state {
             HostState::Dead => {}
             HostState::AgentUnreachable if enforced => {}

@@ -46,7 +46,9 @@ impl Agent {
             },
             other => other,
         };
-        vm.since = self.now;
+        if !matches!(vm.phase, Phase::Killing { .. }) {
+            vm.since = self.now;
+        }
     }
 
     /// Tries to thaw a frozen VM: only by winning a swap of its lock while the right holds.

@@ -118,6 +118,8 @@ pub(crate) struct LocalVm {
     /// What was certainly refused is not asked for again before then: storage that is full, a guard that
     /// does not run and a hypervisor that fails answer at once, however often they are asked.
     retry_at: Option<Instant>,
+    /// Its hypervisor paused it on an I/O error: it runs no more, whatever its phase is.
+    pub(crate) paused: bool,
     pub(crate) since: Instant,
 }
 
@@ -138,6 +140,7 @@ impl LocalVm {
             exited: None,
             resume_at: None,
             retry_at: None,
+            paused: false,
             since: now,
         }
     }
@@ -158,7 +161,7 @@ impl LocalVm {
     }
 
     /// Its user wants it off.
-    pub(super) fn to_be_off(&self) -> bool {
+    pub(crate) fn to_be_off(&self) -> bool {
         matches!(self.stop, Some((reason, Desired::Off)) if reason != StopReason::StartAborted)
     }
 
@@ -195,9 +198,15 @@ impl LocalVm {
         }
     }
 
+    /// Its user wants it here again, once the stop that is under way has ended.
+    pub(crate) fn is_to_be_here(&self) -> bool {
+        self.again
+    }
+
     pub(crate) fn report_state(&self) -> VmReportState {
         match self.phase_standing() {
             Standing::Coming => VmReportState::Starting,
+            Standing::Runs if self.paused => VmReportState::Frozen,
             Standing::Runs => VmReportState::Running,
             Standing::Frozen => VmReportState::Frozen,
             Standing::Going => VmReportState::Stopping,
@@ -381,6 +390,24 @@ impl Agent {
         vm.again = false;
         vm.stop = Some((reason, desired));
         self.stop_when_possible(id);
+    }
+
+    /// Stops a VM of this host for that reason, and starts it here again when it is gone.
+    pub(crate) fn stop_and_start_again(&mut self, id: &VmId, reason: StopReason) {
+        self.stop_for(id, reason, Desired::On);
+        if let Some(vm) = self.vms.get_mut(id) {
+            vm.again = matches!(vm.phase, Phase::Killing { .. });
+        }
+    }
+
+    /// Asks the hypervisor to let a VM go on that it paused on an I/O error.
+    pub(crate) fn let_go_on(&mut self, id: &VmId) {
+        let now = self.now;
+        if let Some(vm) = self.vms.get_mut(id)
+            && matches!(vm.phase, Phase::Running { .. })
+        {
+            vm.resume_at = Some(now);
+        }
     }
 
     /// Carries a wished stop out if the phase allows it; otherwise the phase's end does.

@@ -13,6 +13,12 @@ use alloc::string::String;
 
 use super::{LocalVm, Phase};
 
+/// The end of the VM is said when its process is gone, and not only when its lock says so: a release may take as
+/// long as the storage is lost.
+fn said_at_once(reason: StopReason) -> bool {
+    reason.is_failure() || reason == StopReason::Vmcp
+}
+
 impl Agent {
     pub(super) fn kill(
         &mut self,
@@ -39,6 +45,7 @@ impl Agent {
     }
 
     pub(crate) fn on_vm_exited(&mut self, id: &VmId, cause: ExitCause) {
+        self.withdraw(IssueCause::KilledNotGone, id);
         let Some(vm) = self.vms.get_mut(id) else {
             if self.leftover.remove(id) {
                 self.withdraw(IssueCause::VmUnknown, id);
@@ -160,7 +167,7 @@ impl Agent {
         vm.since = self.now;
         self.report_dirty = true;
         self.want_poweron_list();
-        if reason.is_failure() {
+        if said_at_once(reason) {
             self.say_stopped(id, reason);
         }
         let given_back = GivenBack {
@@ -213,8 +220,8 @@ impl Agent {
             SwapOutcome::Lost => self.say_stop_lost(id),
         }
         let spec = self.vms.get(id).map(|v| v.spec.clone());
-        if reason.is_failure() || reason == StopReason::StartAborted {
-            // A failure was said when the release began.
+        if said_at_once(reason) || reason == StopReason::StartAborted {
+            // It was said when the release began.
             self.vms.remove(id);
             self.report_dirty = true;
         } else {
@@ -297,7 +304,9 @@ impl Agent {
             }
             StopReason::StartAborted => "its start was given up before the first instruction",
             StopReason::Isolation => "isolation response",
-            StopReason::Vmcp => "component protection",
+            StopReason::Vmcp => {
+                "component protection: its storage was lost on this host, or was lost for too long"
+            }
             StopReason::Host => "the host stopped",
             StopReason::HostShutdown => "its host is being shut down by its admin",
             StopReason::Panic => "its guest's operating system panicked",

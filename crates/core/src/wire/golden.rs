@@ -8,6 +8,7 @@ use crate::event::IssueCause;
 use crate::health::Issue;
 use crate::id::{BootId, Generation, Holder, HostId, InstanceId, Nonce};
 use crate::time::Duration;
+use crate::vmcp::{Ability, GivenUp, VmcpMessage};
 use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString as _};
@@ -296,5 +297,42 @@ fn what_is_too_old_or_too_new_is_refused_by_name() {
         let error = LockRecord::decode(9, &frame).expect_err("refused");
         assert_eq!(error.to_string().contains("newer"), newer, "{error}");
         assert!(error.to_string().contains("upgrade"), "{error}");
+    }
+}
+
+/// What is said of VMs whose storage is lost.
+fn component_protection() -> [Message; 3] {
+    let vm = || crate::id::VmId::new("vm-1").expect("id");
+    let datastore = crate::id::DatastoreId::new("ds-1").expect("id");
+    let no = Ability::No(String::from("x"));
+    [
+        VmcpMessage::Ask { vms: [vm()].into() },
+        VmcpMessage::Answer {
+            vms: [(vm(), Ability::Yes(host(2))), (vm(), no)].into(),
+        },
+        VmcpMessage::GivenUp(GivenUp {
+            vm: vm(),
+            datastore,
+            generation: Generation(5),
+            nonce: Nonce(6),
+            gone: true,
+        }),
+    ]
+    .map(|what| Message::Vmcp(Box::new(what)))
+}
+
+const VMCP_ASK_2: &str =
+    "4d4e53540200050209000000000000001200000006686f73742d3102030415000104766d2d3163f80993";
+const VMCP_ANSWER_2: &str = "4d4e53540200050209000000000000002200000006686f73742d3102030415010204766d2d310006686f73742d3204766d2d3101017830a9d340";
+const VMCP_GIVEN_UP_2: &str = "4d4e53540200050209000000000000001900000006686f73742d31020304150204766d2d310464732d3105060112665973";
+
+#[test]
+fn what_is_said_of_lost_storage_is_of_the_second_version() {
+    let goldens = [VMCP_ASK_2, VMCP_ANSWER_2, VMCP_GIVEN_UP_2];
+    let written = component_protection().map(|m| hex(&m.encode(9, &stamp())));
+    assert_eq!(written, goldens);
+    for (message, golden) in component_protection().into_iter().zip(goldens) {
+        assert_eq!(message.version(), 2);
+        assert_eq!(Message::decode(9, &bytes(golden)), Ok((stamp(), message)));
     }
 }

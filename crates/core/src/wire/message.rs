@@ -9,6 +9,7 @@ use super::frame::{DecodeError, FrameKind, Stamp, Versions, decode_with_config, 
 use crate::config::{Change, ClusterConfig, VmSpec};
 use crate::drill::DrillMessage;
 use crate::id::{DatastoreId, Generation, HostId, InstanceId, Nonce, VmId};
+use crate::vmcp::VmcpMessage;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -244,6 +245,8 @@ pub enum Message {
     },
     /// About a drill. Since version 2.
     Drill(Box<DrillMessage>),
+    /// About VMs whose storage is lost. Since version 2.
+    Vmcp(Box<VmcpMessage>),
 }
 
 impl Message {
@@ -252,7 +255,7 @@ impl Message {
     #[must_use]
     pub fn version(&self) -> u16 {
         match self {
-            Self::Facts(_) | Self::Clock { .. } | Self::Drill(_) => 2,
+            Self::Facts(_) | Self::Clock { .. } | Self::Drill(_) | Self::Vmcp(_) => 2,
             Self::Config(config) if !config.places.is_empty() => 2,
             Self::Propose { changes, .. } if changes.iter().any(Change::names_places) => 2,
             _ => 1,

@@ -12,6 +12,7 @@ use mainstay_core::health::Issue;
 use mainstay_core::id::{BootId, Generation, Holder, InstanceId, Nonce, VmId};
 use mainstay_core::io::Durable;
 use mainstay_core::time::{Duration, Instant};
+use mainstay_core::vmcp::{Ability, GivenUp, VmcpMessage};
 use mainstay_core::wire::{
     ConfigRecord, Desired, Envelope, Facts, GivenBack, HeartbeatRecord, HostReport, LockRecord,
     MarkerRecord, Message, PoweronFlags, PoweronRecord, ProtectedTable, ProtectedVm, Rank,
@@ -202,6 +203,20 @@ fn by_stream() -> Vec<Message> {
                 ),
             ],
         })),
+        Message::Vmcp(Box::new(VmcpMessage::Answer {
+            vms: vec![
+                (vm(1), Ability::Yes(host(2))),
+                (vm(2), Ability::No("no room".into())),
+                (vm(3), Ability::Unknown("cut off".into())),
+            ],
+        })),
+        Message::Vmcp(Box::new(VmcpMessage::GivenUp(GivenUp {
+            vm: vm(1),
+            datastore: datastore(1),
+            generation: Generation(5),
+            nonce: Nonce(6),
+            gone: false,
+        }))),
     ]
 }
 

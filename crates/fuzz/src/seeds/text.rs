@@ -198,6 +198,9 @@ pub(crate) fn qmp() -> Vec<Vec<u8>> {
     );
     let panicked = format!(r#"{{{stamp},"event":"GUEST_PANICKED","data":{{"action":"pause"}}}}"#);
     let unknown = format!(r#"{{{stamp},"event":"NO_SUCH_EVENT"}}"#);
+    let failed = format!(
+        r#"{{{stamp},"event":"BLOCK_IO_ERROR","data":{{"device":"disk0","operation":"write","action":"stop","nospace":false,"reason":"Stale file handle"}}}}"#
+    );
     let talk = |lines: &[&str]| format!("{}\r\n", lines.join("\r\n")).into_bytes();
     vec![
         talk(&[greeting, r#"{"return":{}}"#, running]),
@@ -206,6 +209,7 @@ pub(crate) fn qmp() -> Vec<Vec<u8>> {
         talk(&[greeting, r#"{"return":{}}"#, refused]),
         talk(&[&panicked]),
         talk(&[r#"{"return":{"status":"shutdown","running":false}}"#]),
+        talk(&[&failed]),
     ]
 }
 

@@ -25,7 +25,7 @@ use crate::embedded::short_path;
 use crate::launch::Record;
 use crate::process::PidFd;
 use crate::table::{self, Watch, terminate};
-use crate::{DriverError, ExitCause};
+use crate::{DiskError, DriverError, ExitCause};
 
 pub(super) const CONTROL: &str = ".qmp";
 pub(super) const EVENTS: &str = ".events";
@@ -119,6 +119,8 @@ pub(super) struct Events {
     unread: Vec<u8>,
     /// Since when QEMU has been asked to end.
     ending: Option<Instant>,
+    /// Why it paused the machine, if that was for its disk.
+    disk: Option<DiskError>,
 }
 
 impl Events {
@@ -193,8 +195,38 @@ pub(crate) fn ended(line: &[u8]) -> Option<ExitCause> {
     }
 }
 
+/// How the machine's disk does, if this line says something of it; an error only where it pauses the machine.
+pub(crate) fn disk(line: &[u8]) -> Option<Option<DiskError>> {
+    let message: serde_json::Value = serde_json::from_slice(line).ok()?;
+    let text = |pointer: &str| message.pointer(pointer).and_then(serde_json::Value::as_str);
+    match (text("/event"), text("/return/status")) {
+        (Some("BLOCK_IO_ERROR"), _) if text("/data/action") == Some("stop") => {
+            let full = message.pointer("/data/nospace") == Some(&serde_json::Value::Bool(true));
+            // The C library's words for the error: QEMU is started in the C locale.
+            Some(Some(match text("/data/reason") {
+                _ if full => DiskError::Full,
+                Some(
+                    "Input/output error"
+                    | "No such device or address"
+                    | "No such device"
+                    | "Stale file handle",
+                ) => DiskError::Gone,
+                Some("Connection timed out") => DiskError::TimedOut,
+                _ => DiskError::Other,
+            }))
+        }
+        (Some("RESUME"), _) | (None, Some("running")) => Some(None),
+        (None, Some("io-error")) => Some(Some(DiskError::Other)),
+        _ => None,
+    }
+}
+
 impl Watch for Events {
     const EVERY: Duration = table::LOOK;
+
+    fn disk_error(&self) -> Option<DiskError> {
+        self.disk
+    }
 
     fn look(&mut self, record: &Record, pidfd: Option<&PidFd>, gone: bool) {
         if self.stream.is_none() && !gone {
@@ -202,6 +234,9 @@ impl Watch for Events {
             self.stream = Self::connect(record).ok();
         }
         for line in self.receive() {
+            if let Some(disk) = disk(&line) {
+                self.disk = disk;
+            }
             let Some(cause) = ended(&line) else {
                 continue;
             };
@@ -249,6 +284,39 @@ mod tests {
         );
         assert_eq!(ended(br#"{"return":{"status":"running"}}"#), None);
         assert_eq!(ended(b"{"), None);
+    }
+
+    #[test]
+    fn an_error_of_the_disk_is_one_where_it_pauses_the_machine_until_that_goes_on() {
+        let error = |action, nospace, reason| {
+            let line = format!(
+                r#"{{"event":"BLOCK_IO_ERROR","data":{{"device":"disk0","operation":"write","action":"{action}","nospace":{nospace},"reason":"{reason}"}}}}"#
+            );
+            disk(line.as_bytes())
+        };
+        for reason in [
+            "Input/output error",
+            "No such device or address",
+            "No such device",
+            "Stale file handle",
+        ] {
+            assert_eq!(
+                error("stop", false, reason),
+                Some(Some(DiskError::Gone)),
+                "{reason}"
+            );
+            assert_eq!(error("report", false, reason), None, "{reason}");
+        }
+        let full = "No space left on device";
+        assert_eq!(error("stop", true, full), Some(Some(DiskError::Full)));
+        let late = "Connection timed out";
+        assert_eq!(error("stop", false, late), Some(Some(DiskError::TimedOut)));
+        assert_eq!(error("stop", false, "?"), Some(Some(DiskError::Other)));
+        assert_eq!(disk(br#"{"event":"RESUME"}"#), Some(None));
+        assert_eq!(disk(br#"{"return":{"status":"running"}}"#), Some(None));
+        let adopted = disk(br#"{"return":{"status":"io-error"}}"#);
+        assert_eq!(adopted, Some(Some(DiskError::Other)));
+        assert_eq!(disk(br#"{"event":"STOP"}"#), None);
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(super) fn unplayable(scenario: &Scenario) -> Vec<String> {
     for planned in &scenario.events {
         match &planned.fault {
             Fault::ClockDrift { .. } => names.insert("clock.drift".into()),
+            Fault::VmDiskError { .. } => names.insert("vm.disk_error".into()),
+            Fault::VmDiskHeal { .. } => names.insert("vm.disk_heal".into()),
             Fault::AgentRestart {
                 formats: Some(_), ..
             } => names.insert("agent.restart into another version (formats)".into()),
@@ -131,6 +133,8 @@ impl Stage<'_> {
             Fault::ManagerDown
             | Fault::ManagerUp
             | Fault::ClockDrift { .. }
+            | Fault::VmDiskError { .. }
+            | Fault::VmDiskHeal { .. }
             | Fault::NotPlayable(_) => {}
         }
         Ok(())

@@ -100,6 +100,8 @@ fn make_playable(scenario: &mut Scenario) {
             planned.fault,
             // There is no manager that could be missed.
             Fault::ClockDrift { .. }
+                | Fault::VmDiskError { .. }
+                | Fault::VmDiskHeal { .. }
                 | Fault::ManagerDown
                 | Fault::ManagerUp
                 | Fault::NotPlayable(_)

@@ -32,7 +32,7 @@ const BOOT: Nanos = 40 * SECOND;
 
 impl<'a> Drawing<'a> {
     /// All patterns, by name. A new one needs a line here and nothing else.
-    pub(super) const PATTERNS: [(&'static str, Pattern<'a>); 18] = [
+    pub(super) const PATTERNS: [(&'static str, Pattern<'a>); 19] = [
         ("back around the takeover", Self::back_around_the_takeover),
         ("agent hangs over the thaw", Self::agent_hangs_over_the_thaw),
         ("owners change quickly", Self::owners_change_quickly),
@@ -69,6 +69,7 @@ impl<'a> Drawing<'a> {
         ("vouched for with gaps", Self::vouched_for_with_gaps),
         ("back before the verdict", Self::back_before_the_verdict),
         ("the timers come down", Self::timers_come_down),
+        ("storage is lost for long", Self::storage_lost_for_long),
     ];
 
     /// Plays one pattern, or a few in turn, several times.
@@ -359,6 +360,36 @@ impl<'a> Drawing<'a> {
                 host: None,
             },
         );
+    }
+
+    /// One host, or everybody, loses a datastore for as long as component protection waits, or about that; now
+    /// and then its device is gone instead.
+    fn storage_lost_for_long(&mut self, t: Target) -> Nanos {
+        let timing = &self.settings.timing;
+        let waits = nanos(timing.apd_timeout) + nanos(timing.apd_delay);
+        let length = self.near(waits, 40, 60);
+        let host = self.rng.percent(70).then_some(t.host);
+        let end = t.at + length;
+        if self.rng.percent(25) {
+            let fault = Fault::Datastore {
+                fault: StorageFault::Pdl,
+                datastore: t.disk,
+                host,
+            };
+            self.push(t.at, fault);
+            let heal = Fault::DatastoreHeal {
+                datastore: Some(t.disk),
+                host,
+            };
+            self.push(end, heal);
+        } else {
+            self.hang(t.at, end, t.disk, host);
+        }
+        if self.rng.percent(20) {
+            let cut = t.at + self.rng.below(length / MS) * MS;
+            self.cut(cut, end, t.host);
+        }
+        end
     }
 
     /// A user switches off and on, quickly.

@@ -63,7 +63,7 @@ const SLOW_SHUT_DOWN: Nanos = 100 * SECOND;
 
 impl<'a> Drawing<'a> {
     /// All kinds, by name. A new one needs a line here and its method; the order is part of what a seed means.
-    pub(super) const KINDS: [(&'static str, Kind<'a>); 30] = [
+    pub(super) const KINDS: [(&'static str, Kind<'a>); 31] = [
         ("a host loses power", Self::host_loses_power),
         ("a host pauses", Self::host_pauses),
         ("an agent dies", Self::agent_dies),
@@ -97,6 +97,7 @@ impl<'a> Drawing<'a> {
         ("an isolated host rests", Self::isolated_host_rests),
         ("a guest fails", Self::guest_fails),
         ("a drill", Self::drill),
+        ("a disk fails", Self::disk_fails),
     ];
 
     fn heal_all_networks(&mut self, at: Nanos) {
@@ -237,6 +238,17 @@ impl<'a> Drawing<'a> {
             1 => self.push(s.at, Fault::GuestPanic { vm }),
             _ => self.push(s.at, Fault::VmOomKill { vm }),
         }
+    }
+
+    /// The disk of one VM, on its host: the hypervisor pauses it.
+    fn disk_fails(&mut self, s: Stroke) {
+        if self.vms == 0 {
+            return;
+        }
+        let vm = self.vm();
+        let host = self.rng.percent(30).then_some(s.host);
+        self.push(s.at, Fault::VmDiskError { vm, host });
+        self.push(s.end, Fault::VmDiskHeal { vm });
     }
 
     fn user_switches_off(&mut self, s: Stroke) {
@@ -403,7 +415,7 @@ impl<'a> Drawing<'a> {
     /// Settings that decide nothing about whether faults end; what a run is judged by, it is judged by as each
     /// agent has it at that time.
     fn setting_changes(&mut self, s: Stroke) {
-        const SETTINGS: [(&str, &str); 21] = [
+        const SETTINGS: [(&str, &str); 27] = [
             ("isolation_response", "leave_powered_on"),
             ("isolation_response", "power_off"),
             ("isolation_response", "shut_down"),
@@ -425,6 +437,12 @@ impl<'a> Drawing<'a> {
             ("frozen_limit", "off"),
             ("order_timeout", "8s"),
             ("clock_check_interval", "120s"),
+            ("apd_response", "restart_aggressive"),
+            ("apd_response", "warn"),
+            ("apd_response", "restart_conservative"),
+            ("apd_cleared_response", "reset"),
+            ("pdl_response", "warn"),
+            ("pdl_response", "restart"),
         ];
         let drawn = small(self.rng.below(SETTINGS.len() as u64));
         let Some((key, value)) = SETTINGS.get(drawn) else {

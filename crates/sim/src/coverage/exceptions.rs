@@ -44,11 +44,6 @@ const EXCEPTIONS: &[Exception] = &[
         "maintenance",
         "no host enters maintenance",
     ),
-    never(
-        Group::Stop,
-        "vmcp",
-        "a VM whose datastore is lost is frozen, and stopped by nobody",
-    ),
     until(
         "config.set",
         Group::Waiting,

@@ -47,6 +47,8 @@ pub(crate) struct KillCause {
     pub(crate) lock_moved: bool,
     /// Its isolated host had said that it switches it off.
     pub(crate) isolated: bool,
+    /// Its host had said that it stops it because its storage is lost there.
+    pub(crate) storage: bool,
     /// It had been frozen for as long as the setting allows.
     pub(crate) frozen_limit: bool,
     /// It was being shut down by its own guest.
@@ -99,7 +101,14 @@ pub(crate) enum Fact<'a> {
         exit: Option<ExitCause>,
         user: bool,
         isolated: bool,
+        storage: bool,
         host_leaves: bool,
+    },
+    /// A host said that it stops a VM because its storage is lost there; `wrong`: what speaks against that.
+    StorageResponse {
+        vm: usize,
+        host: usize,
+        wrong: Option<String>,
     },
     /// An HA placement was carried out; `broken` names a mandatory rule that it breaks.
     Placed {

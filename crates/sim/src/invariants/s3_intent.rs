@@ -96,6 +96,7 @@ mod tests {
             exit: None,
             user: true,
             isolated: false,
+            storage: false,
             host_leaves: false,
         }
     }

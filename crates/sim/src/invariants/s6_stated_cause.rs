@@ -60,6 +60,15 @@ impl Invariant for StatedCause {
                 labels.vm(*vm),
                 labels.host(*host)
             )),
+            Fact::StorageResponse {
+                vm,
+                host,
+                wrong: Some(why),
+            } => Some(format!(
+                "{} was stopped by {} for its storage though {why}",
+                labels.vm(*vm),
+                labels.host(*host)
+            )),
             Fact::AskedDown {
                 vm,
                 host,
@@ -74,6 +83,7 @@ impl Invariant for StatedCause {
                     || cause.user
                     || cause.lock_moved
                     || cause.isolated
+                    || cause.storage
                     || cause.frozen_limit
                     || cause.guest
                     || cause.host_leaves;
@@ -89,6 +99,7 @@ impl Invariant for StatedCause {
                 exit,
                 user,
                 isolated,
+                storage,
                 host_leaves,
             } => {
                 let ended = |how| exit.is_none_or(|exit| exit == how);
@@ -101,10 +112,8 @@ impl Invariant for StatedCause {
                     StopReason::User => *user,
                     StopReason::Isolation => *isolated,
                     StopReason::HostShutdown => *host_leaves,
-                    StopReason::Vmcp
-                    | StopReason::LockLost
-                    | StopReason::Host
-                    | StopReason::StartAborted => true,
+                    StopReason::Vmcp => *storage,
+                    StopReason::LockLost | StopReason::Host | StopReason::StartAborted => true,
                 };
                 let (vm, host) = (labels.vm(*vm), labels.host(*host));
                 (!right).then(|| {
@@ -157,6 +166,7 @@ mod tests {
             user: false,
             lock_moved: false,
             isolated: false,
+            storage: false,
             frozen_limit: false,
             guest: false,
             host_leaves: false,
@@ -206,6 +216,17 @@ mod tests {
     }
 
     #[test]
+    fn a_vm_is_stopped_for_its_storage_only_where_that_is_lost_and_it_helps() {
+        let response = |wrong: Option<&str>| Fact::StorageResponse {
+            vm: 0,
+            host: 0,
+            wrong: wrong.map(String::from),
+        };
+        assert_eq!(feed(&mut StatedCause, &[response(None)]), None);
+        assert!(feed(&mut StatedCause, &[response(Some("its path was well"))]).is_some());
+    }
+
+    #[test]
     fn an_isolated_host_goes_by_its_configuration() {
         let response = |wrong| Fact::Response {
             vm: 0,
@@ -234,6 +255,7 @@ mod tests {
             exit: Some(exit),
             user: cause,
             isolated: cause,
+            storage: cause,
             host_leaves: cause,
         };
         let bad = |fact| feed(&mut StatedCause, &[fact]).is_some();
@@ -257,6 +279,7 @@ mod tests {
         for reason in [
             StopReason::User,
             StopReason::Isolation,
+            StopReason::Vmcp,
             StopReason::HostShutdown,
         ] {
             assert!(bad(said(reason, crash, false)), "{reason:?}");

@@ -127,6 +127,15 @@ pub enum Fault {
     GuestPanic {
         vm: usize,
     },
+    /// Its disk fails as a device that is gone, on one host; none: where it is now.
+    VmDiskError {
+        vm: usize,
+        host: Option<usize>,
+    },
+    /// Its disk fails nowhere any more.
+    VmDiskHeal {
+        vm: usize,
+    },
     VmPowerOn {
         vm: usize,
         host: Option<usize>,
@@ -261,6 +270,8 @@ pub const EVENTS: &[EventDoc] = &[
     doc("datastore.heal", &[], &["datastore", "host"]),
     doc("vm.crash", &["vm"], &[]),
     doc("vm.oom_kill", &["vm"], &[]),
+    doc("vm.disk_error", &["vm"], &["host"]),
+    doc("vm.disk_heal", &["vm"], &[]),
     doc("guest.shutdown", &["vm"], &[]),
     doc("guest.hang", &["vm"], &[]),
     doc("guest.panic", &["vm"], &[]),
@@ -338,6 +349,8 @@ impl Fault {
             Self::DatastoreHeal { .. } => "datastore.heal",
             Self::VmCrash { .. } => "vm.crash",
             Self::VmOomKill { .. } => "vm.oom_kill",
+            Self::VmDiskError { .. } => "vm.disk_error",
+            Self::VmDiskHeal { .. } => "vm.disk_heal",
             Self::GuestShutdown { .. } => "guest.shutdown",
             Self::GuestHang { .. } => "guest.hang",
             Self::GuestPanic { .. } => "guest.panic",
@@ -471,10 +484,11 @@ impl Fault {
             | Self::GuestShutdown { vm }
             | Self::GuestHang { vm }
             | Self::GuestPanic { vm }
+            | Self::VmDiskHeal { vm }
             | Self::VmPowerOff { vm } => {
                 out.push(("vm", name(&names.vms, *vm)));
             }
-            Self::VmPowerOn { vm, host: h } => {
+            Self::VmPowerOn { vm, host: h } | Self::VmDiskError { vm, host: h } => {
                 out.push(("vm", name(&names.vms, *vm)));
                 out.extend(h.iter().map(host));
             }

@@ -1,5 +1,6 @@
 //! A datastore: its records, how a request changes them, and what waits for its paths.
 
+use super::component::Loss;
 use super::list::NewestList;
 use super::paths::Faults;
 use crate::clock::Nanos;
@@ -25,6 +26,8 @@ pub(super) struct Disk {
     pub(super) per_host: Vec<Faults>,
     /// Since when each host's path hangs.
     pub(super) hang_since: Vec<Nanos>,
+    /// How each host's path was lost, and for how long.
+    pub(super) losses: Vec<Loss>,
     pub(super) parked: Vec<usize>,
     pub(super) parked_writes: Vec<Write>,
     pub(super) parked_opens: Vec<usize>,
@@ -50,6 +53,7 @@ impl Disk {
             images: BTreeMap::new(),
             per_host: vec![Faults::default(); hosts],
             hang_since: vec![0; hosts],
+            losses: vec![Loss::default(); hosts],
             parked: Vec::new(),
             parked_writes: Vec::new(),
             parked_opens: Vec::new(),

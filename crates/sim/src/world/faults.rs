@@ -119,6 +119,8 @@ impl World<'_> {
             Fault::GuestShutdown { vm } => self.at_each_process(*vm, Self::shut_down),
             Fault::GuestHang { vm } => self.at_each_process(*vm, Self::hang),
             Fault::GuestPanic { vm } => self.at_each_process(*vm, Self::panic),
+            Fault::VmDiskError { vm, host } => self.disk_error(*vm, *host),
+            Fault::VmDiskHeal { vm } => self.vms[*vm].disk_fails.clear(),
             Fault::VmPowerOn { vm, host } => {
                 self.wish_on(*vm, *host);
             }
@@ -174,6 +176,7 @@ impl World<'_> {
         h.deferred.clear();
         h.isolated = None;
         h.responses.clear();
+        h.storage_stops.clear();
         h.shutting = None;
         h.restarting = None;
         h.drilled = false;

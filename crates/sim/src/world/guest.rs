@@ -26,6 +26,8 @@ pub(super) struct Vm {
     pub(super) start_time: Nanos,
     pub(super) shutdown_time: Option<Nanos>,
     pub(super) start_fails: u64,
+    /// Hosts on which its disk fails as gone, since when.
+    pub(super) disk_fails: BTreeMap<usize, Nanos>,
     /// Somebody asked for its deletion, which need not have come about.
     pub(super) deletion_asked: bool,
     /// Its user switched it off and has not switched it on since.
@@ -109,6 +111,8 @@ pub(super) struct Instance {
     pub(super) shutting_down: bool,
     /// Its operating system stands still; the process lives, and nothing tells of it.
     hung: bool,
+    /// The hypervisor paused it because a write failed.
+    pub(super) paused: bool,
     /// Its agent asked it to, before it did so by itself.
     asked_down: bool,
     /// Its agent has noted that it is about to let it run.
@@ -126,7 +130,7 @@ impl Instance {
     }
 
     pub(super) fn executes(&self) -> bool {
-        self.phase == Phase::Started && !self.frozen
+        self.phase == Phase::Started && !self.frozen && !self.paused
     }
 
     /// An instruction of it was executed, at whatever time.
@@ -177,6 +181,9 @@ impl World<'_> {
             HypervisorRequest::Resume { .. } => {
                 let started = |i: &usize| self.instances[*i].phase == Phase::Started;
                 if here.iter().any(started) {
+                    for instance in here {
+                        self.goes_on(instance);
+                    }
                     let outcome = HypervisorOutcome::Done;
                     return self.answer(host, MS, Input::Hypervisor(op, outcome));
                 }
@@ -259,6 +266,7 @@ impl World<'_> {
             dying: None,
             shutting_down: false,
             hung: false,
+            paused: false,
             asked_down: false,
             resumed: false,
             unsent: false,
@@ -286,7 +294,7 @@ impl World<'_> {
             .get(&vm)
             .copied()
             .filter(|h| *h != instance);
-        let refused = if faults.gone {
+        let refused = if faults.gone || self.vms[vm].disk_fails.contains_key(&host) {
             Some(HypervisorOutcome::Failed(
                 "the image cannot be opened: the datastore is gone".into(),
             ))
@@ -396,6 +404,7 @@ impl World<'_> {
     /// it off.
     fn starts_anew(&mut self, vm: usize, host: usize) {
         self.hosts[host].responses.remove(&vm);
+        self.hosts[host].storage_stops.remove(&vm);
         let v = &mut self.vms[vm];
         if v.off_wished || v.off_asked.contains(&host) {
             return;
@@ -440,6 +449,11 @@ impl World<'_> {
         self.instances[write.instance].writing = false;
         // A full datastore refuses what needs new blocks: of a thin disk's writes, every other.
         let refused = faults.gone || faults.read_only || faults.full && self.dice.guest.percent(50);
+        let fails = self.vms[vm].disk_fails.contains_key(&host);
+        if fails && self.instances[write.instance].dying.is_none() {
+            self.pauses_on_error(write.instance);
+        }
+        let refused = refused || fails;
         let disk = &self.disks[write.disk];
         let enforced = disk.fence == FenceClass::Enforced;
         let entitled = if disk.image_locks {
@@ -568,6 +582,7 @@ impl World<'_> {
             user: vm.off_wished || vm.off_asked.contains(&i.host),
             lock_moved: newest.is_none_or(|lock| lock.generation > i.generation),
             isolated: self.hosts[i.host].stops_for_isolation(i.vm),
+            storage: self.hosts[i.host].storage_stops.contains(&i.vm),
             frozen_limit: false,
             guest: i.shutting_down,
             host_leaves: self.hosts[i.host].shutting.is_some(),

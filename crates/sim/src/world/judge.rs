@@ -403,6 +403,7 @@ impl World<'_> {
                         exit,
                         user: self.vms[vm].off_by.contains(&host),
                         isolated: self.has_answered(host, vm),
+                        storage: self.hosts[host].storage_stops.contains(&vm),
                         host_leaves: self.hosts[host].shutting.is_some(),
                     },
                 );
@@ -422,6 +423,8 @@ impl World<'_> {
             (EventKind::IsolationResponse { action, .. }, Some(vm)) => {
                 self.isolation_response(host, vm, *action);
             }
+            (EventKind::VmcpResponse { .. }, Some(vm)) => self.stops_for_storage(host, vm, false),
+            (EventKind::VmReset { .. }, Some(vm)) => self.stops_for_storage(host, vm, true),
             (EventKind::PrimaryElected { .. }, _) => {
                 self.first_primary.get_or_insert(now);
             }

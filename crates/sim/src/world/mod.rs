@@ -1,5 +1,6 @@
 //! The world: hosts, networks, datastores, guests and clocks in virtual time.
 
+mod component;
 mod config;
 mod disk;
 mod drill;
@@ -294,6 +295,8 @@ struct Host {
     isolated: Option<(Instant, Instant)>,
     /// How its agent has answered its isolation, for each VM since it last started here.
     responses: BTreeMap<usize, Response>,
+    /// VMs that its agent stops because their storage is lost here, since they last started.
+    storage_stops: BTreeSet<usize>,
     /// Its agent, or what connects it with others, was last disturbed then.
     unrest: Nanos,
     /// When a message of another host, or the answer of an isolation address, last reached its agent.

@@ -33,6 +33,7 @@ impl World<'_> {
     pub(super) fn paths_changed(&mut self, disk: usize) {
         for host in 0..self.hosts.len() {
             let faults = self.disks[disk].faults(host);
+            self.note_loss(disk, host, faults);
             let since = self.disks[disk].hang_since.get(host).copied().unwrap_or(0);
             let begins = faults.hang && since == 0;
             if begins || !faults.hang {

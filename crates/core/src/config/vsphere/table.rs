@@ -15,7 +15,7 @@ const MANAGER: &str =
     "no manager takes part in a failover, an election or a change of what is protected";
 const LOGS: &str = "an agent writes a log file each day and keeps a week of them; MAINSTAY_LOG sets what is logged";
 const COMPONENT: &str = "the reactions of component protection are not part of this release";
-const KEPT: &str = "of the cluster; kept and checked, without effect as long as component protection is not part of a release";
+const KEPT: &str = "of the cluster; a VM has none of its own";
 
 const fn equal(name: &'static str, conversion: Conversion, note: &'static str) -> VsphereOption {
     let conversion = Some(conversion);

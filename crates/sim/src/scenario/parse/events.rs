@@ -267,6 +267,11 @@ impl<'a> Building<'a> {
             },
             "vm.crash" => Fault::VmCrash { vm: some_vm },
             "vm.oom_kill" => Fault::VmOomKill { vm: some_vm },
+            "vm.disk_error" => Fault::VmDiskError {
+                vm: some_vm,
+                host: maybe_host,
+            },
+            "vm.disk_heal" => Fault::VmDiskHeal { vm: some_vm },
             "guest.shutdown" => Fault::GuestShutdown { vm: some_vm },
             "guest.hang" => Fault::GuestHang { vm: some_vm },
             "guest.panic" => Fault::GuestPanic { vm: some_vm },

@@ -56,16 +56,12 @@ const MORE: &[(&[&str], Beyond)] = &[
     ),
     (&["vm.started"], &[("reason", Shape::Text)]),
     (
-        &["vm.reset", "vm.migrated"],
+        &["vm.migrated"],
         &[
             ("vm", Shape::Id),
             ("host", Shape::Id),
             ("reason", Shape::Text),
         ],
-    ),
-    (
-        &["vmcp.apd", "vmcp.pdl", "vmcp.cleared"],
-        &[("host", Shape::Id), ("datastore", Shape::Id)],
     ),
     (
         &["fence.requested", "fence.confirmed", "fence.failed"],
