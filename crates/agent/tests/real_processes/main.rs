@@ -1,5 +1,6 @@
 //! Real processes: agents, guards and embedded guests on loopback addresses.
 
+mod both_gone;
 mod cluster;
 mod control;
 mod guard;

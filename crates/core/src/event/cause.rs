@@ -144,4 +144,6 @@ pub enum IssueCause {
     DatastoreNotOwned,
     /// Messages do not reach another host, though it is there.
     StreamBroken,
+    /// The host was reset by its watchdog, or went down without a word while that ran.
+    HostWasReset,
 }
