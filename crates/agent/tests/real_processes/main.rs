@@ -7,3 +7,4 @@ mod guard;
 mod guests;
 mod harness;
 mod networks;
+mod start_guard;
