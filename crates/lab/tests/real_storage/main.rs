@@ -14,6 +14,7 @@ mod kit;
 mod locks;
 mod power;
 mod qemu;
+mod remains;
 
 /// Not a test: what processes of the other tests do, when these start this program again.
 #[test]
