@@ -9,12 +9,14 @@ mod error;
 mod in_force;
 mod key;
 mod networks;
+mod oom_score;
 
 pub use agent::{AgentFile, Probe};
 pub use cluster::{ClusterFile, ClusterId, ClusterIdError, HostEntry, SettingValue, VmEntry};
 pub use error::FileError;
 pub use key::ClusterKey;
 pub use networks::NetworkError;
+pub use oom_score::OomScore;
 
 use mainstay_core::config::nearest;
 use serde::de::DeserializeOwned;

@@ -178,7 +178,15 @@ impl Datastores {
                 None => issues.push(one.problem.clone().unwrap_or_else(|| {
                     format!("datastore \"{id}\" does not answer since the agent started; check its server and path")
                 })),
-                Some((datastore, _)) => issues.extend(datastore.weakness()),
+                Some((datastore, worker)) => {
+                    issues.extend(datastore.weakness());
+                    for weakness in worker.weaknesses() {
+                        // The right that is missing is so for all of them.
+                        if !issues.contains(&weakness) {
+                            issues.push(weakness);
+                        }
+                    }
+                }
             }
             let hangs = |(of, since): &(DatastoreId, Instant)| {
                 of == id && now.since(*since) > self.hung_after

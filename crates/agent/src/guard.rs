@@ -12,28 +12,33 @@
 //! ```
 //! Never here: thawing on its own, or giving up a VM because a call failed.
 
+mod feeding;
+mod notes;
+pub(crate) mod reset;
 mod stops;
 #[cfg(test)]
 mod tests;
 
 use crate::bell::{self, Bell, Ringer};
 use crate::config::{AgentFile, ClusterFile, FileError};
-use crate::shm::{Shm, ShmError, Weakness};
+use crate::shm::{SLOTS, Shm, ShmError, Weakness};
 use crate::twin::{Backoff, Role, Seat, TwinError};
-use crate::watchdog::Watchdog;
+use crate::watchdog::{Device as _, Kernel, Watchdog};
 use crate::{clock, drivers, logging, program, twin};
+use feeding::{Feeding, KEEPING_LIMIT, Standing};
 use mainstay_core::event::{Event, EventKind, IssueCause};
 use mainstay_core::guard::{Guard, GuardAction, SlotState, Words as _};
 use mainstay_core::id::{Generation, HostId, VmId};
 use mainstay_core::time::{Duration, Instant};
 use mainstay_hypervisor::{Process, freeze};
 use nix::libc;
+use notes::{Keeper, Note, Writer};
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 use stops::Stops;
 
 /// Longest wait: deadlines are known, and the agent rings when it changed anything else. Well within the second
@@ -45,14 +50,10 @@ const REST_WITHOUT_BELL: Duration = Duration::from_millis(15);
 const AGENT_LOOK: Duration = Duration::from_millis(400);
 /// An agent that lives and gives no sign for this long hangs.
 const AGENT_HANGS: Duration = Duration::from_secs(5);
+/// A guard that is told to stop waits so long until what it has stopped stands still: a busy host needs milliseconds.
+const LEAVE_LIMIT: Duration = Duration::from_secs(1);
 /// The guard's own priority under SCHED_FIFO: above ordinary work, below the kernel's threads.
 const PRIORITY: i32 = 10;
-/// Places for events; what a place holds is boxed, because all of them are in memory from the start.
-const EVENT_QUEUE: usize = 1024;
-/// Stack of the thread that writes events: all of it is locked in memory.
-const EVENT_STACK: usize = 128 << 10;
-/// The file is begun anew at this size when the agent has taken all over.
-const EVENTS_MAX_BYTES: u64 = 1 << 20;
 
 /// Where the guard writes its events until the agent takes them over.
 pub(crate) fn events_path(run_dir: &Path) -> PathBuf {
@@ -129,21 +130,29 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
         action: "read /proc",
         source,
     })?;
-    let (events, written) = sync_channel(EVENT_QUEUE);
-    let path = events_path(&file.run_dir);
-    let shm = Arc::new(attach(&file)?);
-    let reader = Arc::clone(&shm);
-    std::thread::Builder::new()
-        .name("events".into())
-        .stack_size(EVENT_STACK)
-        .spawn(move || write_events(&path, &reader, &written))
-        .map_err(|source| GuardError::System {
-            action: "start a thread",
-            source,
-        })?;
+    let (shm, strays) = attach(&file)?;
+    let shm = Arc::new(shm);
+    let watchdog_files = file.watchdog.clone().map(|device| {
+        read_boot(&file).map(|boot| reset::Files {
+            state_dir: file.state_dir.clone(),
+            boot,
+            device,
+        })
+    });
+    let writer = Writer {
+        events: events_path(&file.run_dir),
+        log_dir: file.log_dir.clone(),
+        kernel_log: reset::KERNEL_LOG.into(),
+        watchdog: watchdog_files.transpose()?,
+        shm: Arc::clone(&shm),
+    };
+    let (events, kept) = writer.start().map_err(|source| GuardError::System {
+        action: "start a thread",
+        source,
+    })?;
     shm.enter_guard(&me);
     harden(&shm);
-    let watchdog = open_watchdog(&file, &shm);
+    let feeding = open_watchdog(&file, &shm, events.clone(), kept);
     tracing::info!(pid = me.pid, "guard started");
     let program = file
         .program
@@ -157,6 +166,7 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
         shm,
         guard: Guard::new(frozen_limit),
         stops: Stops::default(),
+        strays,
         going: BTreeMap::new(),
         events,
         bell,
@@ -166,7 +176,7 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
         log_dir: file.log_dir.clone(),
         backoff: Backoff::default(),
         hung: false,
-        watchdog,
+        feeding,
     };
     let result = watch.run(&stop);
     seat.leave();
@@ -174,30 +184,42 @@ pub fn run_guard(config: &Path) -> Result<(), GuardError> {
 }
 
 /// The host's watchdog, if one is named; the agent says when there is none.
-fn open_watchdog(file: &AgentFile, shm: &Shm) -> Option<Watchdog> {
-    let path = file.watchdog.as_ref()?;
-    match Watchdog::open(path) {
-        Ok(watchdog) => Some(watchdog),
+fn open_watchdog(
+    file: &AgentFile,
+    shm: &Shm,
+    notes: SyncSender<Note>,
+    kept: Arc<AtomicU64>,
+) -> Feeding {
+    let keeper = Keeper::new(notes, kept);
+    let Some(path) = &file.watchdog else {
+        return Feeding::new(None, keeper, None);
+    };
+    match Kernel::open(path) {
+        Ok(device) => {
+            let has_reset = device.has_reset();
+            Feeding::new(Some(Watchdog::new(Box::new(device))), keeper, has_reset)
+        }
         Err(error) => {
             tracing::error!(path = %path.display(), %error, "the watchdog is not fed");
             shm.add_weakness(Weakness::NoWatchdog);
-            None
+            Feeding::new(None, keeper, None)
         }
     }
 }
 
-/// The table that is there, or a fresh one after everything that runs here was frozen.
-fn attach(file: &AgentFile) -> Result<Shm, GuardError> {
+/// The table that is there, or a fresh one after everything that runs here was frozen; and what that was.
+fn attach(file: &AgentFile) -> Result<(Shm, Vec<Process>), GuardError> {
     let path = shm_path(&file.run_dir);
     let boot = read_boot(file)?;
     let why = match Shm::open(&path, &boot) {
-        Ok(shm) => return Ok(shm),
+        Ok(shm) => return Ok((shm, Vec::new())),
         Err(why) => why,
     };
     tracing::warn!(
         why = logging::chain(&why),
         "no deadlines: freezing what runs here"
     );
+    let mut strays = Vec::new();
     for driver in drivers::make(file).values() {
         for found in driver
             .find(&file.run_dir)
@@ -207,6 +229,7 @@ fn attach(file: &AgentFile) -> Result<Shm, GuardError> {
             if let Err(error) = freeze::freeze(&found.process) {
                 tracing::error!(vm = found.vm, error = logging::chain(&error), "not frozen");
             }
+            strays.push(found.process.clone());
         }
     }
     let shm = Shm::create(&path, &boot, clock::now().as_nanos())?;
@@ -217,7 +240,7 @@ fn attach(file: &AgentFile) -> Result<Shm, GuardError> {
         shm.enter_agent(&agent);
         shm.beat_agent(clock::now());
     }
-    Ok(shm)
+    Ok((shm, strays))
 }
 
 pub(crate) fn read_boot(file: &AgentFile) -> Result<String, FileError> {
@@ -253,8 +276,7 @@ fn harden(shm: &Shm) {
         tracing::warn!(error = %io::Error::last_os_error(), "not real-time scheduled");
         shm.add_weakness(Weakness::OrdinaryPriority);
     }
-    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", "-1000") {
-        tracing::warn!(%error, "not protected from the OOM killer");
+    if !twin::protect_from_oom() {
         shm.add_weakness(Weakness::OomKillable);
     }
 }
@@ -273,9 +295,11 @@ struct Watch {
     shm: Arc<Shm>,
     guard: Guard,
     stops: Stops,
+    /// What was found running when there was no table; it stays stopped until the agent has registered it.
+    strays: Vec<Process>,
     /// Each slot that was let go on.
     going: BTreeMap<usize, Going>,
-    events: SyncSender<Box<Event>>,
+    events: SyncSender<Note>,
     /// The agent rings it; none: it could not be put up.
     bell: Option<Bell>,
     agent: Ringer,
@@ -284,7 +308,7 @@ struct Watch {
     log_dir: PathBuf,
     backoff: Backoff,
     hung: bool,
-    watchdog: Option<Watchdog>,
+    feeding: Feeding,
 }
 
 impl Watch {
@@ -311,9 +335,7 @@ impl Watch {
             }
             if stop.load(Ordering::Relaxed) {
                 self.stop();
-                if let Some(Err(error)) = self.watchdog.take().map(Watchdog::let_go) {
-                    tracing::error!(%error, "the watchdog was not let go; it resets this host");
-                }
+                self.leave_watchdog();
                 return Ok(());
             }
             let due = self.guard.next(self.shm.as_ref());
@@ -325,23 +347,77 @@ impl Watch {
         }
     }
 
-    /// What had to be frozen is: the host may live on. Where something runs on without a right, it is fed
-    /// no more, and the device resets the host: another host may start the same VM.
     fn feed_watchdog(&mut self, now: Instant) {
         let running_on = self.stops.running_on(now);
         if running_on.is_empty() == self.shm.has_weakness(Weakness::RunsOn) {
             self.note_running_on(&running_on);
         }
-        if !running_on.is_empty() {
+        if !self.feeding.has_watchdog() {
             return;
         }
-        if let Some(watchdog) = &mut self.watchdog
-            && let Err(error) = watchdog.feed(now)
+        match self
+            .shm
+            .freeze()
+            .and_then(|freeze| self.feeding.suits(freeze))
         {
+            Some(true) => self.shm.end_weakness(Weakness::HastyWatchdog),
+            Some(false) => self.shm.add_weakness(Weakness::HastyWatchdog),
+            None => {}
+        }
+        let standing = Standing {
+            running_on: self.names(&running_on),
+            executes: self.executes(),
+            renewals: self.shm.renewals(),
+            planned_stop: self.shm.is_planned_stop(),
+        };
+        if let Err(error) = self.feeding.look(now, &standing) {
             tracing::error!(%error, "the watchdog is not fed any more");
             self.shm.add_weakness(Weakness::NoWatchdog);
-            self.watchdog = None;
         }
+    }
+
+    /// Whether something may execute here: a right lasts, or what lost its right was not yet seen to be stopped.
+    fn executes(&self) -> bool {
+        let right_lasts = |slot| self.shm.load(slot).state() == SlotState::Running;
+        self.stops.any_runs() || (0..self.shm.len()).any(right_lasts)
+    }
+
+    /// The guard was told to stop, and has stopped what it had to.
+    fn leave_watchdog(&mut self) {
+        let begun = clock::now();
+        while self.stops.any_runs() && clock::now().since(begun) < LEAVE_LIMIT {
+            clock::pause(std::time::Duration::from_millis(5));
+            self.check_slots(clock::now());
+        }
+        match self.feeding.end(self.executes()) {
+            Ok(true) => {
+                let begun = clock::now();
+                while !self.feeding.is_kept() && clock::now().since(begun) < KEEPING_LIMIT {
+                    clock::pause(std::time::Duration::from_millis(5));
+                }
+            }
+            Ok(false) if self.feeding.has_watchdog() => {
+                tracing::warn!(
+                    "VMs run: the watchdog goes on, and resets this host if no guard comes"
+                );
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::error!(%error, "the watchdog was not let go; it resets this host");
+            }
+        }
+    }
+
+    fn names(&self, slots: &[usize]) -> Vec<String> {
+        let stray = |slot: usize| self.strays.get(slot.checked_sub(SLOTS)?);
+        let name = |slot: &usize| match stray(*slot) {
+            Some(process) => format!("process {}, which no agent has registered", process.pid),
+            None => self
+                .shm
+                .vm(*slot)
+                .map_or_else(|| format!("the VM of slot {slot}"), |vm| vm.to_string()),
+        };
+        slots.iter().map(name).collect()
     }
 
     fn note_running_on(&self, slots: &[usize]) {
@@ -350,14 +426,9 @@ impl Watch {
             self.shm.end_weakness(Weakness::RunsOn);
             return;
         }
-        let vms: Vec<String> = slots
-            .iter()
-            .filter_map(|slot| Some(self.shm.vm(*slot)?.to_string()))
-            .collect();
-        let fed = self.watchdog.is_some();
         tracing::error!(
-            vms = vms.join(", "),
-            watchdog = fed,
+            vms = self.names(slots).join(", "),
+            watchdog = self.feeding.has_watchdog(),
             "runs on although it may not and is told to stop; the watchdog is fed no more"
         );
         self.shm.add_weakness(Weakness::RunsOn);
@@ -416,10 +487,32 @@ impl Watch {
                 }
             }
         }
-        let shm = &self.shm;
-        let in_use = |slot: usize| shm.load(slot).state() != SlotState::Free;
+        self.check_strays(now);
+        let (shm, strays) = (&self.shm, self.strays.len());
+        let in_use = |slot: usize| match slot.checked_sub(SLOTS) {
+            None => shm.load(slot).state() != SlotState::Free,
+            Some(stray) => stray < strays,
+        };
         self.going.retain(|slot, _| in_use(*slot));
         self.stops.retain(in_use);
+    }
+
+    /// They are told to stop like what has a slot, behind the last of those.
+    fn check_strays(&mut self, now: Instant) {
+        if self.strays.is_empty() {
+            return;
+        }
+        let same = |a: &Process, b: &Process| (a.pid, a.start_time) == (b.pid, b.start_time);
+        let registered: Vec<Process> = (0..self.shm.len())
+            .filter_map(|slot| self.shm.process(slot))
+            .collect();
+        self.strays.retain(|stray| {
+            !registered.iter().any(|process| same(process, stray))
+                && !freeze::all_threads_gone(stray.pid, stray.start_time)
+        });
+        for (n, stray) in self.strays.iter().enumerate() {
+            self.stops.keep_stopped(now, SLOTS + n, stray.clone());
+        }
     }
 
     fn check_going(&mut self, slot: usize) {
@@ -476,11 +569,11 @@ impl Watch {
             reason: "lapsed".to_owned(),
         };
         // The queue holds an event for every slot; a full one loses a report, not a freeze.
-        let _ = self.events.try_send(Box::new(Event {
+        let _ = self.events.try_send(Note::Event(Box::new(Event {
             at: now,
             kind,
             why: why.to_owned(),
-        }));
+        })));
     }
 
     fn look_at_agent(&mut self, now: Instant) {
@@ -504,7 +597,9 @@ impl Watch {
                     host: self.host.clone(),
                 };
                 let why = "its sign of life in the guard's memory".to_owned();
-                let _ = self.events.try_send(Box::new(Event { at: now, kind, why }));
+                let _ = self
+                    .events
+                    .try_send(Note::Event(Box::new(Event { at: now, kind, why })));
             }
             return;
         }
@@ -548,27 +643,4 @@ impl Watch {
             self.report(now, slot, why);
         }
     }
-}
-
-fn write_events(path: &Path, shm: &Shm, events: &Receiver<Box<Event>>) {
-    while let Ok(event) = events.recv() {
-        if let Err(error) = append(path, shm, &event) {
-            tracing::warn!(%error, "cannot write {}", path.display());
-        }
-    }
-}
-
-fn append(path: &Path, shm: &Shm, event: &Event) -> io::Result<()> {
-    let mut file = std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(path)?;
-    let length = file.metadata()?.len();
-    if length > EVENTS_MAX_BYTES && length == shm.events_read() {
-        file.set_len(0)?;
-        shm.set_events_read(0);
-    }
-    let mut line = serde_json::to_vec(event)?;
-    line.push(b'\n');
-    file.write_all(&line)
 }

@@ -54,6 +54,8 @@ pub(crate) struct Starter {
 pub(crate) struct GuardLink {
     shm: Mutex<Arc<Shm>>,
     me: Process,
+    /// The OOM killer may take the agent: the right is missing to prevent it.
+    oom_killable: bool,
     starter: Starter,
     /// Rung after each change but an extension, so that the guard need not look all the time.
     guard: Ringer,
@@ -92,10 +94,12 @@ impl GuardLink {
         };
         shm.enter_agent(&me);
         shm.keep_mark(&me);
+        shm.count_renewals(&me);
         shm.beat_agent(clock::now());
         Ok(Self {
             shm: Mutex::new(Arc::new(shm)),
             me,
+            oom_killable: !twin::protect_from_oom(),
             guard: Ringer::new(bell::of_guard(&starter.run_dir)),
             starter,
             known: Mutex::default(),
@@ -153,6 +157,8 @@ impl GuardLink {
                     return GuardOutcome::NoGuard;
                 }
                 self.known().insert(vm.clone(), (*generation, None));
+                // A renewal was completed for it: else there were no right to register.
+                shm.renewed();
                 GuardOutcome::Done
             }
             GuardRequest::Extend(extensions) => {
@@ -162,6 +168,9 @@ impl GuardLink {
                 };
                 let refused = extensions.iter().filter(extend).map(|e| e.vm.clone());
                 let refused: Vec<VmId> = refused.collect();
+                if refused.len() < extensions.len() {
+                    shm.renewed();
+                }
                 if refused.is_empty() {
                     GuardOutcome::Done
                 } else {
@@ -187,6 +196,7 @@ impl GuardLink {
                     if let Some(known) = self.known().get_mut(vm) {
                         known.0 = *to;
                     }
+                    shm.renewed();
                 }
                 outcome
             }
@@ -357,6 +367,9 @@ impl GuardLink {
         report: &impl Fn(Seen),
     ) -> Vec<String> {
         let mut issues = weaknesses(shm, &self.starter.run_dir);
+        if self.oom_killable {
+            issues.push("the agent may be taken by the OOM killer: allow CAP_SYS_RESOURCE".into());
+        }
         if !shm.is_current() {
             self.reattach(report);
         }
@@ -407,6 +420,7 @@ impl GuardLink {
         );
         fresh.enter_agent(&self.me);
         fresh.keep_mark(&self.me);
+        fresh.count_renewals(&self.me);
         fresh.beat_agent(clock::now());
         let known = self.known().clone();
         for (vm, (generation, process)) in known {
@@ -561,6 +575,14 @@ fn weaknesses(shm: &Shm, run_dir: &Path) -> Vec<String> {
                 .into(),
         );
     }
+    if shm.has_weakness(Weakness::HastyWatchdog) {
+        all.push(
+            "the watchdog resets this host while rights to run still last, because its time-out is too short and \
+             cannot be changed (guard.log has the figures): load its driver with a longer one, as `modprobe softdog \
+             soft_margin=60`, or choose a profile with a shorter `freeze`"
+                .into(),
+        );
+    }
     if shm.has_weakness(Weakness::RunsOn) {
         all.push(
             "a VM whose right to run has ended does not stop although the guard tells it to, and may write to its \
@@ -585,6 +607,32 @@ mod tests {
     use super::*;
     use mainstay_core::event::EventKind;
     use mainstay_core::id::HostId;
+
+    #[test]
+    fn each_right_that_the_guard_was_refused_is_said_and_goes_when_it_is_there() {
+        let dir = tempfile::tempdir().expect("directory");
+        let shm = Shm::create(&shm_path(dir.path()), "boot", 1).expect("made");
+        let before = weaknesses(&shm, dir.path());
+        let all = [
+            (Weakness::Swappable, "CAP_IPC_LOCK"),
+            (Weakness::OrdinaryPriority, "CAP_SYS_NICE"),
+            (Weakness::OomKillable, "CAP_SYS_RESOURCE"),
+            (Weakness::NoWatchdog, "load the driver"),
+            (Weakness::HastyWatchdog, "soft_margin"),
+            (Weakness::RunsOn, "reset it by hand"),
+        ];
+        for (weakness, remedy) in all {
+            shm.add_weakness(weakness);
+            let said = weaknesses(&shm, dir.path());
+            let new: Vec<_> = said.iter().filter(|s| !before.contains(s)).collect();
+            assert!(
+                matches!(new.as_slice(), [one] if one.contains(remedy)),
+                "{weakness:?}: {new:?}"
+            );
+            shm.end_weakness(weakness);
+            assert_eq!(weaknesses(&shm, dir.path()), before);
+        }
+    }
 
     #[test]
     fn a_damaged_line_of_the_guard_costs_no_other_one() {

@@ -23,6 +23,7 @@ pub mod probe;
 pub mod program;
 mod shell;
 mod shm;
+pub mod start_guard;
 mod twin;
 mod vms;
 mod watchdog;

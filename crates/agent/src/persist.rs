@@ -59,6 +59,12 @@ fn put_aside(path: &Path, why: &str) -> String {
     }
 }
 
+/// The configuration of that cluster that was kept, for a command that runs beside the agent: nothing is put aside.
+pub(crate) fn peek_config(dir: &Path, cluster: u64) -> Option<ClusterConfig> {
+    let config = decode_config(&std::fs::read(dir.join("config")).ok()?)?;
+    (config.cluster_id == cluster && config.version > 0).then_some(config)
+}
+
 /// Reads the configuration of that cluster that was kept, if one was; also what is wrong with it.
 pub(crate) fn load_config(dir: &Path, cluster: u64) -> (Option<ClusterConfig>, Option<String>) {
     let path = dir.join("config");

@@ -103,6 +103,8 @@ impl Shell {
             self.link.shm().beat_agent(clock::now());
             let limit = self.agent.config().settings.frozen_limit;
             self.link.shm().set_frozen_limit(limit);
+            let freeze = self.agent.config().settings.timing.freeze;
+            self.link.shm().set_freeze(freeze);
             while let Some(input) = self.pending.pop_front() {
                 self.handle(input);
             }

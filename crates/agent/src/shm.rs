@@ -56,6 +56,12 @@ enum Head {
     Mark,
     /// Which agent keeps the mark: see [`Shm::keep_mark`].
     MarkOf,
+    /// Counts renewals of rights that were completed.
+    Renewals,
+    /// Which agent counts them: see [`Shm::count_renewals`].
+    RenewalsOf,
+    /// The right to run in milliseconds, plus one; zero: the agent has not said.
+    Freeze,
 }
 
 /// Words of a slot.
@@ -126,6 +132,8 @@ pub(crate) enum Weakness {
     NoWatchdog = 8,
     /// A process executes although its right has ended and it was told to stop.
     RunsOn = 16,
+    /// The watchdog may reset this host while rights to run still last.
+    HastyWatchdog = 32,
 }
 
 /// The mapped table.
@@ -306,6 +314,37 @@ impl Shm {
         self.set(Head::MarkOf, keeper);
     }
 
+    /// Says that this agent, which has signed in, counts the renewals that it completes from now on. One of an
+    /// older version signs in and counts none: by its name that is told from renewals that fail.
+    pub(crate) fn count_renewals(&self, agent: &Process) {
+        let keeper = mark_keeper(u64::from(agent.pid.unsigned_abs()), agent.start_time);
+        self.set(Head::RenewalsOf, keeper);
+    }
+
+    /// A renewal was completed, and the right of at least one VM made longer by it.
+    pub(crate) fn renewed(&self) {
+        self.head(Head::Renewals).fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How many renewals were completed; none: the agent is of an older version and counts none.
+    pub(crate) fn renewals(&self) -> Option<u64> {
+        let keeper = self.get(Head::RenewalsOf);
+        let agent = mark_keeper(self.get(Head::AgentPid), self.get(Head::AgentStart));
+        (keeper == agent && keeper != 0).then(|| self.get(Head::Renewals))
+    }
+
+    /// The `freeze` that is in force, for the guard, which reads no configuration while it runs.
+    pub(crate) fn set_freeze(&self, freeze: Duration) {
+        let ms = u64::try_from(freeze.as_millis()).unwrap_or(u64::MAX);
+        self.set(Head::Freeze, ms.saturating_add(1));
+    }
+
+    /// What the agent last said; none: nothing yet.
+    pub(crate) fn freeze(&self) -> Option<Duration> {
+        let ms = self.get(Head::Freeze).checked_sub(1)?;
+        Some(Duration::from_millis(ms))
+    }
+
     /// Signs the guard in.
     pub(crate) fn enter_guard(&self, process: &Process) {
         self.set(Head::GuardPid, u64::from(process.pid.unsigned_abs()));
@@ -338,7 +377,6 @@ impl Shm {
         self.twin(Head::GuardPid, Head::GuardStart, Head::GuardBeat)
     }
 
-    /// The agent stops because somebody asked it to: the guard does not start it again.
     /// The setting that is in force now, for the guard, which reads no configuration while it runs.
     pub(crate) fn set_frozen_limit(&self, limit: Option<Duration>) {
         let ms = limit.map_or(u64::MAX - 1, |l| {
@@ -357,6 +395,7 @@ impl Shm {
         }
     }
 
+    /// The agent stops because somebody asked it to: the guard does not start it again.
     pub(crate) fn set_planned_stop(&self) {
         self.set(Head::PlannedStop, 1);
     }
@@ -687,6 +726,29 @@ mod tests {
         assert_eq!(guard.len(), 7, "a new agent looks anew");
         agent.set(Head::Mark, u64::MAX);
         assert_eq!(guard.len(), SLOTS, "a damaged mark is none");
+    }
+
+    #[test]
+    fn only_the_signed_in_agent_s_renewals_count() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("guard.shm");
+        let guard = Shm::create(&path, BOOT, 77).expect("made");
+        let agent = Shm::open(&path, BOOT).expect("there");
+        let process = |pid| Process {
+            pid,
+            start_time: 99,
+            cgroup: None,
+        };
+        assert_eq!((guard.renewals(), guard.freeze()), (None, None));
+        agent.enter_agent(&process(42));
+        assert_eq!(guard.renewals(), None, "one of an older version says none");
+        agent.count_renewals(&process(42));
+        agent.renewed();
+        assert_eq!(guard.renewals(), Some(1));
+        agent.set_freeze(Duration::from_secs(3));
+        assert_eq!(guard.freeze(), Some(Duration::from_secs(3)));
+        agent.enter_agent(&process(43));
+        assert_eq!(guard.renewals(), None);
     }
 
     #[test]

@@ -157,6 +157,16 @@ pub(crate) fn own_process() -> io::Result<Process> {
     Process::of_pid(pid)
 }
 
+/// Takes this process out of the OOM killer's sight; false where the right is missing.
+pub(crate) fn protect_from_oom() -> bool {
+    let taken = own_process()
+        .and_then(|me| mainstay_hypervisor::set_oom_score(me.pid, mainstay_hypervisor::PROTECTED));
+    if let Err(error) = &taken {
+        tracing::warn!(%error, "not protected from the OOM killer");
+    }
+    taken.is_ok()
+}
+
 /// Becomes a process that its starter's end does not touch.
 pub(crate) fn detach() {
     // Refused to the leader of a process group, as a shell's job is: that one was started by a person.

@@ -65,6 +65,7 @@ pub(crate) struct Vms {
     mounts: BTreeMap<DatastoreId, PathBuf>,
     run_dir: PathBuf,
     cgroup: CgroupPlacement,
+    oom_score_adj: i16,
     link: Arc<GuardLink>,
     report: Report,
     handles: BTreeMap<VmId, Handle>,
@@ -82,6 +83,8 @@ pub(crate) struct VmsConfig<'a> {
     pub(crate) mounts: BTreeMap<DatastoreId, PathBuf>,
     pub(crate) run_dir: PathBuf,
     pub(crate) cgroup: CgroupPlacement,
+    /// The guests' score for the OOM killer.
+    pub(crate) oom_score_adj: i16,
 }
 
 impl Vms {
@@ -98,6 +101,7 @@ impl Vms {
             mounts: config.mounts,
             run_dir: config.run_dir,
             cgroup: config.cgroup,
+            oom_score_adj: config.oom_score_adj,
             link,
             report,
             handles: BTreeMap::new(),
@@ -216,6 +220,7 @@ impl Vms {
             options: BTreeMap::new(),
             run_dir: self.run_dir.clone(),
             cgroup: self.cgroup.clone(),
+            oom_score_adj: self.oom_score_adj,
         };
         Ok((Arc::clone(driver), prepared))
     }

@@ -25,6 +25,8 @@ pub(crate) enum Source {
     Members,
     /// Pings.
     Network,
+    /// How the boot before this one ended.
+    Reset,
     /// Another agent with this host's id.
     SameId,
     /// What is kept on local disk.
@@ -44,6 +46,7 @@ impl Source {
             Self::Guard => IssueCause::GuardWeak,
             Self::Hypervisor => IssueCause::HypervisorWeak,
             Self::Network => IssueCause::CannotProbe,
+            Self::Reset => IssueCause::HostWasReset,
             Self::SameId => IssueCause::SameHostId,
             Self::State => IssueCause::StateNotKept,
             Self::Streams => IssueCause::StreamBroken,

@@ -13,6 +13,7 @@ mod create;
 mod direct;
 mod error;
 mod file;
+mod priority;
 mod probe;
 mod store;
 mod worker;

@@ -44,6 +44,26 @@ impl Datastore {
         }
     }
 
+    /// Opens it beside an agent of the same host, only to read from it: nothing that is the agent's is touched.
+    ///
+    /// # Errors
+    /// [`OpenError`], as for [`Datastore::open`].
+    pub fn attach(
+        kind: DatastoreKind,
+        path: &Path,
+        cluster: u64,
+        id: &DatastoreId,
+        here: &Here,
+    ) -> Result<Self, OpenError> {
+        match kind {
+            DatastoreKind::File => {
+                FileDatastore::attach(path, cluster, id, &here.host).map(Self::from)
+            }
+            // Its slots are claimed by writing.
+            DatastoreKind::Block => Self::open(kind, path, cluster, id, here),
+        }
+    }
+
     /// The datastore's id.
     #[must_use]
     pub fn id(&self) -> &DatastoreId {
@@ -68,6 +88,14 @@ impl Datastore {
         match self {
             Self::File(store) => store.weakness(),
             Self::Block(store) => store.weakness(),
+        }
+    }
+
+    /// Where its records lie: a directory, or a device where it is on one.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        match self {
+            Self::File(store) => Some(store.dir()),
+            Self::Block(store) => store.path(),
         }
     }
 

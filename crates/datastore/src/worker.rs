@@ -9,13 +9,14 @@
 //! ```
 //! Nothing but renewals has an order: whoever needs one waits for the answer.
 
+use crate::priority::{self, Got};
 use crate::store::Datastore;
 use mainstay_core::id::OpId;
 use mainstay_core::io::{StorageOutcome, StorageRequest};
 use mainstay_core::wire::RecordKey;
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Operations that may wait for each kind of a datastore's threads.
@@ -45,6 +46,8 @@ pub struct Worker {
     renewals: Pool,
     heartbeats: Pool,
     rest: Pool,
+    /// How heartbeats stand against guests' I/O.
+    weaknesses: Arc<OnceLock<Vec<String>>>,
 }
 
 impl Worker {
@@ -56,13 +59,31 @@ impl Worker {
     where
         F: Fn(OpId, StorageOutcome) + Clone + Send + Sync + 'static,
     {
+        let looked_at = Arc::clone(&datastore);
         let perform: Perform = Arc::new(move |job| done(job.op, datastore.perform(&job.request)));
-        let start = |name, limit, patience| Pool::start(name, limit, patience, &perform);
+        let start = |name, limit, patience, begin: Begin| {
+            Pool::start(name, limit, patience, begin, &perform)
+        };
+        let weaknesses = Arc::new(OnceLock::new());
+        let found = Arc::clone(&weaknesses);
+        // On the thread itself, which may hang in the datastore as ever.
+        let renewing: Begin = Arc::new(move || {
+            let got = priority::raise();
+            let _ = found.set(priority_weaknesses(&looked_at, got));
+        });
+        let reading: Begin = Arc::new(|| _ = priority::raise());
         Ok(Self {
-            renewals: start("hb", 1, Duration::ZERO)?,
-            heartbeats: start("hb read", HEARTBEAT_READERS, HEARTBEAT_PATIENCE)?,
-            rest: start("io", OTHERS, Duration::ZERO)?,
+            renewals: start("hb", 1, Duration::ZERO, renewing)?,
+            heartbeats: start("hb read", HEARTBEAT_READERS, HEARTBEAT_PATIENCE, reading)?,
+            rest: start("io", OTHERS, Duration::ZERO, Arc::new(|| ()))?,
+            weaknesses,
         })
+    }
+
+    /// What keeps heartbeats from going before guests' I/O, with the remedy; nothing until its thread has looked.
+    #[must_use]
+    pub fn weaknesses(&self) -> Vec<String> {
+        self.weaknesses.get().cloned().unwrap_or_default()
     }
 
     /// Queues an operation; never waits.
@@ -79,7 +100,23 @@ impl Worker {
     }
 }
 
+/// What is to be said of the priority that the renewing thread got.
+fn priority_weaknesses(datastore: &Datastore, got: Got) -> Vec<String> {
+    let ignored = datastore.path().and_then(priority::ignored_at);
+    let ignored = ignored.map(|(disk, scheduler)| {
+        format!(
+            "datastore \"{}\": the I/O scheduler \"{scheduler}\" of {disk} does not put heartbeats before guests' \
+             disks; under load they may come too late: choose one that does (echo mq-deadline > \
+             /sys/block/{disk}/queue/scheduler)",
+            datastore.id()
+        )
+    });
+    priority::refusal(got).into_iter().chain(ignored).collect()
+}
+
 type Perform = Arc<dyn Fn(&Job) + Send + Sync>;
+/// What a thread does before its first job.
+type Begin = Arc<dyn Fn() + Send + Sync>;
 
 /// Threads that take from one queue: one that stays, and more as long as there is work for them.
 struct Pool(Arc<Crew>);
@@ -89,6 +126,7 @@ struct Crew {
     limit: usize,
     /// What is under way for longer than this is slow: another thread takes what waits.
     patience: Duration,
+    begin: Begin,
     perform: Perform,
     work: Mutex<Work>,
     changed: Condvar,
@@ -121,12 +159,14 @@ impl Pool {
         name: &'static str,
         limit: usize,
         patience: Duration,
+        begin: Begin,
         perform: &Perform,
     ) -> io::Result<Self> {
         let crew = Arc::new(Crew {
             name,
             limit,
             patience,
+            begin,
             perform: Arc::clone(perform),
             work: Mutex::default(),
             changed: Condvar::new(),
@@ -169,7 +209,10 @@ impl Crew {
         let crew = Arc::clone(self);
         std::thread::Builder::new()
             .name(self.name.to_owned())
-            .spawn(move || as_what(&crew))
+            .spawn(move || {
+                (crew.begin)();
+                as_what(&crew);
+            })
             .map(drop)
     }
 
@@ -223,6 +266,10 @@ mod tests {
         }
     }
 
+    fn at_once() -> Begin {
+        Arc::new(|| ())
+    }
+
     /// Holds each job until it is let go, by its number.
     #[derive(Default)]
     struct Held {
@@ -252,7 +299,7 @@ mod tests {
             begun.send(job.op.0).expect("the test listens");
             holds.hold(job.op.0);
         });
-        let pool = Pool::start("test", 3, Duration::ZERO, &perform).expect("a thread");
+        let pool = Pool::start("test", 3, Duration::ZERO, at_once(), &perform).expect("a thread");
         // The first is under way before the others come.
         pool.submit(job(0)).expect("room");
         assert_eq!(begins.recv(), Ok(0));
@@ -274,7 +321,8 @@ mod tests {
     fn a_quick_datastore_needs_one_thread() {
         let (done, dones) = channel();
         let perform: Perform = Arc::new(move |job| done.send(job.op.0).expect("listens"));
-        let pool = Pool::start("test", 4, Duration::from_secs(600), &perform).expect("a thread");
+        let pool = Pool::start("test", 4, Duration::from_secs(600), at_once(), &perform)
+            .expect("a thread");
         for n in 0..100 {
             pool.submit(job(n)).expect("room");
         }
@@ -292,7 +340,7 @@ mod tests {
             holds.hold(0);
             done.send(job.op.0).expect("the test listens");
         });
-        let pool = Pool::start("test", 1, Duration::ZERO, &perform).expect("a thread");
+        let pool = Pool::start("test", 1, Duration::ZERO, at_once(), &perform).expect("a thread");
         let mut taken = 0;
         while pool.submit(job(taken)).is_ok() {
             taken += 1;

@@ -29,7 +29,7 @@ mod scan;
 
 use crate::cgroup::Groups;
 use crate::process::Process;
-use crate::{ExitCause, StartError, VmSpec, cgroup, launcher, memory};
+use crate::{ExitCause, StartError, VmSpec, cgroup, launcher, memory, oom};
 
 const RECORD_SUFFIX: &str = ".process.json";
 const RESUMED_SUFFIX: &str = ".resumed";
@@ -204,8 +204,10 @@ pub(crate) fn launch(
         .flatten()
         .inspect_err(|_| groups.remove())?;
     let pid = child.id().cast_signed();
-    // The agent may be protected from the OOM killer; its guests are not.
-    let _ = fs::write(format!("/proc/{pid}/oom_score_adj"), "0");
+    // The agent may be protected from the OOM killer; its guests have a score of their own.
+    groups
+        .weaknesses
+        .extend(oom::of_guest(pid, spec.oom_score_adj));
     groups.keep_what_lists(pid);
     let recorded = Process::of_pid(pid).and_then(|process| {
         let record = Record {

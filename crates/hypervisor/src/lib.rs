@@ -45,6 +45,7 @@ mod launch;
 pub mod launcher;
 mod look;
 mod memory;
+mod oom;
 mod process;
 mod qemu;
 mod table;
@@ -55,6 +56,7 @@ pub use guest::guest_main;
 pub use image::{Counter, ImageKind, make_image, read_counter};
 pub use look::{Seen, look};
 pub use memory::memory_cgroup_beside;
+pub use oom::{PROTECTED, set_oom_score};
 pub use process::Process;
 pub use qemu::{Acceleration, QemuDriver, QemuOptions};
 pub use times::{GuestTimes, read_guest_times, write_guest_times};
@@ -162,6 +164,8 @@ pub struct VmSpec {
     pub run_dir: PathBuf,
     /// Where the guest's own cgroup goes.
     pub cgroup: CgroupPlacement,
+    /// Its score for the kernel's OOM killer, -1000 to 1000; the higher, the sooner it is killed.
+    pub oom_score_adj: i16,
 }
 
 /// Where a guest's own cgroup v2 directory goes; where the memory controller is cgroup v1's, one of that

@@ -146,6 +146,7 @@ impl OwnAgent {
             cert_key_file: "cert.key".into(),
             boot_id_file: Some("boot_id".into()),
             watchdog: None,
+            guest_oom_score_adj: Default::default(),
             cgroup_parent: self.cgroup_parent,
             probe: self.probe,
             datastores: self.datastores,

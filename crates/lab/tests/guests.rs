@@ -59,6 +59,7 @@ impl Host {
             options: std::collections::BTreeMap::new(),
             run_dir: self.run_dir(),
             cgroup: CgroupPlacement::Auto,
+            oom_score_adj: 0,
         };
         self.driver.prepare(&spec).expect("prepare");
         self.driver.resume("vm").expect("resume");

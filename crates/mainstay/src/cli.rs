@@ -69,6 +69,11 @@ pub(crate) enum Command {
     PrepareRestart,
     /// Add datastores, and what is new on them, to the cluster
     Datastore(crate::datastore_cmd::DatastoreArgs),
+    /// Refuse the start of a VM here that is another host's: for hooks and wrappers that start VMs beside Mainstay
+    #[command(
+        after_help = "Examples: mainstay start-guard vm-7\n          mainstay start-guard -- qemu-system-x86_64 -drive file=/srv/ds-1/vm-7.raw,format=raw\nStatus 0: it may be started, or is not Mainstay's; 1: refused, with the reason on standard error."
+    )]
+    StartGuard(crate::start_guard_cmd::StartGuardArgs),
     /// Rehearse the loss of a host: say what would happen, or do it and report times
     #[command(
         after_help = "Examples: mainstay drill host-3 --plan\n          mainstay drill host-3 --run --time 45s"

@@ -16,6 +16,7 @@ mod region_cmd;
 mod scenarios;
 mod show;
 mod sim_cmd;
+mod start_guard_cmd;
 mod ui;
 
 use clap::{CommandFactory, Parser};
@@ -71,6 +72,7 @@ fn main() -> ExitCode {
         Command::PrepareRestart => finish(common.json, config_cmd::prepare_restart(&common)),
         Command::Leave => finish(common.json, config_cmd::leave(&common)),
         Command::Datastore(args) => finish(common.json, datastore_cmd::run(common.json, &args)),
+        Command::StartGuard(args) => finish(common.json, start_guard_cmd::run(common.json, &args)),
         Command::Drill(args) => finish(common.json, drill_cmd::run(&common, &args)),
         Command::Completions(args) => {
             let mut script = Vec::new();

@@ -52,6 +52,7 @@ fn every_subcommand_has_help() {
         &["datastore", "check"],
         &["datastore", "repair"],
         &["drill"],
+        &["start-guard"],
         &["sim"],
         &["agent"],
         &["guard"],

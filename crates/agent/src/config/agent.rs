@@ -1,5 +1,6 @@
 //! `agent.toml`: what is this host's own.
 
+use super::oom_score::{self, OomScore};
 use super::{DriverKind, FileError, parse, read_text, to_text, write_text};
 use mainstay_core::config::{ClusterConfig, ConfigError as CoreError, nearest};
 use mainstay_core::id::{DatastoreId, HostId};
@@ -62,6 +63,10 @@ pub struct AgentFile {
     /// The watchdog device that the guard feeds (`/dev/watchdog0`); none when it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<PathBuf>,
+    /// The score of the guests for the kernel's OOM killer: -999 (killed last) to 1000 (killed first), 0 when it is
+    /// left out. Agent and guard have -1000 where they may.
+    #[serde(default, skip_serializing_if = "oom_score::is_default")]
+    pub guest_oom_score_adj: OomScore,
     /// How pings go.
     #[serde(default)]
     pub probe: Probe,

@@ -10,7 +10,7 @@ const STOP_AGAIN: Duration = Duration::from_millis(100);
 /// A process that is told to stop fifty times and runs on will not stop: the watchdog has to. A busy host
 /// needs milliseconds. Longer than this is of no use: in every profile other hosts may have started the VM by
 /// then (`break` is 3 s after `freeze` at most), and the device's own time-out comes on top.
-const RUNS_ON: Duration = Duration::from_secs(5);
+pub(super) const RUNS_ON: Duration = Duration::from_secs(5);
 
 /// What became of a try to stop a process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -86,6 +86,11 @@ impl Stops {
     /// The process of the slot may run.
     pub(super) fn forget(&mut self, slot: usize) {
         self.all.remove(&slot);
+    }
+
+    /// Whether something was told to stop and was not yet seen to be stopped.
+    pub(super) fn any_runs(&self) -> bool {
+        self.all.values().any(|s| s.last == Stop::Runs)
     }
 
     /// The slots whose processes execute although they were told to stop for longer than any busy host

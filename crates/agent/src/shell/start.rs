@@ -124,6 +124,7 @@ impl Starting<'_> {
     fn start(self) -> Result<(Shell, Receiver<Box<Wake>>), AgentError> {
         let file = self.file;
         let (identity, boot) = self.identity()?;
+        let of_boot = boot.clone();
         let (wake, wakes) = sync_channel(QUEUE_LENGTH);
         let rejects = Rejects::default();
         let addresses = members::addresses(self.cluster_file);
@@ -163,6 +164,7 @@ impl Starting<'_> {
                 .cgroup_parent
                 .clone()
                 .map_or(CgroupPlacement::Auto, CgroupPlacement::Under),
+            oom_score_adj: file.guest_oom_score_adj.get(),
         };
         let mut vms = Vms::new(vms_config, drivers, Arc::clone(&link), report);
         let (found, ends) = vms.adopt();
@@ -227,6 +229,10 @@ impl Starting<'_> {
             stream_troubles: BTreeMap::new(),
             wake,
         };
+        // Said once: by the first agent of this boot, as long as it runs.
+        if let Some(ended) = guard::reset::of_last_boot(&file.state_dir, &of_boot) {
+            shell.set_issues(Source::Reset, vec![ended]);
+        }
         let kept = self.kept_issues.iter().cloned();
         shell.set_issues(Source::State, state_issue.into_iter().chain(kept).collect());
         tracing::info!(

@@ -174,6 +174,7 @@ impl Cluster {
                 boot_id_file: Some("boot_id".into()),
                 cgroup_parent: None,
                 watchdog: None,
+                guest_oom_score_adj: Default::default(),
                 probe: Probe::Udp { port: probe_port },
                 datastores: (1..=2)
                     .map(|d| (datastore(d), Path::new("..").join(datastore(d).as_str())))

@@ -146,4 +146,6 @@ pub enum IssueCause {
     StreamBroken,
     /// A VM was killed, and a thread of it is left that waits for its disk.
     KilledNotGone,
+    /// The host was reset by its watchdog, or went down without a word while that ran.
+    HostWasReset,
 }

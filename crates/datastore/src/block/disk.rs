@@ -24,6 +24,10 @@ pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     fn is_cached(&self) -> bool {
         false
     }
+    /// Its path, where it has one.
+    fn path(&self) -> Option<&Path> {
+        None
+    }
 }
 
 /// A device, a logical volume, or a file that is used like one.
@@ -72,5 +76,9 @@ impl Disk for Device {
 
     fn is_cached(&self) -> bool {
         self.direct.is_refused()
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.path)
     }
 }

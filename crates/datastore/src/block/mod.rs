@@ -93,6 +93,11 @@ impl BlockDatastore {
         &self.head
     }
 
+    /// The device.
+    pub(crate) fn path(&self) -> Option<&std::path::Path> {
+        self.disk.path()
+    }
+
     /// What is weaker here than it should be, with the remedy.
     #[must_use]
     pub fn weakness(&self) -> Option<String> {

@@ -39,6 +39,7 @@ fn agent(arguments: &[PathBuf]) -> ExitCode {
         options: std::collections::BTreeMap::new(),
         run_dir: run_dir.clone(),
         cgroup: CgroupPlacement::Off,
+        oom_score_adj: 0,
     };
     match driver
         .prepare(&spec)

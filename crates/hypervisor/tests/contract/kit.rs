@@ -119,6 +119,7 @@ impl Kit {
             options: BTreeMap::new(),
             run_dir: self.run_dir(),
             cgroup: CgroupPlacement::Auto,
+            oom_score_adj: 0,
         }
     }
 

@@ -15,6 +15,7 @@ mod launch;
 mod locks;
 mod power;
 mod qemu;
+mod remains;
 
 /// Not a test: what processes of the other tests do, when these start this program again.
 #[test]

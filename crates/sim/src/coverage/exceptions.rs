@@ -107,6 +107,11 @@ const EXCEPTIONS: &[Exception] = &[
     ),
     never(
         Group::Issue,
+        "host_was_reset",
+        "the guard's process has the watchdog.",
+    ),
+    never(
+        Group::Issue,
         "cannot_probe",
         "a simulated host can always ping",
     ),

@@ -37,6 +37,7 @@ fn tls(dir: &Path, ca: &Ca, host: &HostId) -> Tls {
         boot_id_file: None,
         cgroup_parent: None,
         watchdog: None,
+        guest_oom_score_adj: Default::default(),
         probe: Probe::Icmp,
         datastores: BTreeMap::new(),
     })
