@@ -9,10 +9,14 @@
 //! A decision; an operation that is tried again; a directory that is made because it is missing.
 
 pub mod block;
+#[cfg(test)]
+mod contract;
 mod create;
 mod direct;
+mod directory;
 mod error;
 mod file;
+mod own;
 mod probe;
 mod store;
 mod worker;
