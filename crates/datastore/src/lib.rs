@@ -16,6 +16,7 @@ mod direct;
 mod directory;
 mod error;
 mod file;
+pub mod hygiene;
 mod own;
 mod probe;
 mod store;
