@@ -10,7 +10,7 @@ mod in_force;
 mod key;
 mod networks;
 
-pub use agent::{AgentFile, Probe};
+pub use agent::{AgentFile, Probe, image_root};
 pub use cluster::{ClusterFile, ClusterId, ClusterIdError, HostEntry, SettingValue, VmEntry};
 pub use error::FileError;
 pub use key::ClusterKey;
