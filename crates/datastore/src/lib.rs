@@ -12,6 +12,8 @@ pub mod block;
 #[cfg(test)]
 mod contract;
 mod create;
+#[doc(hidden)]
+pub mod decoders;
 mod direct;
 mod directory;
 mod error;
