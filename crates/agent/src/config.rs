@@ -11,7 +11,7 @@ mod key;
 mod networks;
 mod oom_score;
 
-pub use agent::{AgentFile, Probe};
+pub use agent::{AgentFile, Probe, image_root};
 pub use cluster::{ClusterFile, ClusterId, ClusterIdError, HostEntry, SettingValue, VmEntry};
 pub use error::FileError;
 pub use key::ClusterKey;

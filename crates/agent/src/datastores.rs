@@ -2,8 +2,9 @@
 //! their workers.
 
 use crate::clock;
+use crate::config::image_root;
 use crate::logging;
-use mainstay_core::config::DatastoreKind;
+use mainstay_core::config::{ClusterConfig, DatastoreKind};
 use mainstay_core::id::{DatastoreId, OpId};
 use mainstay_core::io::{Input, IoFault, StorageOutcome, StorageRequest};
 use mainstay_core::time::Instant;
@@ -17,6 +18,19 @@ use std::time::Duration;
 
 /// Between two tries to open a datastore.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// What the paths of images on each datastore are relative to.
+pub(crate) fn image_roots(
+    places: &BTreeMap<DatastoreId, PathBuf>,
+    cluster: &ClusterConfig,
+) -> BTreeMap<DatastoreId, PathBuf> {
+    let root = |(id, place): (&DatastoreId, &PathBuf)| {
+        let spec = cluster.datastores.get(id);
+        let kind = spec.map(|spec| spec.kind).unwrap_or_default();
+        (id.clone(), image_root(place, kind).to_owned())
+    };
+    places.iter().map(root).collect()
+}
 
 /// What became of a try to open a datastore.
 pub(crate) struct Opened {

@@ -63,6 +63,7 @@ pub(crate) struct Vms {
     default: DriverKind,
     entries: BTreeMap<VmId, VmEntry>,
     mounts: BTreeMap<DatastoreId, PathBuf>,
+    image_roots: BTreeMap<DatastoreId, PathBuf>,
     run_dir: PathBuf,
     cgroup: CgroupPlacement,
     oom_score_adj: i16,
@@ -81,6 +82,8 @@ pub(crate) struct VmsConfig<'a> {
     pub(crate) cluster: &'a ClusterFile,
     pub(crate) default: DriverKind,
     pub(crate) mounts: BTreeMap<DatastoreId, PathBuf>,
+    /// What the paths of images begin at, for each datastore.
+    pub(crate) image_roots: BTreeMap<DatastoreId, PathBuf>,
     pub(crate) run_dir: PathBuf,
     pub(crate) cgroup: CgroupPlacement,
     /// The guests' score for the OOM killer.
@@ -99,6 +102,7 @@ impl Vms {
             default: config.default,
             entries: entries(config.cluster),
             mounts: config.mounts,
+            image_roots: config.image_roots,
             run_dir: config.run_dir,
             cgroup: config.cgroup,
             oom_score_adj: config.oom_score_adj,
@@ -201,7 +205,7 @@ impl Vms {
         let entry = known.filter(|e| !e.image.as_os_str().is_empty()).ok_or_else(|| {
             format!("neither this host's cluster.toml nor the configuration says what image \"{vm}\" has; give all hosts the same file and restart the agent, or make VMs with `mainstay add vm`")
         })?;
-        let mount = self.mounts.get(&spec.datastore).ok_or_else(|| {
+        let root = self.image_roots.get(&spec.datastore).ok_or_else(|| {
             format!(
                 "agent.toml has no path for datastore \"{}\"",
                 spec.datastore
@@ -215,7 +219,7 @@ impl Vms {
         let prepared = hypervisor::VmSpec {
             vm: vm.as_str().to_owned(),
             generation: generation.0,
-            image: mount.join(&entry.image),
+            image: root.join(&entry.image),
             memory_mb: u32::try_from(spec.memory_mb).unwrap_or(u32::MAX),
             options: BTreeMap::new(),
             run_dir: self.run_dir.clone(),

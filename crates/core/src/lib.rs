@@ -59,4 +59,6 @@ mod watched;
 pub mod wire;
 
 pub use agent::{Agent, Command, CommandError, Identity};
+#[doc(hidden)]
+pub use lock::drive as lock_machines;
 pub use session::Handed;

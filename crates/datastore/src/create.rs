@@ -1,8 +1,9 @@
 //! The explicit "add datastore" action: the only code that makes a datastore's directory, and the first
 //! records of hosts and VMs.
 
+use crate::directory::write_new;
 use crate::error::{AddError, CreateError};
-use crate::file::{FileDatastore, record_dir, write_new};
+use crate::file::{FileDatastore, record_dir};
 use mainstay_core::config::{ClusterConfig, HostSpec, VmSpec};
 use mainstay_core::id::{DatastoreId, HostId, VmId};
 use mainstay_core::io::{StorageOutcome, StorageRequest, StorageValue};

@@ -1,40 +1,26 @@
 //! A `file` datastore: opening it, and the primitives.
 
-use crate::direct::Direct;
+use crate::directory::{Directory, FileId, Mounted, NotWritten};
 use crate::error::{OpenError, fault, is_refusal};
+use crate::own::{self, OwnHeartbeat};
 use crate::probe::{self, Probe};
-use mainstay_core::id::{DatastoreId, HostId};
+use mainstay_core::id::{BootId, DatastoreId, HostId};
 use mainstay_core::io::{IoFault, StorageOutcome, StorageRequest, StorageValue};
 use mainstay_core::provision::MARKER_FILE;
-use mainstay_core::wire::{DecodeError, MarkerRecord, PAGE_BYTES, PageWrite, RecordKey};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use mainstay_core::wire::{
+    DecodeError, HeartbeatRecord, LockRecord, MarkerRecord, PAGE_BYTES, PageWrite, RecordKey,
+};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Beginning of the names of files that are being written. No id begins with a dot.
 const TEMPORARY: &str = ".tmp.";
 
 /// Makes temporary names of one process unique.
 static NEXT_TEMPORARY: AtomicU64 = AtomicU64::new(0);
-
-/// Which file a path led to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct FileId {
-    device: u64,
-    inode: u64,
-}
-
-impl FileId {
-    fn of(meta: &fs::Metadata) -> Self {
-        Self {
-            device: meta.dev(),
-            inode: meta.ino(),
-        }
-    }
-}
 
 /// A mounted `file` datastore of this cluster.
 #[derive(Debug)]
@@ -45,7 +31,10 @@ pub struct FileDatastore {
     dir: PathBuf,
     marker: Mutex<FileId>,
     marker_bytes: Vec<u8>,
-    direct: Direct,
+    files: Arc<dyn Directory>,
+    own: Mutex<OwnHeartbeat>,
+    /// The last operation found another datastore, or none, where this one was.
+    is_astray: AtomicBool,
     /// Held by an agent, once it could be taken.
     probe: Mutex<Option<Probe>>,
 }
@@ -80,19 +69,30 @@ impl FileDatastore {
         id: &DatastoreId,
         host: &HostId,
     ) -> Result<Self, OpenError> {
+        Self::attach_on(Arc::new(Mounted::default()), mount, cluster, id, host)
+    }
+
+    /// Attaches to it by these operations on files.
+    pub(crate) fn attach_on(
+        files: Arc<dyn Directory>,
+        mount: &Path,
+        cluster: u64,
+        id: &DatastoreId,
+        host: &HostId,
+    ) -> Result<Self, OpenError> {
         let dir = record_dir(mount, cluster);
         let path = dir.join(MARKER_FILE);
-        let direct = Direct::default();
         let io = |path: &Path, source| OpenError::Io {
             datastore: id.clone(),
             path: path.into(),
             source,
         };
-        let marker_bytes = direct.read(&path).map_err(|e| match e.kind() {
+        let marker_bytes = files.read(&path).map_err(|e| match e.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => absent(mount, cluster, id),
             _ => io(&path, e),
         })?;
-        let meta = fs::symlink_metadata(&path).map_err(|e| io(&path, e))?;
+        let marker = files.look(&path).map_err(|e| io(&path, e))?;
+        let marker = marker.ok_or_else(|| absent(mount, cluster, id))?;
         match MarkerRecord::decode(cluster, &marker_bytes) {
             Ok((_, marker)) if marker.datastore == *id => {}
             Ok((_, marker)) => {
@@ -123,9 +123,11 @@ impl FileDatastore {
             id: id.clone(),
             host: host.clone(),
             dir,
-            marker: Mutex::new(FileId::of(&meta)),
+            marker: Mutex::new(marker),
             marker_bytes,
-            direct,
+            files,
+            own: Mutex::default(),
+            is_astray: AtomicBool::new(false),
             probe: Mutex::new(None),
         })
     }
@@ -151,14 +153,29 @@ impl FileDatastore {
     /// What is weaker here than it should be, with the remedy.
     #[must_use]
     pub fn weakness(&self) -> Option<String> {
-        self.direct.is_refused().then(|| {
-            format!(
-                "datastore \"{}\": its file system refuses O_DIRECT, so that reads may come from a cache \
-                 of this host; use it only where the cache is coherent between hosts, or put the \
-                 datastore on a file system with direct I/O",
-                self.id
-            )
-        })
+        if self.is_astray.load(Ordering::Relaxed) {
+            return Some(format!(
+                "datastore \"{}\": what is at {} is not the datastore that was opened; mount that one there again",
+                self.id,
+                self.dir.display()
+            ));
+        }
+        let cached = || {
+            self.files.is_cached().then(|| {
+                format!(
+                    "datastore \"{}\": its file system refuses O_DIRECT, so that reads may come from a cache \
+                     of this host; use it only where the cache is coherent between hosts, or put the \
+                     datastore on a file system with direct I/O",
+                    self.id
+                )
+            })
+        };
+        let cloned = self.own().weakness(&self.id, &self.host);
+        cloned.or_else(cached)
+    }
+
+    fn own(&self) -> MutexGuard<'_, OwnHeartbeat> {
+        self.own.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes the lock by which others see whether locks work here; tried again with each heartbeat.
@@ -186,7 +203,8 @@ impl FileDatastore {
     /// Performs one operation. Blocks for as long as the storage does.
     #[must_use]
     pub fn perform(&self, request: &StorageRequest) -> StorageOutcome {
-        if let Err(fault) = self.check_marker() {
+        let checked = self.check_marker();
+        if let Err(fault) = checked.and_then(|()| self.check_name(request)) {
             return StorageOutcome::NotDone(fault);
         }
         match request {
@@ -218,33 +236,72 @@ impl FileDatastore {
     /// Is this still the datastore that was opened? An empty mount point or another export is not.
     fn check_marker(&self) -> Result<(), IoFault> {
         let path = self.dir.join(MARKER_FILE);
-        let found = match fs::symlink_metadata(&path) {
-            Ok(meta) => FileId::of(&meta),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Err(IoFault::Foreign),
+        let found = match self.files.look(&path) {
+            Ok(found) => found,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(fault(&e)),
         };
         let Ok(mut known) = self.marker.lock() else {
             return Err(IoFault::Other);
         };
-        if found == *known {
+        let is_known = found == Some(*known);
+        self.is_astray.store(!is_known, Ordering::Relaxed);
+        if is_known {
             return Ok(());
         }
         // A remount gives the same file a new device number. This operation is refused all the same;
         // the next one may go on if it is the same marker.
-        if found.inode == known.inode
-            && self
-                .direct
-                .read(&path)
-                .is_ok_and(|b| b == self.marker_bytes)
+        if let Some(found) = found.filter(|found| found.inode == known.inode)
+            && self.files.read(&path).is_ok_and(|b| b == self.marker_bytes)
         {
             *known = found;
         }
         Err(IoFault::Foreign)
     }
 
+    /// May this be done in the name of this host? Not while another machine writes its heartbeat (`own`). What is
+    /// no record is of no agent, and is not looked at.
+    fn check_name(&self, request: &StorageRequest) -> Result<(), IoFault> {
+        let boot = match request {
+            StorageRequest::Link(RecordKey::VmLock(..) | RecordKey::OwnerLock(_), bytes) => {
+                match LockRecord::decode(self.cluster, bytes) {
+                    Ok((stamp, _)) if stamp.writer == self.host => stamp.boot,
+                    _ => return Ok(()),
+                }
+            }
+            StorageRequest::Put(RecordKey::Poweron(host), _)
+            | StorageRequest::PutPages(RecordKey::Poweron(host), _)
+                if *host == self.host =>
+            {
+                return match self.own().has_stranger() {
+                    true => Err(IoFault::Foreign),
+                    false => Ok(()),
+                };
+            }
+            _ => return Ok(()),
+        };
+        if self.own().is_known() {
+            return Ok(());
+        }
+        let path = self.path(&RecordKey::Heartbeat(self.host.clone()));
+        let there = self.files.read(&path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => IoFault::Foreign,
+            _ => fault(&e),
+        })?;
+        match self.own().is_ours(self.cluster, boot, &there) {
+            true => Ok(()),
+            false => Err(IoFault::Foreign),
+        }
+    }
+
     fn read(&self, key: &RecordKey) -> StorageOutcome {
-        match self.direct.read(&self.path(key)) {
-            Ok(bytes) => StorageOutcome::Ok(StorageValue::Bytes(bytes)),
+        match self.files.read(&self.path(key)) {
+            Ok(bytes) => {
+                if matches!(key, RecordKey::Heartbeat(host) if *host == self.host) {
+                    self.own().saw(self.cluster, &bytes);
+                }
+                StorageOutcome::Ok(StorageValue::Bytes(bytes))
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => match self.check_marker() {
                 Ok(()) => StorageOutcome::Ok(StorageValue::NotFound),
                 Err(fault) => StorageOutcome::NotDone(fault),
@@ -255,14 +312,47 @@ impl FileDatastore {
 
     fn renew(&self, key: &RecordKey, bytes: &[u8]) -> StorageOutcome {
         let path = self.path(key);
-        let (file, id) = match self.open_existing(&path, true) {
-            Ok(opened) => opened,
-            Err(fault) => return StorageOutcome::NotDone(fault),
-        };
-        if let Err(e) = self.direct.write_padded(&file, bytes, 0) {
-            return StorageOutcome::Unknown(fault(&e));
+        let issued = own::now();
+        let record = HeartbeatRecord::decode(self.cluster, bytes).ok();
+        let record = record.filter(|_| *key == RecordKey::Heartbeat(self.host.clone()));
+        if let Some((stamp, record)) = &record {
+            if let Err(fault) = self.look_before(&path, stamp.boot, record.freeze) {
+                return StorageOutcome::NotDone(fault);
+            }
+            self.own().writes(bytes);
         }
-        self.confirm_write(&path, id)
+        let written = match self.files.write_in_place(&path, &[(0, bytes)]) {
+            Ok(written) => written,
+            Err(NotWritten::First(e) | NotWritten::Later(e)) => {
+                return StorageOutcome::Unknown(fault(&e));
+            }
+            Err(unwritten) => return StorageOutcome::NotDone(unwritten_fault(&unwritten)),
+        };
+        let outcome = self.confirm_write(&path, written);
+        if record.is_some() && matches!(outcome, StorageOutcome::Ok(_)) {
+            self.own().wrote(issued);
+        }
+        outcome
+    }
+
+    /// Looks whether this host's heartbeat may be written over.
+    fn look_before(
+        &self,
+        path: &Path,
+        boot: BootId,
+        freeze: std::time::Duration,
+    ) -> Result<(), IoFault> {
+        if !self.own().needs_look(freeze) {
+            return Ok(());
+        }
+        let there = self.files.read(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => IoFault::Foreign,
+            _ => fault(&e),
+        })?;
+        match self.own().may_renew(self.cluster, boot, &there) {
+            true => Ok(()),
+            false => Err(IoFault::Foreign),
+        }
     }
 
     fn put_pages(&self, key: &RecordKey, pages: &[PageWrite]) -> StorageOutcome {
@@ -270,45 +360,22 @@ impl FileDatastore {
             return StorageOutcome::NotDone(IoFault::Other);
         }
         let path = self.path(key);
-        // One page goes through to stable storage by itself, many are flushed together.
-        let (file, id) = match self.open_existing(&path, pages.len() == 1) {
-            Ok(opened) => opened,
-            Err(fault) => return StorageOutcome::NotDone(fault),
-        };
-        for (n, (page, bytes)) in pages.iter().enumerate() {
-            let offset = u64::from(*page) * PAGE_BYTES as u64;
-            match self.direct.write_padded(&file, bytes, offset) {
-                Ok(()) => {}
-                Err(e) if n == 0 && is_refusal(&e) => return StorageOutcome::NotDone(fault(&e)),
-                Err(e) => return StorageOutcome::Unknown(fault(&e)),
-            }
-        }
-        if pages.len() > 1
-            && let Err(e) = file.sync_data()
-        {
-            return StorageOutcome::Unknown(fault(&e));
-        }
-        self.confirm_write(&path, id)
-    }
-
-    /// Opens a record for a write in place. What is not there is never made.
-    fn open_existing(&self, path: &Path, at_once: bool) -> Result<(File, FileId), IoFault> {
-        let opened = self.direct.open_in_place(path, at_once).and_then(|f| {
-            let meta = f.metadata()?;
-            Ok((f, meta))
-        });
-        match opened {
-            Ok((file, meta)) if meta.is_file() => Ok((file, FileId::of(&meta))),
-            Ok(_) => Err(IoFault::Foreign),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(IoFault::Foreign),
-            Err(e) => Err(fault(&e)),
+        let pieces: Vec<(u64, &[u8])> = pages
+            .iter()
+            .map(|(page, bytes)| (u64::from(*page) * PAGE_BYTES as u64, bytes.as_slice()))
+            .collect();
+        match self.files.write_in_place(&path, &pieces) {
+            Ok(written) => self.confirm_write(&path, written),
+            Err(NotWritten::First(e)) if is_refusal(&e) => StorageOutcome::NotDone(fault(&e)),
+            Err(NotWritten::First(e) | NotWritten::Later(e)) => StorageOutcome::Unknown(fault(&e)),
+            Err(unwritten) => StorageOutcome::NotDone(unwritten_fault(&unwritten)),
         }
     }
 
     /// A write in place counts only if the path still leads to the file that was written (safety rule H15).
     fn confirm_write(&self, path: &Path, written: FileId) -> StorageOutcome {
-        match fs::symlink_metadata(path) {
-            Ok(meta) if FileId::of(&meta) == written && meta.nlink() > 0 => {}
+        match self.files.look(path) {
+            Ok(found) if found == Some(written) => {}
             Ok(_) => return StorageOutcome::Unknown(IoFault::Foreign),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 return StorageOutcome::Unknown(IoFault::Foreign);
@@ -326,9 +393,9 @@ impl FileDatastore {
             Ok(path) => path,
             Err(e) => return StorageOutcome::NotDone(fault(&e)),
         };
-        let linked = fs::hard_link(&temporary, self.path(key));
+        let linked = self.files.link(&temporary, &self.path(key));
         // A file that stays behind is removed at the next open.
-        let _ = fs::remove_file(&temporary);
+        let _ = self.files.remove(&temporary);
         match linked {
             Ok(()) => self.confirm_entry(),
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
@@ -343,17 +410,17 @@ impl FileDatastore {
             Ok(path) => path,
             Err(e) => return StorageOutcome::NotDone(fault(&e)),
         };
-        match fs::rename(&temporary, self.path(key)) {
+        match self.files.rename(&temporary, &self.path(key)) {
             Ok(()) => self.confirm_entry(),
             Err(e) => {
-                let _ = fs::remove_file(&temporary);
+                let _ = self.files.remove(&temporary);
                 StorageOutcome::Unknown(fault(&e))
             }
         }
     }
 
     fn remove(&self, key: &RecordKey) -> StorageOutcome {
-        match fs::remove_file(self.path(key)) {
+        match self.files.remove(&self.path(key)) {
             Ok(()) => self.confirm_entry(),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 StorageOutcome::Ok(StorageValue::NotFound)
@@ -364,7 +431,7 @@ impl FileDatastore {
 
     /// A changed directory entry counts when it is on stable storage, and still in this datastore.
     fn confirm_entry(&self) -> StorageOutcome {
-        if let Err(e) = File::open(&self.dir).and_then(|d| d.sync_all()) {
+        if let Err(e) = self.files.sync(&self.dir) {
             return StorageOutcome::Unknown(fault(&e));
         }
         match self.check_marker() {
@@ -374,12 +441,7 @@ impl FileDatastore {
     }
 
     fn list(&self, wanted: impl Fn(&RecordKey) -> bool) -> StorageOutcome {
-        let names = fs::read_dir(&self.dir).and_then(|entries| {
-            entries
-                .map(|e| Ok(e?.file_name()))
-                .collect::<io::Result<Vec<_>>>()
-        });
-        match names {
+        match self.files.names(&self.dir) {
             Ok(names) => StorageOutcome::Ok(StorageValue::Keys(
                 names
                     .iter()
@@ -394,14 +456,19 @@ impl FileDatastore {
         }
     }
 
-    /// A new file with these bytes on stable storage, not yet under any key.
-    fn write_temporary(&self, bytes: &[u8]) -> io::Result<PathBuf> {
+    /// The name of a file that no other process writes, and that this host's next agent removes if it is left.
+    pub(crate) fn temporary_name(&self) -> PathBuf {
         let n = NEXT_TEMPORARY.fetch_add(1, Ordering::Relaxed);
         let name = format!("{TEMPORARY}{}.{}.{n}", self.host, std::process::id());
-        let path = self.dir.join(name);
-        let written = write_new(&path, bytes);
+        self.dir.join(name)
+    }
+
+    /// A new file with these bytes on stable storage, not yet under any key.
+    fn write_temporary(&self, bytes: &[u8]) -> io::Result<PathBuf> {
+        let path = self.temporary_name();
+        let written = self.files.create(&path, bytes);
         if written.is_err() {
-            let _ = fs::remove_file(&path);
+            let _ = self.files.remove(&path);
         }
         written.map(|()| path)
     }
@@ -432,15 +499,13 @@ impl FileDatastore {
     }
 }
 
-/// Writes a new file of mode 0600 and waits until it is on stable storage.
-pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
-    file.write_all(bytes)?;
-    file.sync_all()
+/// The core's word for why nothing was written. What is not there is never made.
+fn unwritten_fault(why: &NotWritten) -> IoFault {
+    match why {
+        NotWritten::Unopened(e) if e.kind() == io::ErrorKind::NotFound => IoFault::Foreign,
+        NotWritten::NotAFile => IoFault::Foreign,
+        NotWritten::Unopened(e) | NotWritten::First(e) | NotWritten::Later(e) => fault(e),
+    }
 }
 
 /// Why there is no marker.

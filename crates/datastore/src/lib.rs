@@ -9,10 +9,17 @@
 //! A decision; an operation that is tried again; a directory that is made because it is missing.
 
 pub mod block;
+#[cfg(test)]
+mod contract;
 mod create;
+#[doc(hidden)]
+pub mod decoders;
 mod direct;
+mod directory;
 mod error;
 mod file;
+pub mod hygiene;
+mod own;
 mod priority;
 mod probe;
 mod store;

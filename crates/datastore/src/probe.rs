@@ -51,6 +51,22 @@ impl Probe {
     }
 }
 
+/// Do such locks work at all on the file system of this file: is one that is held seen?
+///
+/// # Errors
+/// They are refused, or not seen.
+pub(crate) fn works(file: &Path) -> io::Result<()> {
+    let open = || OpenOptions::new().read(true).write(true).open(file);
+    let holder = open()?;
+    fcntl(&holder, FcntlArg::F_OFD_SETLK(&range(libc::F_WRLCK)))?;
+    let mut other = range(libc::F_WRLCK);
+    fcntl(&open()?, FcntlArg::F_OFD_GETLK(&mut other))?;
+    if i32::from(other.l_type) == libc::F_UNLCK {
+        return Err(io::Error::other("a lock that is held is not seen"));
+    }
+    Ok(())
+}
+
 /// Does this host see that lock of another host's agent? None: that host has never held one.
 ///
 /// # Errors
@@ -84,5 +100,6 @@ mod tests {
         assert!(Probe::take(dir.path(), &host).is_err());
         drop(probe);
         assert_eq!(is_held(dir.path(), &host).expect("asked"), Some(false));
+        works(&path(dir.path(), &host)).expect("they work here");
     }
 }

@@ -68,13 +68,14 @@ const fn target(
 }
 
 /// All targets.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 17] = [
     target("datagram", agent::datagram, 400, seeds::datagrams),
     target("ping", agent::ping, 1000, seeds::pings),
     target("message", wire::message, 500, seeds::messages),
     target("stream", wire::stream, 500, seeds::streams),
     target("record", records::record, 500, seeds::records),
     target("list", records::list, 100, seeds::lists),
+    target("region", records::region, 1000, seeds::regions),
     target("state", agent::state, 500, seeds::states),
     target("control", agent::control, 300, seeds::controls),
     target(

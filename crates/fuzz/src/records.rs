@@ -8,6 +8,7 @@ use mainstay_core::wire::{
     ConfigRecord, Entry, FrameKind, HeartbeatRecord, LockRecord, MarkerRecord, PAGE_BYTES,
     PoweronRecord, ProtectedRecord, ProtectedVm, Stamp, Table, encode, read_page_at, read_table,
 };
+use mainstay_datastore::decoders;
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -46,6 +47,26 @@ pub(crate) fn record(bytes: &[u8]) -> bool {
     assert!(kinds.iter().filter(|decoded| **decoded).count() <= 1);
     padding_is_ignored(bytes);
     kinds.contains(&true)
+}
+
+/// A sector of a region on a block datastore: its head, a slot of a register, a register's name or mark, the head of
+/// an extent.
+pub(crate) fn region(bytes: &[u8]) -> bool {
+    let mut decoded = read_sector(bytes);
+    if let Some(frame) = framed(bytes) {
+        decoded |= read_sector(&frame);
+    }
+    decoded
+}
+
+fn read_sector(bytes: &[u8]) -> bool {
+    let Some(again) = decoders::sector(CLUSTER, bytes) else {
+        return false;
+    };
+    assert!(again.len() <= PAGE_BYTES, "a sector");
+    let once_more = decoders::sector(CLUSTER, &again).expect("a sector just made");
+    assert_eq!(again, once_more);
+    true
 }
 
 /// A record lies in whole sectors: what is behind it is no part of it.

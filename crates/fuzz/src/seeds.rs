@@ -3,7 +3,9 @@
 mod binary;
 mod text;
 
-pub(crate) use binary::{datagrams, guests, lists, messages, pings, records, states, streams};
+pub(crate) use binary::{
+    datagrams, guests, lists, messages, pings, records, regions, states, streams,
+};
 pub(crate) use text::{
     agent_files, cluster_files, controls, guard_events, guest_notes, names, qmp, scenarios,
 };

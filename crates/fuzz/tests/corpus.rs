@@ -89,8 +89,8 @@ macro_rules! replays {
 }
 
 replays! {
-    datagram ping message stream record list state control guard_events cluster_file agent_file scenario names qmp guest
-    guest_note
+    datagram ping message stream record list region state control guard_events cluster_file agent_file scenario names qmp
+    guest guest_note
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::control::Target;
 use crate::fail::{Context, Failure, Result};
 use crate::ui::{self, line};
 use clap::{Args, Subcommand, ValueEnum};
-use mainstay_agent::config::DriverKind;
+use mainstay_agent::config::{DriverKind, image_root};
 use mainstay_agent::control::InForce;
 use mainstay_agent::control::client::Client;
 use mainstay_core::config::{
@@ -76,7 +76,7 @@ struct AddVm {
     /// Its home datastore
     #[arg(long)]
     datastore: String,
-    /// Its disk image, relative to the root of the datastore
+    /// Its disk image, relative to the root of the datastore, or to the directory of a device
     #[arg(long, value_name = "PATH")]
     image: PathBuf,
     /// Make the image, sparse and empty, of that size: bytes, or with K, M, G, T (times 1024)
@@ -347,7 +347,9 @@ fn add_vm(common: &Common, asked: &Asked, args: &AddVm) -> Result<()> {
     let next = asked.check(&change)?;
     check_image_is_free(asked, &spec, &args.image)?;
     let mount = asked.mount(&spec.datastore)?;
-    let made = have_image(&mount.join(&args.image), args.size)?;
+    let home = next.datastores.get(&spec.datastore);
+    let kind = home.map(|home| home.kind).unwrap_or_default();
+    let made = have_image(&image_root(mount, kind).join(&args.image), args.size)?;
     Datastore::add_vm(mount, &next, &spec, &asked.machine)
         .context(format!("{id} was not added"))
         .map_err(|e| e.at(mount.display()))?;

@@ -1,6 +1,7 @@
 //! Adding datastores, and what is new on them, to a cluster: by an administrator, never by an agent.
 
 use crate::fail::{Context, Failure, Result};
+use crate::mount_cmd;
 use crate::region_cmd::{self, FormatArgs, RegionArgs};
 use crate::ui::line;
 use clap::{Args, Subcommand};
@@ -28,7 +29,8 @@ enum DatastoreCommand {
     Format(FormatArgs),
     /// Show the region of a datastore of kind block: its head, hosts and locks
     Inspect(RegionArgs),
-    /// Verify every checksum of a region; changes nothing
+    /// Check a datastore from this host: the mount of one of kind file (options, locks, how long a heartbeat takes),
+    /// every checksum of a region; changes nothing
     Check(RegionArgs),
     /// Mend what has a second copy: the head, the names of registers and their marks
     Repair(RegionArgs),
@@ -48,7 +50,7 @@ pub(crate) fn run(json: bool, args: &DatastoreArgs) -> Result<()> {
         DatastoreCommand::Add(args) => add(json, args),
         DatastoreCommand::Format(args) => region_cmd::format(json, args),
         DatastoreCommand::Inspect(args) => region_cmd::inspect(json, args),
-        DatastoreCommand::Check(args) => region_cmd::check(json, args, false),
+        DatastoreCommand::Check(args) => check(json, args),
         DatastoreCommand::Repair(args) => region_cmd::check(json, args, true),
     }
 }
@@ -98,6 +100,14 @@ impl Asked {
     pub(crate) fn kind(&self) -> DatastoreKind {
         let spec = self.cluster.datastores.get(&self.id);
         spec.map(|spec| spec.kind).unwrap_or_default()
+    }
+}
+
+fn check(json: bool, args: &RegionArgs) -> Result<()> {
+    let asked = args.read("the datastore was not checked")?;
+    match asked.kind() {
+        DatastoreKind::Block => region_cmd::check(json, args, false),
+        DatastoreKind::File => mount_cmd::check(json, &asked),
     }
 }
 

@@ -12,6 +12,7 @@ mod demo;
 mod drill_cmd;
 mod fail;
 mod lab_cmd;
+mod mount_cmd;
 mod region_cmd;
 mod scenarios;
 mod show;

@@ -48,8 +48,13 @@ pub(crate) struct FormatArgs {
 }
 
 impl RegionArgs {
+    /// What this host's files say of it, of whatever kind it is.
+    pub(crate) fn read(&self, what: &'static str) -> Result<Asked> {
+        Asked::read(&self.datastore, &self.config, what)
+    }
+
     fn asked(&self, what: &'static str) -> Result<Asked> {
-        let asked = Asked::read(&self.datastore, &self.config, what)?;
+        let asked = self.read(what)?;
         match asked.kind() {
             DatastoreKind::Block => Ok(asked),
             DatastoreKind::File => Err(Failure::new(format!("{what}: {} is of kind file", asked.id))

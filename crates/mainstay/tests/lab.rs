@@ -32,15 +32,15 @@ fn run(text: &str, more: &[&str]) -> (String, Output) {
 }
 
 const UNPLAYABLE: &str = r#"
-name = "needs simulated clocks and media"
+name = "needs simulated clocks and agents of another version"
 duration = "10s"
 
 [[datastore]]
 id = "ds-1"
-kind = "block"
 
 [[host]]
 count = 2
+formats = 1
 
 [[event]]
 at = "1s"
@@ -54,7 +54,7 @@ fn what_the_lab_cannot_play_is_named_with_status_3() {
     let (file, output) = run(UNPLAYABLE, &[]);
     assert_eq!(output.status.code(), Some(3), "{output:?}");
     let said = complaint(&output);
-    let named = ["clock.drift", "datastores of kind block"];
+    let named = ["clock.drift", "agents of another version"];
     for word in named.iter().chain([&file.as_str()]) {
         assert!(said.contains(word), "{said}");
     }

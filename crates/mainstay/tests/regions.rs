@@ -148,6 +148,44 @@ fn what_lies_there_is_named_and_overwritten_only_by_force() {
     good(&admin.format(&["--force"]));
 }
 
+#[test]
+fn a_mount_is_checked_and_what_breaks_a_promise_is_a_failure() {
+    let admin = Admin::new();
+    let error = refused(&admin.run(&["check", "ds-2"]));
+    assert!(error.contains("the mount point"), "{error}");
+    std::fs::create_dir(admin.home.path().join("mount")).expect("made");
+    let error = refused(&admin.run(&["check", "ds-2"]));
+    assert!(error.contains("mainstay datastore add"), "{error}");
+    good(&admin.run(&["add", "ds-2"]));
+    let names = || {
+        let records = admin.home.path().join("mount/.mainstay/00000000000000aa");
+        let listed = std::fs::read_dir(records).expect("listed");
+        listed
+            .flatten()
+            .map(|e| e.file_name())
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    let before = names();
+    // Tests run on a file system of this host, whichever it is.
+    let found = admin.run(&["check", "ds-2"]);
+    let said = text(&found.stdout);
+    assert!(
+        said.contains("8 writes like a heartbeat, the slowest took"),
+        "{said}"
+    );
+    assert!(
+        said.contains("breaks: ") && said.contains("a file system of one host"),
+        "{said}"
+    );
+    let error = refused(&found);
+    assert!(error.contains("docs/datastores.md"), "{error}");
+    let json = admin.run(&["check", "ds-2", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert_eq!(json["renewals"], 8);
+    assert_eq!(json["advice"][0]["weight"], "breaks");
+    assert_eq!(names(), before, "nothing is left of it");
+}
+
 fn open(region: &Path, run_dir: &Path) -> BlockDatastore {
     let here = Here {
         host: HostId::new("host-1").expect("id"),

@@ -70,6 +70,7 @@ const ARROWS: [Arrow; 9] = [
         ours: &[
             "mainstay-agent",
             "mainstay-core",
+            "mainstay-datastore",
             "mainstay-hypervisor",
             "mainstay-sim",
         ],

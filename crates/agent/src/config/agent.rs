@@ -2,7 +2,7 @@
 
 use super::oom_score::{self, OomScore};
 use super::{DriverKind, FileError, parse, read_text, to_text, write_text};
-use mainstay_core::config::{ClusterConfig, ConfigError as CoreError, nearest};
+use mainstay_core::config::{ClusterConfig, ConfigError as CoreError, DatastoreKind, nearest};
 use mainstay_core::id::{DatastoreId, HostId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -70,9 +70,20 @@ pub struct AgentFile {
     /// How pings go.
     #[serde(default)]
     pub probe: Probe,
-    /// Mount point of each datastore.
+    /// Of each datastore: its mount point, or the device of one of kind `block`.
     #[serde(default)]
     pub datastores: BTreeMap<DatastoreId, PathBuf>,
+}
+
+/// What the paths of images on a datastore are relative to, where `agent.toml` says that it is at `place`: that
+/// directory for one of kind `file`; for one of kind `block` the directory in which its device is, so that a volume group
+/// has images as volumes beside the region.
+#[must_use]
+pub fn image_root(place: &Path, kind: DatastoreKind) -> &Path {
+    match kind {
+        DatastoreKind::File => place,
+        DatastoreKind::Block => place.parent().unwrap_or(place),
+    }
 }
 
 impl AgentFile {

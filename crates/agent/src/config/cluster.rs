@@ -124,7 +124,7 @@ pub struct VmEntry {
     pub cpu_mhz: u64,
     /// Memory need in MiB.
     pub memory_mb: u64,
-    /// Its disk image, relative to the root of its datastore.
+    /// Its disk image, relative to the root of its datastore; of one of kind `block`, to the directory of its device.
     pub image: PathBuf,
     /// Its driver; the one of `agent.toml` when it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -6,7 +6,7 @@ use super::surroundings::{self, Surroundings};
 use super::{Shell, Wake, members, timers};
 use crate::config::{AgentFile, ClusterFile, ClusterKey, Probe};
 use crate::control::server;
-use crate::datastores::Datastores;
+use crate::datastores::{Datastores, image_roots};
 use crate::events::EventLog;
 use crate::guard_link::{GuardLink, Seen, Starter};
 use crate::net::ping::icmp_available;
@@ -159,6 +159,7 @@ impl Starting<'_> {
             cluster: self.cluster_file,
             default: file.driver,
             mounts: file.datastores.clone(),
+            image_roots: image_roots(&file.datastores, self.cluster),
             run_dir: file.run_dir.clone(),
             cgroup: file
                 .cgroup_parent

@@ -172,6 +172,16 @@ impl Agent {
         best
     }
 
+    /// The highest generation of its lock that a host reported to have it under, connected or not, and that host. It was
+    /// on disk when it was reported.
+    pub(crate) fn reported_generation(&self, vm: &VmId) -> Option<(&HostId, Generation)> {
+        let reported = self.inventory.hosts_of(vm).filter_map(|host| {
+            let report = self.peers.get(host)?.report.as_ref()?;
+            Some((host, report.vms.get(vm)?.generation))
+        });
+        reported.max_by_key(|(_, generation)| *generation)
+    }
+
     /// Where each VM is. It costs as much as there are VMs: for people and for rare decisions.
     pub(crate) fn located(&self) -> BTreeMap<&VmId, Place<'_>> {
         let known = self.vms.keys().chain(self.inventory.places.keys());

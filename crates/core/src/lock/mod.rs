@@ -8,6 +8,7 @@
 //! callers.
 
 mod cleanup;
+pub mod drive;
 mod head;
 mod right;
 mod swap;

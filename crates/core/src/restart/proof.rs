@@ -74,6 +74,20 @@ impl Agent {
             return;
         };
         let datastore = restart.datastore.clone();
+        // What a host had it under was on disk. This agent may never have read it, and so has nothing to remember
+        // (safety rule H22).
+        let reported = self.reported_generation(vm);
+        if let Some((host, told)) = reported.filter(|(_, told)| *told > record.generation) {
+            let why = format!(
+                "{host} had it under generation {told} of its lock, and {datastore} shows {}, as after restoring a snapshot or from a cache; restore the newer records, or switch it on by hand when it certainly runs nowhere",
+                record.generation
+            );
+            self.say_unreadable(vm, &why);
+            if let Some(restart) = self.restarts.get_mut(vm) {
+                restart.step = Step::Look(reread);
+            }
+            return;
+        }
         if record.holder.is_none() && record.desired == Desired::Off && !ignore_intent {
             if self.locate(vm).is_some() {
                 // It was switched on while the lock was being read, and may be protected again: a look that

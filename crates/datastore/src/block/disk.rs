@@ -14,6 +14,15 @@ pub(crate) struct WriteError {
     pub(crate) error: io::Error,
 }
 
+impl WriteError {
+    /// What the kernel answered to the write itself.
+    pub(crate) fn of(error: io::Error) -> Self {
+        let read_only = error.raw_os_error() == Some(Errno::EROFS as i32);
+        let refused = is_refusal(&error) || read_only;
+        Self { refused, error }
+    }
+}
+
 /// What a region lies on. Ranges are whole sectors.
 pub(crate) trait Disk: Send + Sync + std::fmt::Debug {
     /// Reads a range, by a fresh open.
@@ -67,11 +76,7 @@ impl Disk for Device {
         };
         self.direct
             .write_range(&file, bytes, offset)
-            .map_err(|error| {
-                let read_only = error.raw_os_error() == Some(Errno::EROFS as i32);
-                let refused = is_refusal(&error) || read_only;
-                WriteError { refused, error }
-            })
+            .map_err(WriteError::of)
     }
 
     fn is_cached(&self) -> bool {

@@ -13,6 +13,7 @@ use mainstay_core::id::Generation;
 use mainstay_core::io::{IoFault, StorageOutcome, StorageValue};
 use mainstay_core::wire::{PAGE_BYTES, PageWrite, RecordKey};
 use std::io;
+use std::sync::{Arc, Mutex};
 
 /// The halves of an extent, as they were read.
 pub(super) struct Halves {
@@ -40,6 +41,13 @@ impl BlockDatastore {
             .geometry
             .half(key, place, half)
             .ok_or(IoFault::Foreign)
+    }
+
+    /// What is held while the record of this extent is replaced: one that hangs holds up no other.
+    fn extent(&self, key: &RecordKey) -> Arc<Mutex<()>> {
+        // Of what has no place nothing is written.
+        let at = self.half(key, 0).map_or(u64::MAX, |(at, _)| at);
+        Arc::clone(locked(&self.extents).entry(at).or_default())
     }
 
     fn halves(&self, key: &RecordKey) -> Result<Halves, IoFault> {
@@ -107,7 +115,8 @@ impl BlockDatastore {
     }
 
     pub(super) fn put(&self, key: &RecordKey, bytes: &[u8]) -> StorageOutcome {
-        let one = locked(&self.extents);
+        let extent = self.extent(key);
+        let one = locked(&extent);
         let halves = match self.halves(key) {
             Ok(halves) => halves,
             Err(fault) => return StorageOutcome::NotDone(fault),
@@ -160,7 +169,8 @@ impl BlockDatastore {
         if pages.iter().any(|(_, bytes)| bytes.len() != PAGE_BYTES) {
             return StorageOutcome::NotDone(IoFault::Other);
         }
-        let one = locked(&self.extents);
+        let extent = self.extent(key);
+        let one = locked(&extent);
         let (half, mut head) = match self.held(key) {
             Ok(Some(held)) => held,
             Ok(None) => return StorageOutcome::NotDone(IoFault::Foreign),
@@ -240,7 +250,8 @@ impl BlockDatastore {
                 outcome => outcome,
             };
         }
-        let one = locked(&self.extents);
+        let extent = self.extent(key);
+        let one = locked(&extent);
         let (half, mut head) = match self.held(key) {
             Ok(Some(held)) => held,
             Ok(None) => return NOT_FOUND,

@@ -86,7 +86,7 @@ impl BlockDatastore {
         })
     }
 
-    pub(super) fn format_on(
+    pub(crate) fn format_on(
         disk: &dyn Disk,
         cluster: &ClusterConfig,
         id: &DatastoreId,

@@ -15,7 +15,7 @@ mod claim;
 mod disk;
 mod extent;
 mod format;
-mod layout;
+pub(crate) mod layout;
 mod look;
 mod open;
 mod register;
@@ -24,27 +24,27 @@ mod register;
 mod tests;
 
 pub use admin::{Findings, Inspection, Place, Register, check, heartbeats, inspect};
+pub(crate) use disk::Disk;
+#[cfg(test)]
+pub(crate) use disk::WriteError;
 pub use layout::{Geometry, Name, RegionHead};
 pub use look::{Found, look, sector_of, size_of};
 pub use open::Here;
 
 use crate::error::fault;
-use disk::Disk;
+use crate::own::{self, OwnHeartbeat};
 use layout::{Codec, Mark, Value};
 use mainstay_core::id::{BootId, DatastoreId, HostId};
 use mainstay_core::io::{IoFault, StorageOutcome, StorageRequest, StorageValue};
 use mainstay_core::paxos::Writers;
-use mainstay_core::wire::{HeartbeatRecord, RecordKey};
+use mainstay_core::wire::RecordKey;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 /// Longest id of a host on a region with sectors of 512 bytes, in which two records of a lock must fit.
 pub const HOST_ID_MAX_BYTES: usize = 36;
-
-/// What a device that was lost for a heartbeat's own time is trusted after at the latest: the longest `break`.
-const STRANGER_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A region of this cluster on a device.
 #[derive(Debug)]
@@ -62,18 +62,11 @@ pub struct BlockDatastore {
     claims: Mutex<Vec<Arc<claim::Claim>>>,
     /// What this process has in doubt, by register; held while one of them is decided.
     registers: Mutex<BTreeMap<u32, Arc<Mutex<Writers<Value>>>>>,
-    heartbeat: Mutex<Own>,
-    /// Sequence of extents that this process wrote.
-    extents: Mutex<()>,
-}
-
-/// What this process knows of its host's heartbeat sector.
-#[derive(Debug, Default)]
-struct Own {
-    /// What it wrote last, and what it tried to write since.
-    written: Vec<Vec<u8>>,
-    /// What another process wrote there, and since when it stood still.
-    stranger: Option<(Vec<u8>, Instant)>,
+    heartbeat: Mutex<OwnHeartbeat>,
+    /// The last operation found another region, or none, where this one was.
+    is_astray: AtomicBool,
+    /// Of each extent that this process wrote, by where it begins; held while its record is replaced.
+    extents: Mutex<BTreeMap<u64, Arc<Mutex<()>>>>,
 }
 
 fn locked<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -101,19 +94,31 @@ impl BlockDatastore {
     /// What is weaker here than it should be, with the remedy.
     #[must_use]
     pub fn weakness(&self) -> Option<String> {
-        self.disk.is_cached().then(|| {
-            format!(
-                "datastore \"{}\": its device refuses O_DIRECT, so that reads may come from a cache of this host; \
-                 use a device, or a file on a file system with direct I/O",
+        if self.is_astray.load(Ordering::Relaxed) {
+            return Some(format!(
+                "datastore \"{}\": what its device holds is not the region that was opened; correct its path in agent.toml, \
+                 or start the agent anew if the region was made anew",
                 self.id()
-            )
-        })
+            ));
+        }
+        let cached = || {
+            self.disk.is_cached().then(|| {
+                format!(
+                    "datastore \"{}\": its device refuses O_DIRECT, so that reads may come from a cache of this host; \
+                     use a device, or a file on a file system with direct I/O",
+                    self.id()
+                )
+            })
+        };
+        let cloned = locked(&self.heartbeat).weakness(self.id(), &self.host);
+        cloned.or_else(cached)
     }
 
     /// Performs one operation. Blocks for as long as the storage does.
     #[must_use]
     pub fn perform(&self, request: &StorageRequest) -> StorageOutcome {
-        if let Err(fault) = self.check_head() {
+        let checked = self.check_head();
+        if let Err(fault) = checked.and_then(|()| self.check_name(request)) {
             return StorageOutcome::NotDone(fault);
         }
         let outcome = match request {
@@ -139,10 +144,15 @@ impl BlockDatastore {
 
     /// Is this still the region that was opened? Another device behind the same name is not.
     fn check_head(&self) -> Result<(), IoFault> {
-        match self.disk.read(0, self.codec.sector) {
-            Ok(bytes) if bytes == self.head_bytes => Ok(()),
-            Ok(_) => Err(IoFault::Foreign),
-            Err(e) => Err(fault(&e)),
+        let found = self
+            .disk
+            .read(0, self.codec.sector)
+            .map_err(|e| fault(&e))?;
+        let is_known = found == self.head_bytes;
+        self.is_astray.store(!is_known, Ordering::Relaxed);
+        match is_known {
+            true => Ok(()),
+            false => Err(IoFault::Foreign),
         }
     }
 
@@ -199,18 +209,17 @@ impl BlockDatastore {
             Ok(there) => there,
             Err(e) => return StorageOutcome::NotDone(fault(&e)),
         };
-        let mut own = locked(&self.heartbeat);
-        if !self.is_ours(&mut own, there) {
+        if !locked(&self.heartbeat).may_renew(self.codec.cluster, self.boot, &there) {
             return StorageOutcome::NotDone(IoFault::Foreign);
         }
         let mut sector = bytes.to_vec();
         sector.resize(self.codec.sector, 0);
-        own.written.push(sector.clone());
+        let issued = own::now();
+        locked(&self.heartbeat).writes(&sector);
+        // Nothing is held meanwhile: a renewal that hangs holds up no lock.
         match self.disk.write(at, &sector) {
             Ok(()) => {
-                // What was tried before may still land; one more is enough to know it by.
-                let kept = own.written.len().saturating_sub(8);
-                own.written.drain(..kept);
+                locked(&self.heartbeat).wrote(issued);
                 StorageOutcome::Ok(StorageValue::Done)
             }
             Err(e) if e.refused => StorageOutcome::NotDone(fault(&e.error)),
@@ -218,46 +227,36 @@ impl BlockDatastore {
         }
     }
 
-    /// Does what is in the own heartbeat sector come from this host in this boot? What another boot left there is
-    /// taken over when it stood still for the `break` that it names. A machine with the same id, a clone,
-    /// goes on writing, and is never written over.
-    fn is_ours(&self, own: &mut Own, there: Vec<u8>) -> bool {
-        if own.written.contains(&there) {
-            own.stranger = None;
-            return true;
-        }
-        let record = HeartbeatRecord::decode(self.codec.cluster, &there);
-        let still = match &record {
-            // The agent before this one, in the same boot; or nobody yet.
-            Ok((stamp, _)) if stamp.boot == self.boot || stamp.boot == BootId(0) => {
-                own.stranger = None;
-                return own.written.is_empty() || stamp.boot == self.boot;
-            }
-            Ok((_, record)) => record.r#break.min(STRANGER_PATIENCE),
-            // Damaged: nobody's sign of life, and nobody would renew it.
-            Err(_) => {
-                own.stranger = None;
-                return true;
-            }
-        };
-        match &own.stranger {
-            Some((known, since)) if *known == there => {
-                if since.elapsed() <= still {
-                    return false;
-                }
-                own.stranger = None;
-                true
-            }
-            _ => {
-                own.stranger = Some((there, Instant::now()));
-                false
-            }
-        }
-    }
-
     /// Another machine writes this host's heartbeat: nothing of this host's is written besides.
     fn has_stranger(&self) -> bool {
-        locked(&self.heartbeat).stranger.is_some()
+        locked(&self.heartbeat).has_stranger()
+    }
+
+    /// May a lock be taken, or a list be written, in the name of this host? Not while another machine writes its
+    /// heartbeat, nor before that is known (`own`).
+    fn check_name(&self, request: &StorageRequest) -> Result<(), IoFault> {
+        match request {
+            StorageRequest::Link(RecordKey::VmLock(..) | RecordKey::OwnerLock(_), _) => {}
+            StorageRequest::Put(RecordKey::Poweron(_), _)
+            | StorageRequest::PutPages(RecordKey::Poweron(_), _) => {
+                return match self.has_stranger() {
+                    true => Err(IoFault::Foreign),
+                    false => Ok(()),
+                };
+            }
+            _ => return Ok(()),
+        }
+        if locked(&self.heartbeat).is_known() {
+            return Ok(());
+        }
+        let place = self.place(&self.host)?.ok_or(IoFault::Foreign)?;
+        let at = self.head.geometry.heartbeat(place);
+        let there = self.disk.read(at, self.codec.sector);
+        let there = there.map_err(|e| fault(&e))?;
+        match locked(&self.heartbeat).is_ours(self.codec.cluster, self.boot, &there) {
+            true => Ok(()),
+            false => Err(IoFault::Foreign),
+        }
     }
 
     /// The register for something; none: it was never added. A damaged name hides what may be there.

@@ -1,9 +1,9 @@
 //! Opening a region.
 
+use super::BlockDatastore;
 use super::claim::Claim;
 use super::disk::{Device, Disk};
 use super::layout::{Codec, HEAD_COPY, Name, RegionHead, head_bytes, read_head};
-use super::{BlockDatastore, Own};
 use crate::error::OpenError;
 use mainstay_core::id::{BootId, DatastoreId, HostId};
 use mainstay_core::wire::DecodeError;
@@ -42,7 +42,7 @@ impl BlockDatastore {
         Self::open_on(Arc::new(Device::new(path)), path, cluster, id, here)
     }
 
-    pub(super) fn open_on(
+    pub(crate) fn open_on(
         disk: Arc<dyn Disk>,
         path: &Path,
         cluster: u64,
@@ -76,7 +76,8 @@ impl BlockDatastore {
             names: Mutex::default(),
             claims: Mutex::default(),
             registers: Mutex::default(),
-            heartbeat: Mutex::new(Own::default()),
+            heartbeat: Mutex::default(),
+            is_astray: std::sync::atomic::AtomicBool::new(false),
             extents: Mutex::default(),
         };
         match datastore.find(&Name::Host(here.host.clone())) {

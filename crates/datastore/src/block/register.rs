@@ -204,7 +204,13 @@ impl BlockDatastore {
                 .or_insert_with(|| Arc::new(Mutex::new(Writers::new(Vec::new())))),
         );
         let mut writers = locked(&writers);
-        let Some(claim) = self.slot_for(&mut writers) else {
+        let slot = self.slot_for(&mut writers).or_else(|| {
+            // What was in doubt may have landed, or been seen by nobody but an old reading.
+            let sectors = self.read_register(register).ok()?;
+            self.resolve(&mut writers, &sectors);
+            self.slot_for(&mut writers)
+        });
+        let Some(claim) = slot else {
             return Decided::NotDone(IoFault::Other);
         };
         let mut proposal = Proposal::begin(

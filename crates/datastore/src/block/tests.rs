@@ -4,11 +4,12 @@ use super::look::{Found, look_on};
 use super::*;
 use mainstay_core::config::{ClusterConfig, DatastoreSpec, HostSpec, Settings, VmSpec};
 use mainstay_core::id::{Generation, InstanceId, VmId};
-use mainstay_core::wire::{LockRecord, PAGE_BYTES, Stamp};
+use mainstay_core::wire::{HeartbeatRecord, LockRecord, PAGE_BYTES, Stamp};
 use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Barrier;
+use std::time::{Duration, Instant};
 
 const CLUSTER: u64 = 0xabc;
 

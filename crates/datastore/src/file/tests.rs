@@ -221,7 +221,7 @@ fn a_renewal_of_a_missing_file_is_refused_and_makes_none() {
 fn a_renewal_of_a_file_that_was_replaced_or_unlinked_is_not_acknowledged() {
     let (_dir, datastore) = made();
     let path = datastore.path(&heartbeat());
-    let written = FileId::of(&std::fs::metadata(&path).expect("there"));
+    let written = datastore.files.look(&path).expect("there").expect("a name");
     assert_eq!(datastore.confirm_write(&path, written), done());
     let beside = datastore.dir().join("beside");
     std::fs::write(&beside, "x").expect("write");
@@ -365,7 +365,7 @@ fn pages_are_written_in_place_and_past_the_end() {
     let (_dir, datastore) = made();
     let head = read(&datastore, list());
     assert_eq!(head.len(), 2 * PAGE_BYTES);
-    let inode = |d: &FileDatastore| std::fs::metadata(d.path(&list())).expect("there").ino();
+    let inode = |d: &FileDatastore| d.files.look(&d.path(&list())).expect("there");
     let before = inode(&datastore);
     assert_eq!(datastore.perform(&pages(&[(2, 2), (5, 5)])), done());
     assert_eq!(datastore.perform(&pages(&[(3, 3)])), done());

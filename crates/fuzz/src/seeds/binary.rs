@@ -427,3 +427,8 @@ pub(crate) fn pings() -> Vec<Vec<u8>> {
         v6.into(),
     ]
 }
+
+pub(crate) fn regions() -> Vec<Vec<u8>> {
+    let sectors = mainstay_datastore::decoders::sectors(CLUSTER).into_iter();
+    sectors.map(|(_, bytes)| bytes).collect()
+}

@@ -5,10 +5,11 @@ use crate::fail::{Context, Failure, Result};
 use crate::files::{Keys, OwnAgent, make_dir};
 use crate::network::Network;
 use mainstay_agent::config::{ClusterFile, ClusterId, DriverKind, Probe};
-use mainstay_core::config::{ClusterConfig, VmSpec};
+use mainstay_core::config::{ClusterConfig, DatastoreKind, VmSpec};
 use mainstay_core::id::{DatastoreId, VmId};
 use mainstay_core::time::Duration;
-use mainstay_datastore::FileDatastore;
+use mainstay_datastore::block::Geometry;
+use mainstay_datastore::{BlockDatastore, FileDatastore};
 use mainstay_hypervisor::{GuestTimes, ImageKind, make_image, write_guest_times};
 use mainstay_sim::{Scenario, VmSetup};
 use std::collections::BTreeMap;
@@ -19,6 +20,13 @@ use std::path::{Path, PathBuf};
 const PORT: u16 = 7777;
 /// Of a VM's disk: the guests use the first sectors.
 const IMAGE_BYTES: u64 = 1 << 20;
+
+/// The region of a datastore of kind `block`, below the root of what is mounted: a file in the place of the directory
+/// of all records, and counted as they are.
+const REGION: &str = ".mainstay";
+
+/// Sectors of regions. Whatever lies below the lab's files takes direct I/O of this size.
+const REGION_SECTOR: u32 = 4096;
 
 /// The directory of all images, below the root of a datastore.
 pub(super) const IMAGES: &str = "vms";
@@ -71,9 +79,12 @@ pub(super) fn hosts(
         .context("the lab's own configuration is refused")?;
     let keys = Keys::make(dir)?;
     for host in hosts {
-        let datastores = mounts(host, &config);
-        for mount in datastores.values() {
+        let mut datastores = mounts(host, &config);
+        for (id, mount) in &mut datastores {
             make_dir(mount)?;
+            if is_block(&config, id) {
+                *mount = mount.join(REGION);
+            }
         }
         let own = OwnAgent {
             host: host.id.clone(),
@@ -87,6 +98,11 @@ pub(super) fn hosts(
         own.write(&host.dir, &keys, &config)?;
     }
     Ok(config)
+}
+
+fn is_block(config: &ClusterConfig, id: &DatastoreId) -> bool {
+    let spec = config.datastores.get(id);
+    spec.is_some_and(|spec| spec.kind == DatastoreKind::Block)
 }
 
 /// Where a host mounts its datastores.
@@ -109,8 +125,12 @@ pub(super) fn storage(
     for id in config.datastores.keys() {
         let backing = storage.join(id.as_str());
         make_dir(&backing)?;
-        FileDatastore::create(&backing, config, id, &first.id)
-            .context("cannot make a datastore")?;
+        if is_block(config, id) {
+            region(&backing.join(REGION), scenario, config, id)?;
+        } else {
+            FileDatastore::create(&backing, config, id, &first.id)
+                .context("cannot make a datastore")?;
+        }
     }
     for setup in &scenario.vms {
         if let Some(spec) = config.vms.get(&setup.id) {
@@ -118,6 +138,26 @@ pub(super) fn storage(
         }
     }
     Ok(())
+}
+
+/// Makes a region with the locks of all VMs that there will be: a command beside an agent would need that host's
+/// network namespace, in which slots are claimed.
+fn region(at: &Path, scenario: &Scenario, config: &ClusterConfig, id: &DatastoreId) -> Result<()> {
+    let mut config = config.clone();
+    for (vm, spec) in &scenario.created {
+        config.vms.entry(vm.clone()).or_insert_with(|| spec.clone());
+    }
+    let hosts = u16::try_from(config.hosts.len()).unwrap_or(u16::MAX);
+    let vms = u32::try_from(config.vms.len().max(1)).unwrap_or(u32::MAX);
+    let geometry = Geometry::sized(REGION_SECTOR, hosts, vms);
+    std::fs::write(at, "")
+        .context("cannot make a region")
+        .map_err(|e| e.at(at.display()))?;
+    let first = scenario.hosts.first().map(|host| &host.id);
+    let by = first.ok_or_else(|| Failure::new("a cluster needs hosts"))?;
+    BlockDatastore::format(at, &config, id, by, geometry)
+        .map(drop)
+        .context("cannot make a region")
 }
 
 /// Makes a VM's image.

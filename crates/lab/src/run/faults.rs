@@ -36,10 +36,6 @@ pub(super) fn unplayable(scenario: &Scenario) -> Vec<String> {
             _ => continue,
         };
     }
-    let kinds = scenario.config.datastores.values();
-    if kinds.into_iter().any(|d| d.kind == DatastoreKind::Block) {
-        names.insert("datastores of kind block".into());
-    }
     if scenario.hosts.iter().any(|h| h.ppm != 0) {
         names.insert("clocks that drift (clock_ppm)".into());
     }
@@ -409,9 +405,14 @@ impl Stage<'_> {
         if !known {
             self.cluster.make_image(spec, setup)?;
         }
-        let backing = self.cluster.backing(&spec.datastore);
-        FileDatastore::add_vm(&backing, self.cluster.config(), spec, &by.id)
-            .context(format_args!("{} was not made", setup.id))?;
+        let config = self.cluster.config();
+        let home = config.datastores.get(&spec.datastore);
+        // A region has the locks of all VMs that there will be.
+        if home.is_none_or(|home| home.kind == DatastoreKind::File) {
+            let backing = self.cluster.backing(&spec.datastore);
+            FileDatastore::add_vm(&backing, config, spec, &by.id)
+                .context(format_args!("{} was not made", setup.id))?;
+        }
         let change = Change::AddVm {
             spec: spec.clone(),
             image,
