@@ -6,6 +6,7 @@
 mod agent;
 mod cluster;
 mod error;
+mod fence;
 mod in_force;
 mod key;
 mod networks;
@@ -13,6 +14,7 @@ mod networks;
 pub use agent::{AgentFile, Probe};
 pub use cluster::{ClusterFile, ClusterId, ClusterIdError, HostEntry, SettingValue, VmEntry};
 pub use error::FileError;
+pub use fence::{FenceDevice, FenceFile};
 pub use key::ClusterKey;
 pub use networks::NetworkError;
 

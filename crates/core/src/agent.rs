@@ -6,6 +6,7 @@ use crate::config::{ClusterConfig, ConfigError, HostSpec, Timing, Topology};
 use crate::drill::Drills;
 use crate::election::Role;
 use crate::event::{ElectionCause, Event, EventKind, IssueCause};
+use crate::fencing::Fencing;
 use crate::health::{Issue, LockChecks, OwnIssues, Said, Telling};
 use crate::id::{BootId, DatastoreId, Generation, Holder, HostId, InstanceId, OpId, VmId};
 use crate::inventory::{Inventory, Reporting};
@@ -163,6 +164,10 @@ pub(crate) enum Pending {
         vm: VmId,
         what: Ask,
     },
+    Fence {
+        host: HostId,
+        issued: Instant,
+    },
     Persist,
     KeepConfig,
     Config {
@@ -246,6 +251,7 @@ pub struct Agent {
     pub(crate) telling: Telling,
     pub(crate) lock_checks: LockChecks,
     pub(crate) drills: Drills,
+    pub(crate) fencing: Fencing,
     /// The newest format version that this agent understands.
     pub(crate) understands: u16,
     #[cfg(feature = "planted")]
@@ -327,6 +333,7 @@ impl Agent {
             telling: Telling::default(),
             lock_checks: LockChecks::default(),
             drills: Drills::default(),
+            fencing: Fencing::default(),
             understands: FORMAT_VERSION,
             me: identity,
             #[cfg(feature = "planted")]
@@ -408,6 +415,7 @@ impl Agent {
         self.run_drills();
         self.run_vms();
         self.run_restarts();
+        self.run_fencing();
         self.persist();
     }
 
@@ -422,6 +430,7 @@ impl Agent {
         self.ping_isolation_addresses();
         self.run_rearm();
         self.watch_unowned();
+        self.begin_fencing();
         self.renew_beacons();
         self.audit_inventory();
         self.run_health();
@@ -461,6 +470,7 @@ impl Agent {
         due(self.vouch_due());
         due(self.ownership_due());
         due(self.restarts_due());
+        due(self.fencing_due());
         Some(next)
     }
 

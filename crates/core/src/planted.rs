@@ -83,6 +83,14 @@ pub enum Bug {
     RulesAreWishes,
     /// A primary protects what it finds, and nothing that starts later (L4).
     LateStartUnprotected,
+    /// A host that was off once is taken for dead ever after: also what it locked since (safety rule 3).
+    PowerProofOutlivesBoot,
+    /// A fence device that says that it did what it was told is believed without asking for the power.
+    FenceUnconfirmed,
+    /// A fence device that does not answer is taken for one that is dead with its host.
+    SilentDeviceIsDeath,
+    /// A host whose heartbeats go on though its device calls it off is taken for dead.
+    FenceSignsIgnored,
 }
 
 impl Bug {
@@ -127,6 +135,10 @@ impl Bug {
         Self::DisabledIsStopped,
         Self::RulesAreWishes,
         Self::LateStartUnprotected,
+        Self::PowerProofOutlivesBoot,
+        Self::FenceUnconfirmed,
+        Self::SilentDeviceIsDeath,
+        Self::FenceSignsIgnored,
     ];
 
     /// The clause of the protocol that it takes away, in words; the letters are those of the safety
@@ -209,6 +221,14 @@ impl Bug {
             }
             Self::RulesAreWishes => "a placement never breaks a mandatory rule",
             Self::LateStartUnprotected => "a VM is protected whenever it is started",
+            Self::PowerProofOutlivesBoot => {
+                "power off proves the end of what was locked before the power was asked for, and of nothing else"
+            }
+            Self::FenceUnconfirmed => "a fence is confirmed by the power's status alone",
+            Self::SilentDeviceIsDeath => "a fence device that does not answer proves nothing",
+            Self::FenceSignsIgnored => {
+                "a host that gives signs of life was not switched off, whatever its device says"
+            }
         }
     }
 }

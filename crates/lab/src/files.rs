@@ -147,6 +147,7 @@ impl OwnAgent {
             boot_id_file: Some("boot_id".into()),
             watchdog: None,
             cgroup_parent: self.cgroup_parent,
+            fence_file: None,
             probe: self.probe,
             datastores: self.datastores,
         };

@@ -62,6 +62,10 @@ pub struct AgentFile {
     /// The watchdog device that the guard feeds (`/dev/watchdog0`); none when it is left out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watchdog: Option<PathBuf>,
+    /// The fence devices that this host can ask, with their credentials: mode 0600. No host is fenced from here when
+    /// it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence_file: Option<PathBuf>,
     /// How pings go.
     #[serde(default)]
     pub probe: Probe,
@@ -105,6 +109,7 @@ impl AgentFile {
         .chain(file.program.iter_mut())
         .chain(file.boot_id_file.iter_mut())
         .chain(file.cgroup_parent.iter_mut())
+        .chain(file.fence_file.iter_mut())
         {
             *p = base.join(&*p);
         }

@@ -144,4 +144,6 @@ pub enum IssueCause {
     DatastoreNotOwned,
     /// Messages do not reach another host, though it is there.
     StreamBroken,
+    /// A host cannot be fenced, or its fence device switches something else.
+    FenceWeak,
 }

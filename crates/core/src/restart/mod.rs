@@ -194,6 +194,7 @@ impl Agent {
                     if now >= reread
                         && !proven
                         && !self.awaits_heartbeat(&datastore, &record, read_done)
+                        && !self.awaits_power_of_holder(&record, read_done)
                     {
                         self.look(&vm, &datastore);
                         continue;

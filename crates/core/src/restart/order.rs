@@ -188,6 +188,7 @@ impl Agent {
         } else {
             format!("{host} has the most room")
         };
+        let by_power = broken.as_ref().is_some_and(|from| self.is_off(from));
         let Some(restart) = self.restarts.get_mut(&vm) else {
             return;
         };
@@ -198,6 +199,10 @@ impl Agent {
             since: now,
         };
         let proof = match &broken {
+            Some(from) if by_power => format!(
+                "{from} lost it: its power is off since generation {} was read",
+                record.generation
+            ),
             Some(from) => format!(
                 "{from} lost it, and its right to run under generation {} has lapsed",
                 record.generation

@@ -30,9 +30,13 @@ pub(super) fn unplayable(scenario: &Scenario) -> Vec<String> {
             Fault::AgentRestart {
                 formats: Some(_), ..
             } => names.insert("agent.restart into another version (formats)".into()),
+            Fault::FenceDevice { .. } => names.insert(planned.fault.name().into()),
             Fault::NotPlayable(name) => names.insert((*name).into()),
             _ => continue,
         };
+    }
+    if !scenario.fences.is_empty() {
+        names.insert("[[fence]]".into());
     }
     let kinds = scenario.config.datastores.values();
     if kinds.into_iter().any(|d| d.kind == DatastoreKind::Block) {
@@ -128,7 +132,8 @@ impl Stage<'_> {
                 }
             }
             // Nothing of what is played here needs a manager.
-            Fault::ManagerDown
+            Fault::FenceDevice { .. }
+            | Fault::ManagerDown
             | Fault::ManagerUp
             | Fault::ClockDrift { .. }
             | Fault::NotPlayable(_) => {}

@@ -140,6 +140,7 @@ impl World<'_> {
                 let id = self.vms[*vm].id.clone();
                 self.wish_change(vec![Change::RemoveVm(id)], None, None);
             }
+            Fault::FenceDevice { host, fault } => self.fence_fault(*host, *fault),
             Fault::ManagerDown | Fault::ManagerUp | Fault::NotPlayable(_) => {}
         }
     }
@@ -211,7 +212,7 @@ impl World<'_> {
         }
     }
 
-    fn power_on(&mut self, host: usize) {
+    pub(super) fn power_on(&mut self, host: usize) {
         let h = &mut self.hosts[host];
         if h.powered {
             return;
