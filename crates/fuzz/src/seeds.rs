@@ -5,7 +5,8 @@ mod text;
 
 pub(crate) use binary::{datagrams, guests, lists, messages, pings, records, states, streams};
 pub(crate) use text::{
-    agent_files, cluster_files, controls, guard_events, guest_notes, names, qmp, scenarios,
+    agent_files, cluster_files, controls, fence_files, guard_events, guest_notes, names, qmp,
+    scenarios,
 };
 
 use mainstay_core::id::{DatastoreId, VmId};
