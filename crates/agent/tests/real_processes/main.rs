@@ -2,6 +2,7 @@
 
 mod cluster;
 mod control;
+mod fencing;
 mod guard;
 mod guests;
 mod harness;
