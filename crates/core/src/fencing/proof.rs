@@ -2,6 +2,7 @@
 
 use super::{PowerOff, Signs};
 use crate::agent::{Agent, planted};
+use crate::event::HostState;
 use crate::id::{DatastoreId, HostId};
 use crate::time::Instant;
 use alloc::format;
@@ -103,8 +104,11 @@ impl Agent {
     }
 
     /// An attempt to prove the host's death is under way that began after a lock was read at `read_done`: to
-    /// read the lock again would void what it will prove.
+    /// read the lock again would void what it will prove. A host that is live again will prove nothing.
     pub(crate) fn awaits_power(&self, host: &HostId, read_done: Instant) -> bool {
+        if self.peers.get(host).map(|p| p.state) == Some(HostState::Live) {
+            return false;
+        }
         let fence = self.fencing.hosts.get(host);
         let began = fence.and_then(|f| f.stage.began());
         began.is_some_and(|began| began >= read_done)

@@ -13,6 +13,7 @@
 
 mod find;
 mod order;
+mod power;
 mod proof;
 mod rehearse;
 

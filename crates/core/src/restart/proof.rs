@@ -164,7 +164,11 @@ impl Agent {
     }
 
     /// Do policy and dependencies let it be restarted? The spec, or why not.
-    fn policy_permits(&self, vm: &VmId, datastore: &DatastoreId) -> Result<VmSpec, Wait> {
+    pub(super) fn policy_permits(
+        &self,
+        vm: &VmId,
+        datastore: &DatastoreId,
+    ) -> Result<VmSpec, Wait> {
         let worth = |cause, why: &str| Err(Wait::Worth(cause, String::from(why)));
         let Some(acting) = self.acting(datastore) else {
             return Err(Wait::Passing(format!("{datastore} is not owned")));
@@ -281,16 +285,8 @@ impl Agent {
         Ok(())
     }
 
-    /// The storage does not refuse late writes, and they are not accepted: locks there are broken only with
-    /// proof of death.
-    fn must_be_off(&self, datastore: &DatastoreId) -> bool {
-        let spec = self.config.datastores.get(datastore);
-        let enforced = spec.is_some_and(|d| d.fence == FenceClass::Enforced);
-        !enforced && !self.config.settings.accept_late_writes
-    }
-
     /// Is it proven that nothing of the holder runs under the lock that was read? Or why not yet.
-    fn proven(
+    pub(super) fn proven(
         &self,
         datastore: &DatastoreId,
         host: &HostId,
@@ -309,48 +305,6 @@ impl Agent {
             return Err(Wait::Passing(why));
         }
         Ok(())
-    }
-
-    /// An attempt to prove by its power that the lock's holder is dead is under way since after it was read.
-    pub(super) fn awaits_power_of_holder(&self, record: &LockRecord, read_done: Instant) -> bool {
-        let holder = record.holder.as_ref();
-        holder.is_some_and(|h| self.awaits_power(&h.host, read_done))
-    }
-
-    /// A VM that would be restarted if it was proven by its power that this host is dead, and is not yet.
-    /// `wanted`: one was found before, and its lock may be being read just now.
-    pub(crate) fn needs_power_proof(&self, host: &HostId, wanted: bool) -> Option<VmId> {
-        let helps = |(vm, restart): &(&VmId, &super::Restart)| match &restart.step {
-            Step::Waiting {
-                record, read_done, ..
-            } => {
-                let holds = record.holder.as_ref().is_some_and(|h| h.host == *host);
-                holds
-                    && self.policy_permits(vm, &restart.datastore).is_ok()
-                    && self.power_helps(&restart.datastore, host, record, *read_done)
-            }
-            Step::Look(_) | Step::Looking { .. } => wanted && restart.is_held_by(host),
-            Step::Ordered { .. } | Step::Runs { .. } | Step::Abandoned => false,
-        };
-        self.restarts.iter().find(helps).map(|(vm, _)| vm.clone())
-    }
-
-    /// Would proof by power do what the lapsed right of the lock's holder does not, or not yet?
-    fn power_helps(
-        &self,
-        datastore: &DatastoreId,
-        host: &HostId,
-        record: &LockRecord,
-        read_done: Instant,
-    ) -> bool {
-        let state = self.peers.get(host).map(|p| p.state);
-        if state == Some(HostState::AgentUnreachable) {
-            // It answers pings: its agent may be being restarted on purpose. It is left alone for as long as
-            // anything may run there, and where its lapsed right is proof enough.
-            let lapsed = self.window_proof(datastore, host, read_done, record.r#break);
-            return self.must_be_off(datastore) && lapsed.is_ok();
-        }
-        self.proven(datastore, host, record, read_done).is_err()
     }
 
     /// Why this owner breaks no lock of that host yet, whatever its heartbeat shows.
