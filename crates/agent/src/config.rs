@@ -6,6 +6,7 @@
 mod agent;
 mod cluster;
 mod error;
+mod fence;
 mod in_force;
 mod key;
 mod networks;
@@ -14,6 +15,7 @@ mod oom_score;
 pub use agent::{AgentFile, Probe, image_root};
 pub use cluster::{ClusterFile, ClusterId, ClusterIdError, HostEntry, SettingValue, VmEntry};
 pub use error::FileError;
+pub use fence::{FenceDevice, FenceFile};
 pub use key::ClusterKey;
 pub use networks::NetworkError;
 pub use oom_score::OomScore;

@@ -13,6 +13,7 @@ mod datastores;
 pub mod decoders;
 mod drivers;
 mod events;
+mod fence;
 mod guard;
 mod guard_link;
 mod logging;
@@ -30,6 +31,7 @@ mod watchdog;
 mod weak;
 
 pub use control::server::ControlError;
+pub use fence::Answered;
 pub use guard::{GuardError, run_guard};
 pub use guard_link::guard_events;
 pub use net::stream::TlsError;

@@ -20,6 +20,7 @@ use crate::config::{ClusterFile, Probe};
 use crate::control::server::{Ask, Drilled};
 use crate::datastores::{Datastores, Opened};
 use crate::events::EventLog;
+use crate::fence::Fences;
 use crate::guard_link::{GuardLink, Seen};
 use crate::net::ping::{Target, ping};
 use crate::net::stream::Streams;
@@ -81,6 +82,7 @@ struct Shell {
     streams: Streams,
     datastores: Datastores,
     vms: Vms,
+    fences: Fences,
     persister: Persister,
     /// Who waits for the outcome of a change, and until when at the longest.
     proposals: BTreeMap<u64, (SyncSender<Result<u64, String>>, Instant)>,
@@ -197,6 +199,13 @@ impl Shell {
             Output::Hypervisor(op, request) => {
                 log_request(&request);
                 self.vms.perform(op, request);
+            }
+            Output::Fence(op, host, request) => {
+                let timeout = self.agent.config().settings.fence_timeout;
+                let to_loop = self.wake.clone();
+                let done = move |input| drop(to_loop.send(Box::new(Wake::Input(input))));
+                let at_once = self.fences.perform(op, &host, request, timeout, done);
+                self.pending.extend(at_once);
             }
             Output::Persist(op, durable) => self.persist(op, Kept::State(durable)),
             Output::PersistConfig(op, config) => {

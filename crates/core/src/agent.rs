@@ -6,6 +6,7 @@ use crate::config::{ClusterConfig, ConfigError, HostSpec, Timing, Topology};
 use crate::drill::Drills;
 use crate::election::Role;
 use crate::event::{ElectionCause, Event, EventKind, IssueCause};
+use crate::fencing::Fencing;
 use crate::health::{Issue, LockChecks, OwnIssues, Said, Telling};
 use crate::id::{BootId, DatastoreId, Generation, Holder, HostId, InstanceId, OpId, VmId};
 use crate::inventory::{Inventory, Reporting};
@@ -164,6 +165,10 @@ pub(crate) enum Pending {
         vm: VmId,
         what: Ask,
     },
+    Fence {
+        host: HostId,
+        issued: Instant,
+    },
     Persist,
     KeepConfig,
     Config {
@@ -248,6 +253,7 @@ pub struct Agent {
     pub(crate) lock_checks: LockChecks,
     pub(crate) drills: Drills,
     pub(crate) vmcp: Vmcp,
+    pub(crate) fencing: Fencing,
     /// The newest format version that this agent understands.
     pub(crate) understands: u16,
     #[cfg(feature = "planted")]
@@ -330,6 +336,7 @@ impl Agent {
             lock_checks: LockChecks::default(),
             drills: Drills::default(),
             vmcp: Vmcp::default(),
+            fencing: Fencing::default(),
             understands: FORMAT_VERSION,
             me: identity,
             #[cfg(feature = "planted")]
@@ -415,6 +422,7 @@ impl Agent {
         self.run_drills();
         self.run_vms();
         self.run_restarts();
+        self.run_fencing();
         self.persist();
     }
 
@@ -429,6 +437,7 @@ impl Agent {
         self.ping_isolation_addresses();
         self.run_rearm();
         self.watch_unowned();
+        self.begin_fencing();
         self.renew_beacons();
         self.watch_killed();
         self.audit_inventory();
@@ -470,6 +479,7 @@ impl Agent {
         due(self.vmcp_due());
         due(self.ownership_due());
         due(self.restarts_due());
+        due(self.fencing_due());
         Some(next)
     }
 

@@ -228,6 +228,37 @@ pub enum HypervisorOutcome {
     Failed(String),
 }
 
+/// What a host's fence device is asked to do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FenceRequest {
+    /// Say whether the host has power; where the device can be asked who it switches, that first.
+    Status,
+    /// Take the host's power away.
+    Off,
+    /// Give it back.
+    On,
+}
+
+/// What a fence device answered. Only a power status says anything about the host: a device that says that it
+/// did what it was told proves nothing.
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FenceOutcome {
+    /// The host has power (status only).
+    PowerOn,
+    /// It has none (status only).
+    PowerOff,
+    /// The device says that it did what it was told (off and on only).
+    Done,
+    /// The device switches something else, which it calls by that name. Nothing was switched.
+    Stranger(String),
+    /// Nothing was asked or switched, for certain; the text is for people.
+    NotDone(String),
+    /// The device did not answer to the end: what it was told may be done, or may be done later.
+    Unknown(String),
+}
+
 /// How a VM's process ended. Reported only once every thread of it is gone.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -322,6 +353,8 @@ pub enum Input {
     Guard(OpId, GuardOutcome),
     /// The hypervisor answered.
     Hypervisor(OpId, HypervisorOutcome),
+    /// A fence device answered.
+    Fenced(OpId, FenceOutcome),
     /// Local state is on disk (true) or could not be written.
     Persisted(OpId, bool),
     /// A VM's process is gone with every thread.
@@ -373,6 +406,8 @@ pub enum Output {
     Guard(OpId, GuardRequest),
     /// Ask the hypervisor.
     Hypervisor(OpId, HypervisorRequest),
+    /// Ask the fence device of that host ([`crate::Agent::set_fence_devices`]), within `fence_timeout`.
+    Fence(OpId, HostId, FenceRequest),
     /// Write local state atomically.
     Persist(OpId, Durable),
     /// Write the cluster's configuration to local disk atomically; [`Input::Persisted`] answers. An agent

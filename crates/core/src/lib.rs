@@ -26,6 +26,7 @@ pub mod drill;
 mod election;
 pub mod event;
 mod explain;
+mod fencing;
 pub mod guard;
 pub mod health;
 pub mod id;

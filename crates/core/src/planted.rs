@@ -93,6 +93,14 @@ pub enum Bug {
     GivenUpAlive,
     /// A VM that its hypervisor paused on an I/O error counts as one that runs (L2).
     PausedIsHealthy,
+    /// A host that was off once is taken for dead ever after: also what it locked since (safety rule 3).
+    PowerProofOutlivesBoot,
+    /// A fence device that says that it did what it was told is believed without asking for the power.
+    FenceUnconfirmed,
+    /// A fence device that does not answer is taken for one that is dead with its host.
+    SilentDeviceIsDeath,
+    /// A host whose heartbeats go on though its device calls it off is taken for dead.
+    FenceSignsIgnored,
 }
 
 impl Bug {
@@ -142,6 +150,10 @@ impl Bug {
         Self::ActsWithoutHelp,
         Self::GivenUpAlive,
         Self::PausedIsHealthy,
+        Self::PowerProofOutlivesBoot,
+        Self::FenceUnconfirmed,
+        Self::SilentDeviceIsDeath,
+        Self::FenceSignsIgnored,
     ];
 
     /// The clause of the protocol that it takes away, in words; the letters are those of the safety
@@ -233,6 +245,14 @@ impl Bug {
             }
             Self::GivenUpAlive => "a VM is given up when nothing of it runs any more",
             Self::PausedIsHealthy => "a VM that is paused on an I/O error has failed",
+            Self::PowerProofOutlivesBoot => {
+                "power off proves the end of what was locked before the power was asked for, and of nothing else"
+            }
+            Self::FenceUnconfirmed => "a fence is confirmed by the power's status alone",
+            Self::SilentDeviceIsDeath => "a fence device that does not answer proves nothing",
+            Self::FenceSignsIgnored => {
+                "a host that gives signs of life was not switched off, whatever its device says"
+            }
         }
     }
 }

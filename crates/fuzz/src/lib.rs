@@ -68,7 +68,7 @@ const fn target(
 }
 
 /// All targets.
-pub const TARGETS: [Target; 17] = [
+pub const TARGETS: [Target; 18] = [
     target("datagram", agent::datagram, 400, seeds::datagrams),
     target("ping", agent::ping, 1000, seeds::pings),
     target("message", wire::message, 500, seeds::messages),
@@ -96,6 +96,7 @@ pub const TARGETS: [Target; 17] = [
     target("qmp", guests::qmp, 300, seeds::qmp),
     target("guest", guests::image, 1000, seeds::guests),
     target("guest_note", guests::notes, 1000, seeds::guest_notes),
+    target("fence_file", texts::fence_file, 200, seeds::fence_files),
 ];
 
 /// Hands the bytes to the target of that name.

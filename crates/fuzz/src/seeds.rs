@@ -7,7 +7,8 @@ pub(crate) use binary::{
     datagrams, guests, lists, messages, pings, records, regions, states, streams,
 };
 pub(crate) use text::{
-    agent_files, cluster_files, controls, guard_events, guest_notes, names, qmp, scenarios,
+    agent_files, cluster_files, controls, fence_files, guard_events, guest_notes, names, qmp,
+    scenarios,
 };
 
 use mainstay_core::id::{DatastoreId, VmId};

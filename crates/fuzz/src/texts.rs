@@ -1,7 +1,7 @@
 //! What people write: configuration files, scenarios, settings under our names and vSphere's.
 
 use crate::wire::sound;
-use mainstay_agent::config::{AgentFile, ClusterFile};
+use mainstay_agent::config::{AgentFile, ClusterFile, FenceFile};
 use mainstay_agent::decoders;
 use mainstay_core::config::{Settings, format_duration, parse_duration, vsphere};
 use mainstay_core::id::{DatastoreId, HostId, VmId};
@@ -57,6 +57,29 @@ pub(crate) fn agent_file(bytes: &[u8]) -> bool {
     let again = AgentFile::from_text(path, &again).expect("what was written can be read");
     assert_eq!(again, file);
     true
+}
+
+/// The fence file.
+pub(crate) fn fence_file(bytes: &[u8]) -> bool {
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return false;
+    };
+    let path = Path::new("/etc/mainstay/fence.toml");
+    let file = match FenceFile::from_text(path, text) {
+        Ok(file) => file,
+        Err(error) => {
+            assert!(error.to_string().contains("fence.toml"), "{error}");
+            return false;
+        }
+    };
+    for (host, device) in &file.devices {
+        assert_eq!(device.host, *host);
+        assert!(device.program.is_absolute());
+        let options = device.plain_options();
+        assert!(!options.iter().any(|o| o.contains(['\n', '\0'])));
+        assert!(!options.iter().any(|o| o.starts_with("action=")));
+    }
+    !file.devices.is_empty()
 }
 
 /// A scenario of the simulator.

@@ -90,7 +90,7 @@ macro_rules! replays {
 
 replays! {
     datagram ping message stream record list region state control guard_events cluster_file agent_file scenario names qmp
-    guest guest_note
+    guest guest_note fence_file
 }
 
 #[test]

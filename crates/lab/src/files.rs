@@ -148,6 +148,7 @@ impl OwnAgent {
             watchdog: None,
             guest_oom_score_adj: Default::default(),
             cgroup_parent: self.cgroup_parent,
+            fence_file: None,
             probe: self.probe,
             datastores: self.datastores,
         };

@@ -79,6 +79,11 @@ pub(crate) enum Command {
         after_help = "Examples: mainstay drill host-3 --plan\n          mainstay drill host-3 --run --time 45s"
     )]
     Drill(crate::drill_cmd::DrillArgs),
+    /// Find out whether a host can be fenced from here: ask its fence device, as the agent would
+    #[command(
+        after_help = "Examples: mainstay fence test host-2\n          mainstay fence test host-2 --power-cycle"
+    )]
+    Fence(crate::fence_cmd::FenceArgs),
     /// Play scenarios and campaigns in virtual time
     Sim(crate::sim_cmd::SimArgs),
     /// Play the same scenarios on real agents, guests, networks and storage of this machine, and measure (root)

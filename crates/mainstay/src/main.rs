@@ -11,6 +11,7 @@ mod datastore_cmd;
 mod demo;
 mod drill_cmd;
 mod fail;
+mod fence_cmd;
 mod lab_cmd;
 mod mount_cmd;
 mod region_cmd;
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         Command::Datastore(args) => finish(common.json, datastore_cmd::run(common.json, &args)),
         Command::StartGuard(args) => finish(common.json, start_guard_cmd::run(common.json, &args)),
         Command::Drill(args) => finish(common.json, drill_cmd::run(&common, &args)),
+        Command::Fence(args) => finish(common.json, fence_cmd::run(&common, &args)),
         Command::Completions(args) => {
             let mut script = Vec::new();
             clap_complete::generate(args.shell, &mut Cli::command(), "mainstay", &mut script);

@@ -348,6 +348,18 @@ pub(crate) fn event_text(kind: &EventKind) -> (String, Tone) {
             format!("the agent of {host} will be restarted on purpose"),
             Tone::Warn,
         ),
+        EventKind::FenceRequested { host, by, .. } => (
+            format!("{by} asks the fence device of {host}, to switch it off"),
+            Tone::Warn,
+        ),
+        EventKind::FenceConfirmed { host, by, .. } => (
+            format!("{host} is off: {by} has it from its fence device"),
+            Tone::Good,
+        ),
+        EventKind::FenceFailed { host, by, reason } => (
+            format!("{by} could not prove by its power that {host} is dead: {reason}"),
+            Tone::Bad,
+        ),
         EventKind::DatastoreOwned { host, datastore } => {
             (format!("{host} owns {datastore}"), Tone::Plain)
         }

@@ -51,6 +51,7 @@ fn every_subcommand_has_help() {
         &["datastore", "inspect"],
         &["datastore", "check"],
         &["datastore", "repair"],
+        &["fence", "test"],
         &["drill"],
         &["start-guard"],
         &["sim"],

@@ -9,6 +9,7 @@
 
 mod aim;
 mod drawing;
+mod fences;
 mod kinds;
 mod rules;
 
@@ -106,7 +107,9 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
     let root = Rng::new(seed).fork("campaign");
     let mut rng = root.fork("cluster");
     let bare = root.fork("bare").percent(BARE);
-    let settings = settings(&mut rng, limits, bare);
+    let mut settings = settings(&mut rng, limits, bare);
+    let mut fence_rng = root.fork("fences");
+    let fenced = fences::settings(&mut fence_rng, &mut settings);
     let duration = limits.minutes.unwrap_or(MINUTES) * 60 * SECOND;
     let hosts = limits.hosts.unwrap_or_else(|| draw_hosts(&mut rng));
     let networks = if root.fork("networks").percent(30) {
@@ -138,7 +141,12 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
     let mut events = std::mem::take(&mut drawing.events);
     let (kinds, patterns) = (drawing.kinds, drawing.patterns);
     let made = drawing.created;
+    let devices = match fenced {
+        true => fences::devices(&mut fence_rng, hosts),
+        false => Vec::new(),
+    };
     heal(&mut events, until, &settings, hosts);
+    events.extend(fences::faults(&mut fence_rng, &devices, until));
     events.sort_by_key(|e| e.at);
     if bare {
         weather.guard_slow = 100;
@@ -204,6 +212,7 @@ pub fn draw_all(seed: u64, limits: &Limits) -> Drawn {
         hosts: setups,
         vms: vm_setups,
         datastores: setups_of_disks,
+        fences: devices,
         events,
         expects: Vec::new(),
         weather,

@@ -31,8 +31,8 @@ pub use expect::{Check, Expect, Verdict, VmFacts, Want, Watch, clock_text};
 pub use invariants::Violation;
 pub use report::{json_lines, people, result_json, verdicts};
 pub use scenario::{
-    DatastoreSetup, EVENTS, EventDoc, Fault, HostSetup, Names, Planned, Scenario, ScenarioError,
-    StorageFault, VmSetup, Weather, parse, to_toml,
+    DatastoreSetup, EVENTS, EventDoc, Fault, FenceFault, FenceSetup, HostSetup, Names, Planned,
+    Scenario, ScenarioError, StorageFault, VmSetup, Weather, parse, to_toml,
 };
 pub use shrink::shrink;
 pub use svg::timeline;

@@ -56,7 +56,33 @@ pub fn breaks(bug: Bug) -> &'static [&'static str] {
         Bug::OrphanKept | Bug::PausedIsHealthy => &["L2"],
         Bug::RetriesForEver | Bug::GivenUpEarly => &["L3"],
         Bug::CrashIsOff => &["S9"],
+        Bug::PowerProofOutlivesBoot
+        | Bug::FenceUnconfirmed
+        | Bug::SilentDeviceIsDeath
+        | Bug::FenceSignsIgnored => TWICE,
         _ => &[],
+    }
+}
+
+/// A scenario that shows the bug, by its path below `scenarios` and its text, where no campaign may: those play no
+/// device that does other than what a proof by power assumes, and none of these bugs shows without three things within
+/// one window.
+#[must_use]
+pub fn shown_by(bug: Bug) -> Option<(&'static str, &'static str)> {
+    macro_rules! scenario {
+        ($name:literal) => {
+            Some((
+                $name,
+                include_str!(concat!("../../../scenarios/", $name, ".toml")),
+            ))
+        };
+    }
+    match bug {
+        Bug::PowerProofOutlivesBoot => scenario!("nasty/fence-of-an-earlier-boot"),
+        Bug::FenceUnconfirmed => scenario!("nasty/fence-that-is-not-confirmed"),
+        Bug::SilentDeviceIsDeath => scenario!("nasty/fence-device-that-is-silent"),
+        Bug::FenceSignsIgnored => scenario!("nasty/fence-device-of-another-machine"),
+        _ => None,
     }
 }
 
@@ -69,6 +95,31 @@ mod tests {
         for bug in bugs() {
             assert!(!bug.clause().is_empty(), "{bug:?}");
             assert!(!breaks(bug).is_empty(), "{bug:?}");
+        }
+    }
+
+    #[test]
+    fn scenarios_that_are_meant_to_show_a_bug_do() {
+        for bug in bugs() {
+            let Some((name, text)) = shown_by(bug) else {
+                continue;
+            };
+            let scenario = crate::parse(name, text).expect("a scenario");
+            let broken = |bug| {
+                let options = crate::Options {
+                    bug,
+                    ..crate::Options::until_violation()
+                };
+                let violations = crate::run(&scenario, &options).violations;
+                let properties = violations.iter().map(|v| v.property);
+                properties.collect::<Vec<&str>>()
+            };
+            assert_eq!(broken(None), [""; 0], "{name} without {bug:?}");
+            let found = broken(Some(bug));
+            assert!(
+                found.iter().any(|p| breaks(bug).contains(p)),
+                "{name} does not show {bug:?}: {found:?}"
+            );
         }
     }
 }

@@ -67,6 +67,10 @@ pub struct AgentFile {
     /// left out. Agent and guard have -1000 where they may.
     #[serde(default, skip_serializing_if = "oom_score::is_default")]
     pub guest_oom_score_adj: OomScore,
+    /// The fence devices that this host can ask, with their credentials: mode 0600. No host is fenced from here when
+    /// it is left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fence_file: Option<PathBuf>,
     /// How pings go.
     #[serde(default)]
     pub probe: Probe,
@@ -121,6 +125,7 @@ impl AgentFile {
         .chain(file.program.iter_mut())
         .chain(file.boot_id_file.iter_mut())
         .chain(file.cgroup_parent.iter_mut())
+        .chain(file.fence_file.iter_mut())
         {
             *p = base.join(&*p);
         }

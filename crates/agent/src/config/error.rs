@@ -140,6 +140,72 @@ pub enum FileError {
         /// Its mode.
         mode: u32,
     },
+    /// The fence file can be read by others.
+    #[error("{} is no file that only its owner can read (mode {mode:04o}); run `chmod 600` on it, and change the passwords in it if others may have read them", .path.display())]
+    FenceMode {
+        /// The fence file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// The fence file belongs to somebody who could change it.
+    #[error("{} belongs to the user {uid}; it must belong to root: run `chown root` on it, and look what it says", .path.display())]
+    FenceOwner {
+        /// The fence file.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
+    /// A host has two fence devices.
+    #[error("{}: host \"{host}\" has two devices; leave one out", .path.display())]
+    FenceTwice {
+        /// The fence file.
+        path: PathBuf,
+        /// The host.
+        host: HostId,
+    },
+    /// Two hosts would be switched by one outlet.
+    #[error("{}: hosts \"{first}\" and \"{second}\" are switched by the same outlet of the same device; correct the address or the plug of one", .path.display())]
+    FenceOutlet {
+        /// The fence file.
+        path: PathBuf,
+        /// The first host.
+        first: HostId,
+        /// The second host.
+        second: HostId,
+    },
+    /// A fence device is for a host that the cluster has not.
+    #[error("{}: there is no host \"{host}\" in this cluster{}", .path.display(), did_you_mean(.nearest.as_deref()))]
+    FenceHost {
+        /// The fence file.
+        path: PathBuf,
+        /// The host.
+        host: HostId,
+        /// The nearest host that exists.
+        nearest: Option<String>,
+    },
+    /// A fence device has an option that cannot be.
+    #[error("{}: the device of \"{host}\": {key} {what}", .path.display())]
+    FenceOption {
+        /// The fence file.
+        path: PathBuf,
+        /// The host.
+        host: HostId,
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A fence agent cannot be run, or should not.
+    #[error("{}: {} {what}", .path.display(), .program.display())]
+    FenceProgram {
+        /// The fence file.
+        path: PathBuf,
+        /// The fence agent.
+        program: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// The cluster key is not 64 hexadecimal digits.
     #[error("{} does not hold a cluster key; it must hold 64 hexadecimal digits (32 bytes), the same on all hosts", .path.display())]
     Key {

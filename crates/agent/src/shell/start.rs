@@ -4,10 +4,11 @@ use super::error::{AgentError, spawn, system};
 use super::inbox::Inbox;
 use super::surroundings::{self, Surroundings};
 use super::{Shell, Wake, members, timers};
-use crate::config::{AgentFile, ClusterFile, ClusterKey, Probe};
+use crate::config::{AgentFile, ClusterFile, ClusterKey, FenceFile, Probe};
 use crate::control::server;
 use crate::datastores::{Datastores, image_roots};
 use crate::events::EventLog;
+use crate::fence::Fences;
 use crate::guard_link::{GuardLink, Seen, Starter};
 use crate::net::ping::icmp_available;
 use crate::net::stream::{Patience, Streamed, Streams, Tls};
@@ -50,6 +51,7 @@ pub fn run_agent(config: &Path) -> Result<(), AgentError> {
     file.check_against(config, &written)?;
     let key = ClusterKey::read(&file.key_file)?;
     let tls = Tls::read(&file)?;
+    let fences = fence_file(&file, &written)?;
     for dir in [&file.run_dir, &file.state_dir, &file.log_dir] {
         twin::private_dir(dir)?;
     }
@@ -67,6 +69,7 @@ pub fn run_agent(config: &Path) -> Result<(), AgentError> {
         kept_issues,
         key,
         tls,
+        fences,
     };
     let result = started.start().map(|(mut shell, wakes)| shell.run(&wakes));
     if let Err(error) = &result {
@@ -74,6 +77,16 @@ pub fn run_agent(config: &Path) -> Result<(), AgentError> {
     }
     seat.leave();
     result
+}
+
+/// The fence devices that this host can ask; none where no file is named.
+fn fence_file(file: &AgentFile, cluster: &ClusterConfig) -> Result<FenceFile, AgentError> {
+    let Some(path) = &file.fence_file else {
+        return Ok(FenceFile::default());
+    };
+    let fences = FenceFile::read(path)?;
+    fences.check_against(path, cluster)?;
+    Ok(fences)
 }
 
 /// The configuration to begin with: the one that was kept when it is newer than the admin's file, which
@@ -106,6 +119,7 @@ struct Starting<'a> {
     kept_issues: Vec<String>,
     key: ClusterKey,
     tls: Tls,
+    fences: FenceFile,
 }
 
 impl Starting<'_> {
@@ -184,6 +198,8 @@ impl Starting<'_> {
         let surroundings = Surroundings::default().look(&own);
         let isolation =
             isolation::addresses(&named, &self.cluster.settings, &surroundings.gateways);
+        let fences = Fences::new(self.fences.devices.clone());
+        agent.set_fence_devices(fences.hosts());
         agent.set_isolation_addresses(isolation.iter().map(ToString::to_string).collect());
         let watching = Arc::clone(&link);
         let to_loop = wake.clone();
@@ -219,6 +235,7 @@ impl Starting<'_> {
             streams,
             datastores,
             vms,
+            fences,
             persister,
             proposals: BTreeMap::new(),
             drills: BTreeMap::new(),

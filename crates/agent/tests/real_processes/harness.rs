@@ -173,6 +173,7 @@ impl Cluster {
                 cert_key_file: "cert.key".into(),
                 boot_id_file: Some("boot_id".into()),
                 cgroup_parent: None,
+                fence_file: None,
                 watchdog: None,
                 guest_oom_score_adj: Default::default(),
                 probe: Probe::Udp { port: probe_port },

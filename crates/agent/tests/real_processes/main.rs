@@ -3,6 +3,7 @@
 mod both_gone;
 mod cluster;
 mod control;
+mod fencing;
 mod guard;
 mod guests;
 mod harness;

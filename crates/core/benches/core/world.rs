@@ -507,7 +507,7 @@ impl<'a> World<'a> {
                 Output::Guard(op, _) => Input::Guard(op, GuardOutcome::Done),
                 Output::Hypervisor(op, _) => Input::Hypervisor(op, HypervisorOutcome::Done),
                 Output::Persist(op, _) | Output::PersistConfig(op, _) => Input::Persisted(op, true),
-                Output::Proposed(..) | Output::Drill(..) => continue,
+                Output::Proposed(..) | Output::Drill(..) | Output::Fence(..) => continue,
                 Output::Ping(op, PingTarget::Host(host)) => {
                     let lost = self.neighbours.get(&host).is_some_and(|n| n.lost);
                     let outcome = if lost {

@@ -36,6 +36,10 @@ impl Agent {
                 Some(Pending::Hypervisor { vm, what }) => self.on_vm_hypervisor(&vm, what, outcome),
                 _ => self.ignore("stale hypervisor answer"),
             },
+            Input::Fenced(op, outcome) => match self.pending.remove(&op) {
+                Some(Pending::Fence { host, issued }) => self.on_fenced(&host, op, issued, outcome),
+                _ => self.ignore("stale answer of a fence device"),
+            },
             Input::Persisted(op, ok) => {
                 if matches!(self.pending.remove(&op), Some(Pending::KeepConfig)) {
                     self.config_kept(ok);
@@ -83,6 +87,7 @@ impl Agent {
             | Pending::Extend
             | Pending::Hypervisor { .. }
             | Pending::KeepConfig
+            | Pending::Fence { .. }
             | Pending::Persist => self.ignore("completion of another kind"),
             Pending::Forget => {}
         }

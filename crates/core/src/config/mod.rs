@@ -28,8 +28,8 @@ pub use places::{
 pub use set::SettingError;
 pub use setting_docs::{SETTINGS, SettingDoc, Span, Values};
 pub use settings::{
-    ApdResponse, CONCURRENT_RESTARTS_MAX, HeartbeatPolicy, HostShutdown, IsolationResponse,
-    PdlResponse, RestartPriority, Settings,
+    ApdResponse, CONCURRENT_RESTARTS_MAX, FenceAction, FenceCutOff, FencePolicy, HeartbeatPolicy,
+    HostShutdown, IsolationResponse, PdlResponse, RestartPriority, Settings,
 };
 pub use timing::{Inequality, Profile, Timing, TimingError};
 pub(crate) use topology::Topology;

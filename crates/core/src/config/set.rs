@@ -4,8 +4,8 @@ use super::duration::parse_duration;
 use super::nearest::nearest;
 use super::setting_docs::{SETTINGS, SettingDoc, Values};
 use super::settings::{
-    ApdResponse, CONCURRENT_RESTARTS_MAX, HeartbeatPolicy, HostShutdown, IsolationResponse,
-    PdlResponse, Settings,
+    ApdResponse, CONCURRENT_RESTARTS_MAX, FenceAction, FenceCutOff, FencePolicy, HeartbeatPolicy,
+    HostShutdown, IsolationResponse, PdlResponse, Settings,
 };
 use super::timing::{Profile, Timing};
 use crate::id::DatastoreId;
@@ -102,6 +102,11 @@ impl Settings {
             "planned_restart" => &mut self.planned_restart,
             "image_lock_check_interval" => &mut self.image_lock_check_interval,
             "clock_check_interval" => &mut self.clock_check_interval,
+            "fence_timeout" => &mut self.fence_timeout,
+            "fence_delay" => &mut self.fence_delay,
+            "fence_retry" => &mut self.fence_retry,
+            "fence_boot_time" => &mut self.fence_boot_time,
+            "fence_check_interval" => &mut self.fence_check_interval,
             _ => return None,
         })
     }
@@ -185,6 +190,29 @@ impl Settings {
                     None
                 } else {
                     Some(time(doc, value)?)
+                }
+            }
+            "fence_policy" => {
+                self.fence_policy = match value {
+                    "off" => FencePolicy::Off,
+                    "dead" => FencePolicy::Dead,
+                    "suspected" => FencePolicy::Suspected,
+                    _ => return None,
+                }
+            }
+            "fence_cut_off" => {
+                self.fence_cut_off = match value {
+                    "never" => FenceCutOff::Never,
+                    "isolated" => FenceCutOff::Isolated,
+                    "partitioned" => FenceCutOff::Partitioned,
+                    _ => return None,
+                }
+            }
+            "fence_action" => {
+                self.fence_action = match value {
+                    "off" => FenceAction::Off,
+                    "cycle" => FenceAction::Cycle,
+                    _ => return None,
                 }
             }
             "host_shutdown" => {

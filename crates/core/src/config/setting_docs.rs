@@ -300,4 +300,40 @@ pub const SETTINGS: &[SettingDoc] = &[
         "true, false",
         "say nothing of hosts with too few heartbeat datastores",
     ),
+    doc(
+        "fence_policy",
+        "off, dead, suspected",
+        "which hosts their fence devices may switch off: none, dead ones, or also those that seem to be",
+    ),
+    doc(
+        "fence_cut_off",
+        "never, isolated, partitioned",
+        "which hosts they may switch off although those live: none, isolated ones, or partitioned ones too",
+    ),
+    doc(
+        "fence_action",
+        "off, cycle",
+        "whether a host that was switched off is switched on again when its VMs are taken over",
+    ),
+    time(
+        "fence_timeout",
+        1_000,
+        "a fence device has so long to do what it is told, and to show that it did",
+    ),
+    time(
+        "fence_delay",
+        0,
+        "a primary waits so long before it switches off while another may mean to switch off its own hosts",
+    ),
+    time("fence_retry", 1_000, "from a fence that failed to the next"),
+    time(
+        "fence_boot_time",
+        0,
+        "a host that has power again after its fence device did not answer is given so long to boot",
+    ),
+    time(
+        "fence_check_interval",
+        10_000,
+        "between two looks at each fence device while all is well",
+    ),
 ];

@@ -94,6 +94,43 @@ pub enum HeartbeatPolicy {
     Only,
 }
 
+/// Which hosts may be switched off by their fence devices, among those that may be dead.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FencePolicy {
+    /// None.
+    Off,
+    /// Those that the verdict calls dead, or whose agent is gone and whose VMs have lost their right to run.
+    #[default]
+    Dead,
+    /// Also those that show no sign of life while their verdict is still to come.
+    Suspected,
+}
+
+/// Which hosts may be switched off although their datastore heartbeat shows that they live.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FenceCutOff {
+    /// None: their VMs run on.
+    #[default]
+    Never,
+    /// Those that say that they are isolated.
+    Isolated,
+    /// Those and partitioned ones.
+    Partitioned,
+}
+
+/// What becomes of a host that was switched off.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FenceAction {
+    /// It stays off until somebody switches it on.
+    #[default]
+    Off,
+    /// It is switched on again once its death is of use to no VM any more.
+    Cycle,
+}
+
 /// All settings of a cluster.
 #[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(from = "super::text::Written", into = "super::text::Written")]
@@ -155,6 +192,22 @@ pub struct Settings {
     pub image_lock_check_interval: Duration,
     /// Time over which other hosts' clocks are compared with this one.
     pub clock_check_interval: Duration,
+    /// Which hosts may be switched off by their fence devices, among those that may be dead.
+    pub fence_policy: FencePolicy,
+    /// Which hosts may be, although they live.
+    pub fence_cut_off: FenceCutOff,
+    /// What becomes of a host that was switched off.
+    pub fence_action: FenceAction,
+    /// A fence device has so long to do what it is told, and to show that it did.
+    pub fence_timeout: Duration,
+    /// A primary waits so long before it switches hosts off while another may mean to switch off its own.
+    pub fence_delay: Duration,
+    /// After a fence that failed, the next begins so long later.
+    pub fence_retry: Duration,
+    /// A host whose fence device did not answer, and then says that it has power, is given so long to boot.
+    pub fence_boot_time: Duration,
+    /// Time between two looks at each fence device while all is well.
+    pub fence_check_interval: Duration,
     /// Settings of a newer version, as text: kept for the agents that know them.
     pub later: BTreeMap<String, String>,
 }
@@ -180,6 +233,16 @@ fn dependency_timeout() -> Duration {
 /// Within what service managers commonly give a service to stop (90 s).
 fn host_shutdown_timeout() -> Duration {
     Duration::from_secs(75)
+}
+
+/// `fence_ipmilan` gives a management controller that does not answer 20 s.
+fn fence_timeout() -> Duration {
+    Duration::from_secs(30)
+}
+
+/// Longer than switching off and asking takes (3.5 s by IPMI, 1 s by Redfish), with room for a slow device.
+fn fence_delay() -> Duration {
+    Duration::from_secs(15)
 }
 
 /// Often enough to find a wrong address long before it is needed, rarely enough to burden nobody's router.
@@ -221,6 +284,14 @@ impl Settings {
             planned_restart: planned_restart(),
             image_lock_check_interval: Duration::from_secs(300),
             clock_check_interval: Duration::from_secs(300),
+            fence_policy: FencePolicy::Dead,
+            fence_cut_off: FenceCutOff::Never,
+            fence_action: FenceAction::Off,
+            fence_timeout: fence_timeout(),
+            fence_delay: fence_delay(),
+            fence_retry: Duration::from_secs(30),
+            fence_boot_time: minutes(5),
+            fence_check_interval: minutes(10),
             later: BTreeMap::new(),
             isolation_addresses: Vec::new(),
             use_default_isolation_address: true,

@@ -3,7 +3,8 @@
 use super::duration::format_duration;
 use super::setting_docs::SETTINGS;
 use super::settings::{
-    ApdResponse, HeartbeatPolicy, HostShutdown, IsolationResponse, PdlResponse, Settings,
+    ApdResponse, FenceAction, FenceCutOff, FencePolicy, HeartbeatPolicy, HostShutdown,
+    IsolationResponse, PdlResponse, Settings,
 };
 use super::timing::Profile;
 use alloc::collections::BTreeMap;
@@ -121,6 +122,23 @@ impl Settings {
             "frozen_limit" => self
                 .frozen_limit
                 .map_or_else(|| "off".to_string(), format_duration),
+            "fence_policy" => match self.fence_policy {
+                FencePolicy::Off => "off",
+                FencePolicy::Dead => "dead",
+                FencePolicy::Suspected => "suspected",
+            }
+            .to_string(),
+            "fence_cut_off" => match self.fence_cut_off {
+                FenceCutOff::Never => "never",
+                FenceCutOff::Isolated => "isolated",
+                FenceCutOff::Partitioned => "partitioned",
+            }
+            .to_string(),
+            "fence_action" => match self.fence_action {
+                FenceAction::Off => "off",
+                FenceAction::Cycle => "cycle",
+            }
+            .to_string(),
             "host_shutdown" => match self.host_shutdown {
                 HostShutdown::RestartElsewhere => "restart_elsewhere",
                 HostShutdown::Wait => "wait",

@@ -148,4 +148,6 @@ pub enum IssueCause {
     KilledNotGone,
     /// The host was reset by its watchdog, or went down without a word while that ran.
     HostWasReset,
+    /// A host cannot be fenced, or its fence device switches something else.
+    FenceWeak,
 }

@@ -358,6 +358,36 @@ pub enum EventKind {
         /// Why.
         reason: String,
     },
+    /// A primary begins to prove a host's death by its power: its fence device is asked, and told to switch off.
+    #[serde(rename = "fence.requested")]
+    FenceRequested {
+        /// The host that is to be off.
+        host: HostId,
+        /// The primary.
+        by: HostId,
+        /// Why.
+        reason: String,
+    },
+    /// A host's power is off, and nothing was heard of it since: it is dead.
+    #[serde(rename = "fence.confirmed")]
+    FenceConfirmed {
+        /// The host.
+        host: HostId,
+        /// The primary.
+        by: HostId,
+        /// What it rests on.
+        reason: String,
+    },
+    /// Nothing was proven by a host's power.
+    #[serde(rename = "fence.failed")]
+    FenceFailed {
+        /// The host.
+        host: HostId,
+        /// The primary.
+        by: HostId,
+        /// Why.
+        reason: String,
+    },
     /// Something about the cluster is weaker than it should be.
     #[serde(rename = "config.issue")]
     ConfigIssue {
@@ -487,6 +517,9 @@ impl EventKind {
             | Self::VmcpApd { .. }
             | Self::VmcpPdl { .. }
             | Self::VmcpCleared { .. }
+            | Self::FenceRequested { .. }
+            | Self::FenceConfirmed { .. }
+            | Self::FenceFailed { .. }
             | Self::ConfigIssue { .. } => None,
         }
     }
@@ -529,6 +562,9 @@ impl EventKind {
             | Self::VmcpSkipped { host, .. }
             | Self::VmIoError { host, .. }
             | Self::VmReset { host, .. }
+            | Self::FenceRequested { host, .. }
+            | Self::FenceConfirmed { host, .. }
+            | Self::FenceFailed { host, .. }
             | Self::ConfigIssue { host, .. } => Some(host),
             Self::VmProtected { .. }
             | Self::VmUnprotected { .. }

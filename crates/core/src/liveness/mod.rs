@@ -110,6 +110,16 @@ impl Peer {
         self.last_ping != Some(PingOutcome::NoAnswer)
     }
 
+    /// When a ping of it was last answered.
+    pub(crate) fn ping_answered_at(&self) -> Option<Instant> {
+        self.ping_answered
+    }
+
+    /// The last ping that ended was answered.
+    pub(crate) fn ping_answered_last(&self) -> bool {
+        self.last_ping == Some(PingOutcome::Answered)
+    }
+
     /// The moment at which the first missing heartbeat was due.
     pub(crate) fn silent_from(&self, interval: Duration) -> Instant {
         self.heard
@@ -389,6 +399,12 @@ impl Agent {
             };
             return Some((HostState::Maintenance, why));
         }
+        if self.is_off(host) {
+            return Some((
+                HostState::Dead,
+                String::from("its fence device calls it off, and nothing was heard of it since"),
+            ));
+        }
         if self.now < silent_from + t.unreachable {
             // Before the time is up nothing is decided; after a heartbeat came the host is live.
             let came = peer.heard.is_some_and(|h| h >= peer.listened_since);
@@ -512,6 +528,36 @@ impl Agent {
         } else {
             DatastoreSign::Unknown
         }
+    }
+
+    /// The verdict is still to come, and nothing speaks against death: no message, no answer to a ping, and a
+    /// datastore heartbeat that stands still where it was written, read at least twice.
+    pub(crate) fn looks_dead(&self, host: &HostId) -> bool {
+        let t = self.timing();
+        let Some(peer) = self.peers.get(host) else {
+            return false;
+        };
+        let silent_from = peer.silent_from(t.network_heartbeat);
+        if self.now < silent_from + t.unreachable
+            || peer.last_ping != Some(PingOutcome::NoAnswer)
+            || matches!(
+                self.datastore_sign(host, silent_from),
+                DatastoreSign::Alive(_)
+            )
+        {
+            return false;
+        }
+        let chosen = self.topology.heartbeat_datastores(host);
+        let stands = |(datastore, store): (&DatastoreId, &Store)| {
+            let writes = chosen.contains(datastore)
+                || peer
+                    .wrote_on
+                    .as_ref()
+                    .is_some_and(|on| on.contains(datastore));
+            let window = store.windows.get(host);
+            writes && window.is_some_and(|w| w.length() > 2 * t.datastore_heartbeat)
+        };
+        self.stores.iter().any(stands)
     }
 
     /// A state's name as events show it.

@@ -13,6 +13,7 @@
 
 mod find;
 mod order;
+mod power;
 mod proof;
 mod rehearse;
 
@@ -194,6 +195,7 @@ impl Agent {
                     if now >= reread
                         && !proven
                         && !self.awaits_heartbeat(&datastore, &record, read_done)
+                        && !self.awaits_power_of_holder(&record, read_done)
                     {
                         self.look(&vm, &datastore);
                         continue;

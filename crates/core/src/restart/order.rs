@@ -195,6 +195,7 @@ impl Agent {
         } else {
             format!("{host} has the most room")
         };
+        let by_power = broken.as_ref().is_some_and(|from| self.is_off(from));
         let Some(restart) = self.restarts.get_mut(&vm) else {
             return;
         };
@@ -211,6 +212,10 @@ impl Agent {
             ),
             (Some(from), Some(false)) => format!(
                 "{from} has killed it, because its storage is lost there, and runs nothing under generation {} any more; the storage refuses its late writes",
+                record.generation
+            ),
+            (Some(from), None) if by_power => format!(
+                "{from} lost it: its power is off since generation {} was read",
                 record.generation
             ),
             (Some(from), None) => format!(

@@ -169,6 +169,23 @@ impl Agent {
         datastore: &DatastoreId,
         record: &LockRecord,
     ) -> Result<(VmSpec, Option<HostId>), Wait> {
+        let spec = self.policy_permits(vm, datastore)?;
+        let Some(holder) = &record.holder else {
+            if let Some(why) = self.waits_for_its_host(record) {
+                return Err(Wait::Worth(WaitCause::HostShutDown, why));
+            }
+            return Ok((spec, None));
+        };
+        self.verdict_permits(vm, datastore, record, &holder.host)?;
+        Ok((spec, Some(holder.host.clone())))
+    }
+
+    /// Do policy and dependencies let it be restarted? The spec, or why not.
+    pub(super) fn policy_permits(
+        &self,
+        vm: &VmId,
+        datastore: &DatastoreId,
+    ) -> Result<VmSpec, Wait> {
         let worth = |cause, why: &str| Err(Wait::Worth(cause, String::from(why)));
         let Some(acting) = self.acting(datastore) else {
             return Err(Wait::Passing(format!("{datastore} is not owned")));
@@ -201,13 +218,17 @@ impl Agent {
                 "its restart priority is disabled",
             );
         }
-        let Some(holder) = &record.holder else {
-            if let Some(why) = self.waits_for_its_host(record) {
-                return Err(Wait::Worth(WaitCause::HostShutDown, why));
-            }
-            return Ok((spec, None));
-        };
-        let host = &holder.host;
+        Ok(spec)
+    }
+
+    /// Does the verdict about its lock's holder let a VM be restarted? Or why not.
+    fn verdict_permits(
+        &self,
+        vm: &VmId,
+        datastore: &DatastoreId,
+        record: &LockRecord,
+        host: &HostId,
+    ) -> Result<(), Wait> {
         let Some(peer) = self.peers.get(host) else {
             if *host == self.me.host {
                 return Err(Wait::Passing(String::from(
@@ -227,10 +248,8 @@ impl Agent {
             .get(datastore)
             .is_some_and(|d| d.fence == FenceClass::Enforced);
         match self.is_given_up(vm, record) {
-            Some(true) => return Ok((spec, Some(host.clone()))),
-            Some(false) if enforced || self.config.settings.accept_late_writes => {
-                return Ok((spec, Some(host.clone())));
-            }
+            Some(true) => return Ok(()),
+            Some(false) if enforced || self.config.settings.accept_late_writes => return Ok(()),
             Some(false) => {
                 return Err(Wait::Worth(
                     WaitCause::LateWrites,
@@ -291,7 +310,7 @@ impl Agent {
                 ));
             }
         }
-        if !enforced && !self.config.settings.accept_late_writes {
+        if self.must_be_off(datastore) && !self.is_off(host) {
             return Err(Wait::Worth(
                 WaitCause::LateWrites,
                 format!(
@@ -299,17 +318,23 @@ impl Agent {
                 ),
             ));
         }
-        Ok((spec, Some(host.clone())))
+        Ok(())
     }
 
     /// Is it proven that nothing of the holder runs under the lock that was read? Or why not yet.
-    fn proven(
+    pub(super) fn proven(
         &self,
         datastore: &DatastoreId,
         host: &HostId,
         record: &LockRecord,
         read_done: Instant,
     ) -> Result<(), Wait> {
+        // Whichever proof is there first. One by power needs neither the time that a right lasts nor an owner's
+        // memory of whom it vouched for.
+        let power = self.power_proof(datastore, host, read_done);
+        if power.is_ok() || self.must_be_off(datastore) {
+            return power.map_err(Wait::Passing);
+        }
         self.window_proof(datastore, host, read_done, record.r#break)
             .map_err(Wait::Passing)?;
         if let Some(why) = self.owner_waits(datastore, host, record.r#break) {

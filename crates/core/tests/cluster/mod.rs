@@ -8,8 +8,9 @@ use mainstay_core::drill::Answer;
 use mainstay_core::event::{Event, EventKind};
 use mainstay_core::id::{BootId, DatastoreId, HostId, InstanceId, OpId, VmId};
 use mainstay_core::io::{
-    Durable, ExitCause, GuardOutcome, GuardRequest, HypervisorOutcome, HypervisorRequest, Input,
-    IoFault, Output, PingOutcome, PingTarget, StorageOutcome, StorageRequest, StorageValue,
+    Durable, ExitCause, FenceOutcome, GuardOutcome, GuardRequest, HypervisorOutcome,
+    HypervisorRequest, Input, IoFault, Output, PingOutcome, PingTarget, StorageOutcome,
+    StorageRequest, StorageValue,
 };
 use mainstay_core::time::{Duration, Instant};
 use mainstay_core::wire::{Envelope, FORMAT_VERSION, LockRecord, Message, PAGE_BYTES, RecordKey};
@@ -411,6 +412,10 @@ impl Cluster {
                     self.proposed.push((of.clone(), ticket, outcome))
                 }
                 Output::Drill(ticket, answer) => self.drills.push((of.clone(), ticket, answer)),
+                Output::Fence(op, ..) => {
+                    let none = FenceOutcome::NotDone("there is no fence device".into());
+                    self.push(of, Input::Fenced(op, none));
+                }
                 Output::Event(Event { at, kind, .. }) => self.events.push((at, of.clone(), kind)),
             }
         }

@@ -135,6 +135,10 @@ pub(crate) fn agent_files() -> Vec<Vec<u8>> {
     ])
 }
 
+pub(crate) fn fence_files() -> Vec<Vec<u8>> {
+    all(&[include_str!("text/fence.toml")])
+}
+
 /// Scenarios as they are written by hand, and one as a campaign writes it.
 pub(crate) fn scenarios() -> Vec<Vec<u8>> {
     let by_hand = [

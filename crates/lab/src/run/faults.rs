@@ -32,9 +32,13 @@ pub(super) fn unplayable(scenario: &Scenario) -> Vec<String> {
             Fault::AgentRestart {
                 formats: Some(_), ..
             } => names.insert("agent.restart into another version (formats)".into()),
+            Fault::FenceDevice { .. } => names.insert(planned.fault.name().into()),
             Fault::NotPlayable(name) => names.insert((*name).into()),
             _ => continue,
         };
+    }
+    if !scenario.fences.is_empty() {
+        names.insert("[[fence]]".into());
     }
     if scenario.hosts.iter().any(|h| h.ppm != 0) {
         names.insert("clocks that drift (clock_ppm)".into());
@@ -126,7 +130,8 @@ impl Stage<'_> {
                 }
             }
             // Nothing of what is played here needs a manager.
-            Fault::ManagerDown
+            Fault::FenceDevice { .. }
+            | Fault::ManagerDown
             | Fault::ManagerUp
             | Fault::ClockDrift { .. }
             | Fault::VmDiskError { .. }

@@ -8,7 +8,7 @@ use clap::Args;
 use mainstay_core::planted::Bug;
 use mainstay_sim::Options;
 use mainstay_sim::campaign::{self, Limits};
-use mainstay_sim::planted::{breaks, bugs};
+use mainstay_sim::planted::{breaks, bugs, shown_by};
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -37,11 +37,20 @@ pub(super) struct PlantedArgs {
     minutes: Option<u64>,
 }
 
+/// What shows a bug.
+#[derive(Clone, Copy)]
+enum By {
+    /// The first seed that does.
+    Seed(u64),
+    /// A scenario that is made for it.
+    Scenario(&'static str),
+}
+
 /// What came of the search for one bug.
 struct Search {
     bug: Bug,
-    /// The first seed that shows it, and the invariant.
-    found: Option<(u64, String)>,
+    /// What shows it, and the invariant.
+    found: Option<(By, String)>,
     /// Seeds that were played.
     played: u64,
     seconds: f64,
@@ -100,8 +109,31 @@ impl PlantedArgs {
         (!failed.properties.is_empty() && clean()).then_some(failed)
     }
 
+    /// The invariant that the bug breaks in the scenario that is made for it, if there is one.
+    fn shown_by_scenario(bug: Bug) -> Option<(&'static str, String)> {
+        let (name, text) = shown_by(bug)?;
+        let scenario = mainstay_sim::parse(name, text).ok()?;
+        let options = Options {
+            bug: Some(bug),
+            ..Options::until_violation()
+        };
+        let failed = failed(&mainstay_sim::run(&scenario, &options))?;
+        let ours = |p: &&String| breaks(bug).contains(&p.as_str());
+        let property = failed.properties.iter().find(ours)?.clone();
+        let clean = mainstay_sim::run(&scenario, &Options::default()).pass();
+        clean.then_some((name, property))
+    }
+
     fn search(&self, bug: Bug) -> Search {
         let began = Instant::now();
+        if let Some((name, property)) = Self::shown_by_scenario(bug) {
+            return Search {
+                bug,
+                found: Some((By::Scenario(name), property)),
+                played: 0,
+                seconds: began.elapsed().as_secs_f64(),
+            };
+        }
         let play = |seed: u64| Played {
             failed: self.shows(bug, seed),
             ..Played::default()
@@ -119,8 +151,12 @@ impl PlantedArgs {
         let found = tally.failures.iter().next();
         Search {
             bug,
-            found: found
-                .map(|(seed, f)| (*seed, f.properties.first().cloned().unwrap_or_default())),
+            found: found.map(|(seed, f)| {
+                (
+                    By::Seed(*seed),
+                    f.properties.first().cloned().unwrap_or_default(),
+                )
+            }),
             played: tally.done.count(),
             seconds: began.elapsed().as_secs_f64(),
         }
@@ -129,12 +165,16 @@ impl PlantedArgs {
     fn tell(&self, search: &Search, json: bool) {
         let (bug, clause) = (search.bug, search.bug.clause());
         let name = format!("{bug:?}");
-        let seed = search.found.as_ref().map(|(seed, _)| *seed);
+        let (seed, scenario) = match search.found.as_ref().map(|(by, _)| *by) {
+            Some(By::Seed(seed)) => (Some(seed), None),
+            Some(By::Scenario(name)) => (None, Some(name)),
+            None => (None, None),
+        };
         let property = search.found.as_ref().map(|(_, property)| property.as_str());
         if json {
             let text = serde_json::json!({
                 "type": "planted", "bug": name, "clause": clause, "breaks": breaks(bug),
-                "seed": seed, "property": property, "seeds": search.played,
+                "seed": seed, "scenario": scenario, "property": property, "seeds": search.played,
                 "replay": seed.map(|seed| self.replay(bug, seed)),
             });
             line(&text.to_string());
@@ -147,7 +187,8 @@ impl PlantedArgs {
         let seed = seed.map_or_else(|| "-".to_owned(), |seed| seed.to_string());
         let seconds = search.seconds;
         line(&format!(
-            "{mark} {name:<24} {property:<9} {seed:>5} {seconds:>7.1} s  {clause}"
+            "{mark} {name:<24} {property:<9} {seed:>5} {seconds:>7.1} s  {clause}{}",
+            scenario.map_or_else(String::new, |name| format!(" (scenarios/{name}.toml)"))
         ));
     }
 }

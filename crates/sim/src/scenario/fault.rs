@@ -20,6 +20,21 @@ pub enum StorageFault {
     Full,
 }
 
+/// What is wrong with a fence device.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FenceFault {
+    /// It answers nobody.
+    Dead,
+    /// It takes that long.
+    Slow(Nanos),
+    /// It says that it did what it was told, and does nothing; what it says of the power is true.
+    Stuck,
+    /// It says that it did what it was told and that there is no power, and does nothing.
+    Lies,
+    /// Nothing any more.
+    Heal,
+}
+
 /// One event. Hosts, VMs, datastores and networks are indices into the scenario's lists.
 #[derive(Clone, PartialEq, Debug)]
 #[expect(
@@ -166,6 +181,11 @@ pub enum Fault {
     VmDelete {
         vm: usize,
     },
+    /// What is wrong with a host's fence device, or with all.
+    FenceDevice {
+        host: Option<usize>,
+        fault: FenceFault,
+    },
     ManagerDown,
     ManagerUp,
     /// A known event without behaviour behind it yet.
@@ -284,6 +304,11 @@ pub const EVENTS: &[EventDoc] = &[
     doc("maintenance.enter", &["host"], &[]),
     doc("maintenance.exit", &["host"], &[]),
     doc("config.set", &["key", "value"], &["host"]),
+    doc("fence_device.dead", &["host"], &[]),
+    doc("fence_device.slow", &["host", "time"], &[]),
+    doc("fence_device.stuck", &["host"], &[]),
+    doc("fence_device.lies", &["host"], &[]),
+    doc("fence_device.heal", &[], &["host"]),
     doc("manager.down", &[], &[]),
     doc("manager.up", &[], &[]),
     later("app.hang", &["vm"]),
@@ -361,6 +386,13 @@ impl Fault {
             Self::Config { name, .. } => name,
             Self::VmCreate { .. } => "vm.create",
             Self::VmDelete { .. } => "vm.delete",
+            Self::FenceDevice { fault, .. } => match fault {
+                FenceFault::Dead => "fence_device.dead",
+                FenceFault::Slow(_) => "fence_device.slow",
+                FenceFault::Stuck => "fence_device.stuck",
+                FenceFault::Lies => "fence_device.lies",
+                FenceFault::Heal => "fence_device.heal",
+            },
             Self::ManagerDown => "manager.down",
             Self::ManagerUp => "manager.up",
             Self::NotPlayable(name) => name,
@@ -479,6 +511,12 @@ impl Fault {
                 out.push(("power", json!(if *on { "on" } else { "off" })));
             }
             Self::VmDelete { vm } => out.push(("vm", name(&names.vms, *vm))),
+            Self::FenceDevice { host: h, fault } => {
+                out.extend(h.iter().map(host));
+                if let FenceFault::Slow(t) = fault {
+                    out.push(("time", time(*t)));
+                }
+            }
             Self::VmCrash { vm }
             | Self::VmOomKill { vm }
             | Self::GuestShutdown { vm }

@@ -7,7 +7,7 @@ mod read;
 mod tests;
 mod write;
 
-pub use fault::{EVENTS, EventDoc, Fault, Names, StorageFault};
+pub use fault::{EVENTS, EventDoc, Fault, FenceFault, Names, StorageFault};
 pub(crate) use parse::CLUSTER;
 pub use parse::{ScenarioError, parse};
 pub use write::to_toml;
@@ -57,6 +57,21 @@ pub struct DatastoreSetup {
     pub image_locks: bool,
     /// How long it keeps those of a host that it lost.
     pub image_lock_expiry: Nanos,
+}
+
+/// A host's fence device.
+#[derive(Clone, PartialEq, Debug)]
+pub struct FenceSetup {
+    /// The host that it is meant for, by index.
+    pub host: usize,
+    /// The host whose power it really has; none: a machine outside the cluster.
+    pub switches: Option<usize>,
+    /// From being told to having switched; it tells the power in a quarter of that.
+    pub takes: Nanos,
+    /// It has no power where its host has none, and answers nobody then.
+    pub dies_with_host: bool,
+    /// It can be asked who it switches, before it does.
+    pub says_who: bool,
 }
 
 /// One planned event.
@@ -125,6 +140,8 @@ pub struct Scenario {
     pub created: BTreeMap<VmId, VmSpec>,
     /// Datastores, in the file's order.
     pub datastores: Vec<DatastoreSetup>,
+    /// Fence devices, in the file's order.
+    pub fences: Vec<FenceSetup>,
     /// What happens, by time.
     pub events: Vec<Planned>,
     /// What is expected.

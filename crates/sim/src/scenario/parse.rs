@@ -2,7 +2,7 @@
 
 use super::fault::VM_KEYS;
 use super::read::{Section, Source, Text, plain};
-use super::{DatastoreSetup, HostSetup, Planned, Scenario, VmSetup, Weather};
+use super::{DatastoreSetup, FenceSetup, HostSetup, Planned, Scenario, VmSetup, Weather};
 use crate::clock::{Nanos, SECOND};
 use crate::expect::Expect;
 use mainstay_core::config::{
@@ -49,6 +49,7 @@ const TOP: &[&str] = &[
     "expect",
     "weather",
     "liveness",
+    "fence",
 ];
 const DATASTORE: &[&str] = &[
     "id",
@@ -69,6 +70,7 @@ const HOST: &[&str] = &[
     "clock_ppm",
     "formats",
 ];
+const FENCE: &[&str] = &["host", "switches", "takes", "dies_with_host", "says_who"];
 const RULE: &[&str] = &["kind", "mandatory", "vms", "hosts"];
 const WEATHER: &[&str] = &[
     "loss",
@@ -121,6 +123,7 @@ pub fn parse(file: &str, text: &str) -> Read<Scenario> {
     top.need("duration")?;
     let mut building = Building::new(&top)?;
     building.hosts(&top)?;
+    building.fences(&top)?;
     building.vms(&top)?;
     building.rules(&top)?;
     building.events(&top)?;
@@ -135,6 +138,7 @@ struct Building<'a> {
     datastores: Vec<(DatastoreSpec, DatastoreSetup)>,
     networks: Vec<String>,
     hosts: Vec<(HostSpec, HostSetup)>,
+    fences: Vec<FenceSetup>,
     vms: Vec<(VmSpec, VmSetup)>,
     /// VMs that are there when the run begins; the others are created by events.
     at_the_start: usize,
@@ -161,6 +165,7 @@ impl<'a> Building<'a> {
             datastores: Vec::new(),
             networks: Vec::new(),
             hosts: Vec::new(),
+            fences: Vec::new(),
             vms: Vec::new(),
             at_the_start: 0,
             rules: Vec::new(),
@@ -289,6 +294,36 @@ impl<'a> Building<'a> {
                     formats: formats(&section)?.unwrap_or(FORMAT_VERSION),
                 };
                 self.hosts.push((spec, setup));
+            }
+        }
+        Ok(())
+    }
+
+    /// Fence devices: one of a host, or where no host is named one of each.
+    fn fences(&mut self, top: &Section<'a, '_>) -> Read<()> {
+        for (table, at) in top.tables("fence")? {
+            let section = Section::new(self.source, table, at, "a fence device", FENCE)?;
+            let hosts = match section.text("host")? {
+                Some(text) => vec![self.host(&text)?],
+                None => (0..self.hosts.len()).collect(),
+            };
+            let switches = section.text("switches")?;
+            for host in hosts {
+                if self.fences.iter().any(|f| f.host == host) {
+                    return section.error("host", "a host has one fence device; leave one out");
+                }
+                let switches = match &switches {
+                    None => Some(host),
+                    Some(text) if text.text == "nothing" => None,
+                    Some(text) => Some(self.host(text)?),
+                };
+                self.fences.push(FenceSetup {
+                    host,
+                    switches,
+                    takes: section.time("takes")?.unwrap_or(SECOND),
+                    dies_with_host: section.truth("dies_with_host")?.unwrap_or(false),
+                    says_who: section.truth("says_who")?.unwrap_or(false),
+                });
             }
         }
         Ok(())
@@ -458,6 +493,7 @@ impl<'a> Building<'a> {
             hosts,
             vms,
             datastores,
+            fences: self.fences,
             events: self.events,
             expects: self.expects,
             weather: weather(top)?,

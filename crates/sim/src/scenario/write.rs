@@ -112,6 +112,21 @@ fn write(s: &Scenario, out: &mut String) -> std::fmt::Result {
         )?;
         writeln!(out, "clock_ppm = {}\nformats = {}", h.ppm, h.formats)?;
     }
+    for f in &s.fences {
+        let of = |h: usize| names.hosts.get(h).map_or("?", String::as_str);
+        let switches = f.switches.map_or("nothing", of);
+        writeln!(
+            out,
+            "\n[[fence]]\nhost = \"{}\"\nswitches = \"{switches}\"\ntakes = {}",
+            of(f.host),
+            ms(f.takes)
+        )?;
+        writeln!(
+            out,
+            "dies_with_host = {}\nsays_who = {}",
+            f.dies_with_host, f.says_who
+        )?;
+    }
     for v in &s.vms {
         let Some(spec) = s.config.vms.get(&v.id) else {
             continue;

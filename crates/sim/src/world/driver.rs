@@ -116,6 +116,7 @@ impl World<'_> {
             Output::Storage(op, datastore, request) => self.storage(host, op, &datastore, request),
             Output::Guard(op, request) => self.guard_request(host, op, request),
             Output::Hypervisor(op, request) => self.hypervisor(host, op, request),
+            Output::Fence(op, target, request) => self.fence(host, op, &target, request),
             Output::Persist(op, durable) => {
                 self.persist(host, op, Kept::State(Box::new(durable)));
             }
@@ -232,8 +233,10 @@ impl World<'_> {
         }
         let names = self.isolation_addresses(host);
         let formats = self.hosts[host].formats;
+        let devices = self.fence_devices();
         if let Some(agent) = &mut self.hosts[host].agent {
             agent.set_isolation_addresses(names);
+            agent.set_fence_devices(devices);
             agent.note_handed();
             agent.understand_up_to(formats);
         }

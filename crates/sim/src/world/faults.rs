@@ -142,6 +142,7 @@ impl World<'_> {
                 let id = self.vms[*vm].id.clone();
                 self.wish_change(vec![Change::RemoveVm(id)], None, None);
             }
+            Fault::FenceDevice { host, fault } => self.fence_fault(*host, *fault),
             Fault::ManagerDown | Fault::ManagerUp | Fault::NotPlayable(_) => {}
         }
     }
@@ -214,7 +215,7 @@ impl World<'_> {
         }
     }
 
-    fn power_on(&mut self, host: usize) {
+    pub(super) fn power_on(&mut self, host: usize) {
         let h = &mut self.hosts[host];
         if h.powered {
             return;

@@ -6,7 +6,8 @@ use super::{Happening, World};
 use crate::clock::{MS, Nanos};
 use crate::expect::VmFacts;
 use crate::invariants::{Fact, KillCause, Runner};
-use mainstay_core::config::FenceClass;
+use crate::scenario::Fault;
+use mainstay_core::config::{Change, FenceClass};
 use mainstay_core::id::{Generation, OpId, VmId};
 use mainstay_core::io::{ExitCause, HypervisorOutcome, HypervisorRequest, Input};
 use mainstay_core::time::Instant;
@@ -462,11 +463,14 @@ impl World<'_> {
             self.vms[vm].newest_open == Some(write.instance)
         };
         if !refused && (!enforced || entitled) {
+            // Where late writes are never accepted, a lock on an open datastore is broken only with proof of its
+            // holder's death, and the dead write no more.
+            let proven = !self.accepts_late_writes() && self.instances[write.instance].exists();
             let fact = Fact::WriteLanded {
                 vm,
                 instance: write.instance,
                 generation: write.generation,
-                fenced: enforced,
+                fenced: enforced || proven,
             };
             self.judge.observe(self.now, &fact);
         }
@@ -570,6 +574,19 @@ impl World<'_> {
         let id = self.vms[vm].id.clone();
         self.answer(host, wait, Input::VmExited { vm: id, cause });
         self.vm_changed(vm);
+    }
+
+    /// Late writes are accepted at some time of the run.
+    fn accepts_late_writes(&self) -> bool {
+        const KEY: &str = "accept_late_writes";
+        let sets =
+            |c: &Change| matches!(c, Change::Set { key, value } if key == KEY && value == "true");
+        let scenario = self.scenario;
+        scenario.config.settings.accept_late_writes
+            || scenario.events.iter().any(|e| match &e.fault {
+                Fault::Config { changes, .. } => changes.iter().any(sets),
+                _ => false,
+            })
     }
 
     /// What the world can confirm as a cause for killing this process.

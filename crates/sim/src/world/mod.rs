@@ -6,6 +6,7 @@ mod disk;
 mod drill;
 mod driver;
 mod faults;
+mod fence;
 mod guard;
 mod guest;
 mod instances;
@@ -29,6 +30,7 @@ use crate::trace::{Body, Entry};
 use config::Wish;
 use disk::{Disk, Write};
 use driver::Kept;
+use fence::Device;
 use guard::Words;
 use guest::Vm;
 use instances::Instances;
@@ -39,7 +41,7 @@ use mainstay_core::config::ClusterConfig;
 use mainstay_core::event::EventKind;
 use mainstay_core::guard::Guard;
 use mainstay_core::id::{BootId, DatastoreId, HostId, OpId, VmId};
-use mainstay_core::io::{Durable, ExitCause, Input};
+use mainstay_core::io::{Durable, ExitCause, FenceRequest, Input};
 use mainstay_core::rng::Rng;
 use mainstay_core::time::{Duration, Instant};
 use mainstay_core::wire::RoleTag;
@@ -181,6 +183,12 @@ enum Happening {
         host: usize,
         boot: u64,
         reboot: bool,
+    },
+    /// A fence device does what it was told; who waits for its answer.
+    Fence {
+        asked: Option<(usize, u64, OpId)>,
+        target: usize,
+        request: FenceRequest,
     },
     DropImageLocks {
         host: usize,
@@ -349,6 +357,8 @@ struct World<'s> {
     hosts: Arena<Host>,
     vms: Arena<Vm>,
     disks: Arena<Disk>,
+    /// The fence devices, by host.
+    devices: BTreeMap<usize, Device>,
     instances: Instances,
     ops: Arena<Option<Op>>,
     /// Renewals whose effect may be still to come, for each host and datastore.
@@ -409,6 +419,7 @@ impl<'s> World<'s> {
             hosts: Arena::default(),
             vms: Arena::default(),
             disks: Arena::default(),
+            devices: BTreeMap::new(),
             instances: Instances::new(scenario.vms.len(), scenario.hosts.len()),
             ops: Arena::default(),
             renewals: BTreeMap::new(),
@@ -545,6 +556,11 @@ impl<'s> World<'s> {
             Happening::AgentStart { host, boot } => self.agent_start(host, boot),
             Happening::GuardStart { host, boot } => self.guard_start(host, boot),
             Happening::HostStops { host, boot, reboot } => self.host_stops(host, boot, reboot),
+            Happening::Fence {
+                asked,
+                target,
+                request,
+            } => self.device_acts(asked, target, request),
             Happening::DropImageLocks { host, disk, lost } => {
                 self.drop_image_locks(host, disk, lost)
             }

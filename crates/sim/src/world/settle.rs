@@ -88,6 +88,7 @@ impl World<'_> {
             );
         }
         self.make_disks();
+        self.make_fence_devices();
         self.at(MS, Happening::Settle);
     }
 

@@ -36,6 +36,7 @@ fn tls(dir: &Path, ca: &Ca, host: &HostId) -> Tls {
         cert_key_file: at("key"),
         boot_id_file: None,
         cgroup_parent: None,
+        fence_file: None,
         watchdog: None,
         guest_oom_score_adj: Default::default(),
         probe: Probe::Icmp,

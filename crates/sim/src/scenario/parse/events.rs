@@ -1,6 +1,6 @@
 //! The events of a scenario.
 
-use super::super::fault::{EVENTS, EventDoc, Fault, StorageFault};
+use super::super::fault::{EVENTS, EventDoc, Fault, FenceFault, StorageFault};
 use super::super::read::{Section, Text, plain};
 use super::super::{Planned, VmSetup};
 use super::{Building, POWER, Read, formats};
@@ -198,6 +198,10 @@ impl<'a> Building<'a> {
             datastore: datastore.unwrap_or(0),
             host: maybe_host,
         };
+        let device = |fault| Fault::FenceDevice {
+            host: maybe_host,
+            fault,
+        };
         let some_vm = vm.unwrap_or(0);
         if !doc.playable {
             return Ok(Fault::NotPlayable(doc.name));
@@ -307,6 +311,11 @@ impl<'a> Building<'a> {
             "maintenance.enter" => self.maintenance("maintenance.enter", host, true),
             "maintenance.exit" => self.maintenance("maintenance.exit", host, false),
             "config.set" => self.config_set(section, maybe_host)?,
+            "fence_device.dead" => device(FenceFault::Dead),
+            "fence_device.slow" => device(FenceFault::Slow(time)),
+            "fence_device.stuck" => device(FenceFault::Stuck),
+            "fence_device.lies" => device(FenceFault::Lies),
+            "fence_device.heal" => device(FenceFault::Heal),
             "manager.down" => Fault::ManagerDown,
             "manager.up" => Fault::ManagerUp,
             other => {

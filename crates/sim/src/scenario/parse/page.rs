@@ -2,7 +2,7 @@
 
 use super::super::fault::EVENTS;
 use super::fields::{FAULT, KINDS};
-use super::{DATASTORE, HOST, RULE, TOP, VM_KEYS, WEATHER};
+use super::{DATASTORE, FENCE, HOST, RULE, TOP, VM_KEYS, WEATHER};
 
 const PAGE: &str = include_str!("../../../../../docs/simulation.md");
 
@@ -26,11 +26,12 @@ fn about(name: &str) -> &'static str {
 
 #[test]
 fn every_key_of_a_scenario_stands_on_the_page() {
-    let tables: [(&str, &[&str]); 4] = [
+    let tables: [(&str, &[&str]); 5] = [
         ("[[datastore]]", DATASTORE),
         ("[[host]]", HOST),
         ("[[vm]]", VM_KEYS),
         ("[[rule]]", RULE),
+        ("[[fence]]", FENCE),
     ];
     for (table, keys) in tables {
         let row = about(table);
