@@ -32,7 +32,7 @@ Commands:
                           install what the tests need where it is missing, then run every check
   tidy                    the checks that no compiler makes: boundaries, lengths, waits, sources
   planted [--seeds N]     show that the simulator finds each planted bug within N seeds (1000)
-  model [--bound N] [--model NAME]
+  model [--bound N] [--model NAME] [--case TEXT]
                           every interleaving of locks, rights, owners and slots within bounds; 1 is what the
                           tests explore (2)
   bench [--runs N] [--profile NAME]...

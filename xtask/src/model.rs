@@ -17,6 +17,7 @@ const AS_THE_TESTS: u32 = 1;
 pub(crate) fn main(arguments: &[String]) -> Result<()> {
     let mut bound = AS_THE_TESTS + 1;
     let mut model = None;
+    let mut case = None;
     let mut rest = arguments.iter();
     while let Some(argument) = rest.next() {
         match argument.as_str() {
@@ -36,23 +37,27 @@ pub(crate) fn main(arguments: &[String]) -> Result<()> {
                 }
                 model = Some(value.as_str());
             }
+            "--case" => case = Some(value_of("--case", &mut rest)?.as_str()),
             unknown => bail!("model has no option '{unknown}'; see `cargo xtask help`"),
         }
     }
-    run(bound, model)
+    run(bound, model, case)
 }
 
-/// Explores the models, or one of them, within these bounds.
+/// Explores the models, or one of them, or the cases that have `case` in their names, within these bounds.
 ///
 /// # Errors
 /// When a property is broken, something is not reached, or what is planted is not found.
-pub(crate) fn run(bound: u32, model: Option<&str>) -> Result<()> {
+fn run(bound: u32, model: Option<&str>, case: Option<&str>) -> Result<()> {
     let test = "test --package mainstay-core --lib --features planted model::table";
     let mut command = Cmd::cargo(test)
         .words("-- --ignored --exact --nocapture")
         .env("MAINSTAY_MODEL_BOUND", &bound.to_string());
     if let Some(model) = model {
         command = command.env("MAINSTAY_MODEL", model);
+    }
+    if let Some(case) = case {
+        command = command.env("MAINSTAY_MODEL_CASE", case);
     }
     command.run()
 }

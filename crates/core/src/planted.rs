@@ -99,10 +99,6 @@ pub enum Bug {
     BreakAtEquality,
     /// A heartbeat's value comes again (H12).
     HeartbeatRepeats,
-    /// A window counts though the observer did not read its own heartbeat back (H14).
-    ReadBackSkipped,
-    /// A VM runs by the `freeze` of its host, not by that of its generation (H18).
-    GenerationOutlived,
     /// An owner breaks locks of a host for which it has just vouched (H8).
     VouchForgotten,
     /// An answer counts for the newest request, whichever it answers (H7).
@@ -159,8 +155,6 @@ impl Bug {
         Self::DamagedIsAbsent,
         Self::BreakAtEquality,
         Self::HeartbeatRepeats,
-        Self::ReadBackSkipped,
-        Self::GenerationOutlived,
         Self::VouchForgotten,
         Self::NewestIsAnswered,
     ];
@@ -179,8 +173,6 @@ impl Bug {
                 | Self::DamagedIsAbsent
                 | Self::BreakAtEquality
                 | Self::HeartbeatRepeats
-                | Self::ReadBackSkipped
-                | Self::GenerationOutlived
                 | Self::VouchForgotten
                 | Self::NewestIsAnswered
         )
@@ -280,12 +272,6 @@ impl Bug {
             }
             Self::BreakAtEquality => "the heartbeat stands still for longer than `break` (H12)",
             Self::HeartbeatRepeats => "no heartbeat is written twice (H12)",
-            Self::ReadBackSkipped => {
-                "a window counts when the observer read its own heartbeat back in it (H14)"
-            }
-            Self::GenerationOutlived => {
-                "a VM runs no longer than its generation's own `freeze` (H18)"
-            }
             Self::VouchForgotten => {
                 "an owner breaks no lock of a host for one `break` after its last answer to it (H8)"
             }

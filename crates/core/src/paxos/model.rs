@@ -152,7 +152,8 @@ impl Model for Bounds {
             // With its next slot: so only where it has one.
             Property::sometimes("a host wins after a doubt", |m: &Self, w: &World| {
                 let doubted = w.unknown < m.unknown && !w.hosts[0].writers.is_clean();
-                m.unknown == 0 || m.slots[0].len() < 2 || doubted && w.won_by(0)
+                let may = m.unknown > 0 && m.slots[0].len() > 1 && m.ballots > 1;
+                !may || doubted && w.won_by(0)
             }),
         ]
     }

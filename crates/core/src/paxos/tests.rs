@@ -29,13 +29,6 @@ pub(crate) fn cases(bound: u32) -> Vec<Case> {
             },
         ),
         (
-            "a write lands late or never",
-            Bounds {
-                unknown: 1,
-                ..two()
-            },
-        ),
-        (
             "late writes and a later generation",
             Bounds {
                 unknown: 1,
@@ -44,7 +37,14 @@ pub(crate) fn cases(bound: u32) -> Vec<Case> {
                 ..two()
             },
         ),
-        ("an agent dies", Bounds { deaths: 1, ..two() }),
+        (
+            "an agent dies",
+            Bounds {
+                deaths: 1,
+                ballots: 1,
+                ..two()
+            },
+        ),
         (
             "a host boots and goes on in its slot",
             Bounds {
@@ -66,6 +66,16 @@ pub(crate) fn cases(bound: u32) -> Vec<Case> {
         ),
     ];
     if bound > 1 {
+        holds.extend([
+            (
+                "a write lands late, two ballots",
+                Bounds {
+                    unknown: 1,
+                    ..two()
+                },
+            ),
+            ("an agent dies, two ballots", Bounds { deaths: 1, ..two() }),
+        ]);
         holds.push((
             "two unknown writes, two deaths",
             Bounds {

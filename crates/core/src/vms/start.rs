@@ -4,9 +4,7 @@
 use crate::agent::{Agent, Ask, planted};
 use crate::event::{EventKind, IssueCause, StopReason};
 use crate::id::{DatastoreId, HostId, VmId};
-use crate::io::{
-    Channel, Extension, GuardOutcome, GuardRequest, HypervisorOutcome, HypervisorRequest,
-};
+use crate::io::{Channel, GuardOutcome, GuardRequest, HypervisorOutcome, HypervisorRequest};
 use crate::lock::{LockName, SwapOutcome, Token};
 use crate::tasks::TaskFor;
 use crate::time::Instant;
@@ -625,13 +623,7 @@ impl Agent {
         }
         let (own, _) = self.constants();
         let here = self.vms.values().filter(|v| v.spec.datastore == *datastore);
-        let mut extensions: Vec<Extension> =
-            here.filter_map(|v| v.extended(counted, own)).collect();
-        if planted!(self, GenerationOutlived) {
-            extensions
-                .iter_mut()
-                .for_each(|e| e.deadline = counted + own);
-        }
+        let extensions = here.filter_map(|v| v.extended(counted, own)).collect();
         self.extend(extensions);
     }
 
