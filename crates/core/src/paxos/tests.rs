@@ -99,6 +99,8 @@ pub(crate) fn cases(bound: u32) -> Vec<Case> {
     let case = |(name, bounds): (&str, Bounds)| {
         Case::new("paxos", String::from(name), Expect::Holds, bounds)
     };
+    // A million states: not for the tests.
+    holds.retain(|(name, _)| bound > 1 || !name.starts_with("late writes"));
     let mut cases: Vec<Case> = holds.into_iter().map(case).collect();
     cases.extend(planted());
     cases
