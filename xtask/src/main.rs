@@ -11,6 +11,7 @@
 mod bench;
 mod cmd;
 mod fuzz;
+mod model;
 mod packages;
 mod planted;
 mod test;
@@ -31,6 +32,9 @@ Commands:
                           install what the tests need where it is missing, then run every check
   tidy                    the checks that no compiler makes: boundaries, lengths, waits, sources
   planted [--seeds N]     show that the simulator finds each planted bug within N seeds (1000)
+  model [--bound N] [--model NAME] [--case TEXT]
+                          every interleaving of locks, rights, owners and slots within bounds; 1 is what the
+                          tests explore (2)
   bench [--runs N] [--profile NAME]...
                           failover times of the demo, real processes, embedded guests
   bench core [--only CASE] [--rounds N] [--settle SECONDS] [--calm]
@@ -63,6 +67,7 @@ fn dispatch() -> Result<()> {
         "test" => test::main(rest),
         "tidy" => tidy::main(rest),
         "planted" => planted::main(rest),
+        "model" => model::main(rest),
         "bench" => bench::main(rest),
         "fuzz" => fuzz::main(rest),
         "help" | "--help" | "-h" => {

@@ -258,6 +258,9 @@ pub struct Agent {
     pub(crate) understands: u16,
     #[cfg(feature = "planted")]
     pub(crate) bug: Option<crate::planted::Bug>,
+    /// Only the rooms of the model are run.
+    #[cfg(test)]
+    pub(crate) modelled: bool,
 }
 
 impl Agent {
@@ -341,6 +344,8 @@ impl Agent {
             me: identity,
             #[cfg(feature = "planted")]
             bug: None,
+            #[cfg(test)]
+            modelled: false,
         };
         agent.adopt(found);
         agent.begin_election(ElectionCause::AgentStarted, "the agent started");
@@ -397,6 +402,11 @@ impl Agent {
     /// Does everything that is due; a silent host does nothing.
     pub(crate) fn run(&mut self) {
         if self.in_drill() {
+            return;
+        }
+        #[cfg(test)]
+        if self.modelled {
+            self.run_modelled();
             return;
         }
         self.settle_vms();
@@ -559,6 +569,18 @@ impl Agent {
             datastores: u32::try_from(usable).unwrap_or(u32::MAX),
             host: self.me.host.clone(),
         }
+    }
+
+    /// A model goes on at that time, with numbers that depend on the time alone: what happened in another
+    /// order before is the same state.
+    #[cfg(test)]
+    pub(crate) fn model_at(&mut self, now: Instant, numbers: u64) {
+        self.now = now;
+        self.next_number = numbers;
+        self.nonces = Rng::new(numbers ^ self.me.seed << 40);
+        self.journal.clear();
+        self.ignored.clear();
+        self.shorten_rights();
     }
 
     pub(crate) fn number(&mut self) -> u64 {

@@ -36,6 +36,8 @@ mod isolation;
 mod liveness;
 mod lock;
 mod membership;
+#[cfg(test)]
+mod model;
 mod orphans;
 mod ownership;
 pub mod paxos;

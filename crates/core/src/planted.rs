@@ -101,6 +101,26 @@ pub enum Bug {
     SilentDeviceIsDeath,
     /// A host whose heartbeats go on though its device calls it off is taken for dead.
     FenceSignsIgnored,
+    /// Old generations of a lock are removed from the highest downwards (H11).
+    CleanUpDownwards,
+    /// A removal in doubt does not end a clean-up (H11).
+    CleanUpGoesOn,
+    /// The predecessor of the newest generation is removed with those below it (H11).
+    PredecessorRemoved,
+    /// What lies under the next generation is taken for the own record, whatever its nonce (H4).
+    ForeignLinkIsOwn,
+    /// "Free, and switched off" is believed without reading it once more.
+    EndNotConfirmed,
+    /// A record of a lock that is damaged passes for none.
+    DamagedIsAbsent,
+    /// A lock may be broken when the heartbeat stood still for `break` and no longer (H12).
+    BreakAtEquality,
+    /// A heartbeat's value comes again (H12).
+    HeartbeatRepeats,
+    /// An owner breaks locks of a host for which it has just vouched (H8).
+    VouchForgotten,
+    /// An answer counts for the newest request, whichever it answers (H7).
+    NewestIsAnswered,
 }
 
 impl Bug {
@@ -154,7 +174,36 @@ impl Bug {
         Self::FenceUnconfirmed,
         Self::SilentDeviceIsDeath,
         Self::FenceSignsIgnored,
+        Self::CleanUpDownwards,
+        Self::CleanUpGoesOn,
+        Self::PredecessorRemoved,
+        Self::ForeignLinkIsOwn,
+        Self::EndNotConfirmed,
+        Self::DamagedIsAbsent,
+        Self::BreakAtEquality,
+        Self::HeartbeatRepeats,
+        Self::VouchForgotten,
+        Self::NewestIsAnswered,
     ];
+
+    /// It shows only where steps follow each other in a way that no random run comes to: the models of the core
+    /// look for it (`cargo xtask model`), and the campaign does not.
+    #[must_use]
+    pub fn is_for_the_models(self) -> bool {
+        matches!(
+            self,
+            Self::CleanUpDownwards
+                | Self::CleanUpGoesOn
+                | Self::PredecessorRemoved
+                | Self::ForeignLinkIsOwn
+                | Self::EndNotConfirmed
+                | Self::DamagedIsAbsent
+                | Self::BreakAtEquality
+                | Self::HeartbeatRepeats
+                | Self::VouchForgotten
+                | Self::NewestIsAnswered
+        )
+    }
 
     /// The clause of the protocol that it takes away, in words; the letters are those of the safety
     /// rules in `docs/protocol.md`.
@@ -252,6 +301,26 @@ impl Bug {
             Self::SilentDeviceIsDeath => "a fence device that does not answer proves nothing",
             Self::FenceSignsIgnored => {
                 "a host that gives signs of life was not switched off, whatever its device says"
+            }
+            Self::CleanUpDownwards => "old generations are removed from the lowest upwards (H11)",
+            Self::CleanUpGoesOn => "a clean-up ends at the first removal in doubt (H11)",
+            Self::PredecessorRemoved => {
+                "the newest generation and its predecessor are never removed (H11)"
+            }
+            Self::ForeignLinkIsOwn => "a link is the own one only if its nonce is",
+            Self::EndNotConfirmed => {
+                "a lock that is free and off is read once more before it is believed"
+            }
+            Self::DamagedIsAbsent => {
+                "a damaged record hides what it holds, and nothing is concluded from an older one"
+            }
+            Self::BreakAtEquality => "the heartbeat stands still for longer than `break` (H12)",
+            Self::HeartbeatRepeats => "no heartbeat is written twice (H12)",
+            Self::VouchForgotten => {
+                "an owner breaks no lock of a host for one `break` after its last answer to it (H8)"
+            }
+            Self::NewestIsAnswered => {
+                "an answer counts from the request whose nonce it carries (H7)"
             }
         }
     }

@@ -91,6 +91,20 @@ impl Store {
         }
     }
 
+    /// What decides, of all that is kept: the own writes follow from what is on the datastore.
+    #[cfg(test)]
+    pub(crate) fn decides(&self) -> impl core::hash::Hash {
+        (
+            &self.right,
+            &self.vouched,
+            (self.writing, self.next_write, self.next_poll),
+            &self.reading,
+            self.read_back,
+            &self.windows,
+            &self.quarantine,
+        )
+    }
+
     /// Takes note of how an operation went.
     pub(crate) fn note(&mut self, now: Instant, outcome: &StorageOutcome) {
         self.path.ended(now, outcome);
@@ -168,13 +182,16 @@ impl Agent {
         self.scan_orphans();
     }
 
-    fn renew(&mut self, datastore: &DatastoreId, interval: Duration) {
+    pub(crate) fn renew(&mut self, datastore: &DatastoreId, interval: Duration) {
         let now = self.now;
         match self.stores.get(datastore) {
             Some(s) if !s.writing && now >= s.next_write => {}
             _ => return,
         }
-        let stamp = self.stamp();
+        let mut stamp = self.stamp();
+        if planted!(self, HeartbeatRepeats) {
+            stamp.seq = 1;
+        }
         let seq = stamp.seq;
         let (freeze, r#break) = self.constants();
         let record = HeartbeatRecord { freeze, r#break };
@@ -243,7 +260,7 @@ impl Agent {
         }
     }
 
-    fn observe(&mut self, datastore: &DatastoreId, interval: Duration) {
+    pub(crate) fn observe(&mut self, datastore: &DatastoreId, interval: Duration) {
         let now = self.now;
         let watch_all = self.watches_all();
         let primary = self.role.followed().cloned();
@@ -387,7 +404,8 @@ impl Agent {
         } else {
             self.longest_break(&[lock_break, window.break_named()])
         };
-        if length <= needed {
+        let equal = planted!(self, BreakAtEquality) && length == needed;
+        if length <= needed && !equal {
             return Err(format!(
                 "the heartbeat of {holder} on {datastore} has stood still for {} ms of {} ms",
                 length.as_millis(),

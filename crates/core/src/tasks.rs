@@ -15,7 +15,7 @@ use alloc::string::ToString as _;
 use core::fmt::{self, Display};
 
 /// For whom a lock task works.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) enum TaskFor {
     /// A local VM; what follows depends on its phase.
     Vm(VmId),
@@ -33,14 +33,14 @@ pub(crate) enum TaskFor {
     Tidy,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Hash, Debug)]
 enum Machine {
     Head(HeadRead),
     Swap(Swap),
     Cleanup(Cleanup),
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Hash, Debug)]
 pub(crate) struct Task {
     datastore: DatastoreId,
     name: LockName,
@@ -84,7 +84,7 @@ impl Display for LockOn<'_> {
 }
 
 /// The tasks under way, found by their number, by their purpose and by the time of their next try.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Hash, Debug, Default)]
 pub(crate) struct Tasks {
     all: BTreeMap<u64, Task>,
     /// Clean-ups are not in here: nobody asks for them.
@@ -186,6 +186,8 @@ impl Agent {
         let hint = (known > Generation(0)).then_some(known);
         let (mut head, request) = HeadRead::begin(name.clone(), self.config.cluster_id, hint);
         head.skip_predecessor = planted!(self, NoHeadCheck);
+        head.skip_confirm = planted!(self, EndNotConfirmed);
+        head.damaged_is_absent = planted!(self, DamagedIsAbsent);
         (head, request)
     }
 
@@ -233,6 +235,8 @@ impl Agent {
         swap.skip_check = planted!(self, NoPredecessorCheck);
         swap.skip_list = planted!(self, NoHeadCheck);
         swap.trust_unknown = planted!(self, UnknownIsWon);
+        swap.any_nonce = planted!(self, ForeignLinkIsOwn);
+        swap.remove_predecessor = planted!(self, PredecessorRemoved);
         let request = swap.retry();
         self.begin_task(datastore, name, work_for, Machine::Swap(swap), request);
     }
@@ -452,7 +456,11 @@ impl Agent {
                 record.generation,
                 record.generation,
             );
-            if let Some((cleanup, request)) = Cleanup::begin(task.name.clone(), swap.take_old()) {
+            let downwards = planted!(self, CleanUpDownwards);
+            let old = swap.take_old();
+            if let Some((mut cleanup, request)) = Cleanup::begin(task.name.clone(), old, downwards)
+            {
+                cleanup.ignore_doubt = planted!(self, CleanUpGoesOn);
                 self.begin_task(
                     &task.datastore,
                     task.name,

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 /// What one reading of a heartbeat showed. A missing or damaged heartbeat is a value like any other:
 /// it restarts the window when it appears and shortens nothing (safety rule H21).
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Seen {
     /// These bytes.
     Bytes(Vec<u8>),
@@ -15,7 +15,7 @@ pub(crate) enum Seen {
 }
 
 /// The window on one host's heartbeat on one datastore.
-#[derive(Clone, Debug)]
+#[derive(Clone, Hash, Debug)]
 pub(crate) struct Window {
     value: Seen,
     /// Completion of the first read that showed the value.

@@ -21,7 +21,7 @@ use crate::io::{StorageOutcome, StorageRequest, StorageValue};
 use crate::wire::{Desired, LockRecord};
 use alloc::vec::Vec;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Stage {
     Listing,
     /// Reading this generation, whose predecessors are of no interest.
@@ -35,7 +35,7 @@ enum Stage {
 }
 
 /// A reading of one lock.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct HeadRead {
     name: LockName,
     cluster: u64,
@@ -44,6 +44,10 @@ pub(crate) struct HeadRead {
     unlisted: bool,
     /// A predecessor is not looked for (planted bug).
     pub(crate) skip_predecessor: bool,
+    /// What no swap follows is not read once more (planted bug).
+    pub(crate) skip_confirm: bool,
+    /// A record that is damaged passes for none (planted bug).
+    pub(crate) damaged_is_absent: bool,
     /// A generation that does not name this host ends the reading, whatever is behind it.
     only_of: Option<HostId>,
     /// The newest generation that was found and cannot be understood.
@@ -64,6 +68,8 @@ impl HeadRead {
             stage,
             unlisted: hint.is_some(),
             skip_predecessor: false,
+            skip_confirm: false,
+            damaged_is_absent: false,
             only_of: None,
             damaged: None,
         };
@@ -149,6 +155,12 @@ impl HeadRead {
             (Stage::Confirming(_) | Stage::Supporting(_), StorageValue::NotFound) => {
                 self.to(Stage::Listing)
             }
+            (Stage::Probing(record), StorageValue::Bytes(bytes))
+                if self.damaged_is_absent && LockRecord::decode(self.cluster, bytes).is_err() =>
+            {
+                let record = record.clone();
+                self.found(record)
+            }
             (Stage::Probing(record), StorageValue::Bytes(bytes)) => {
                 let generation = record.generation.next();
                 self.on_record(generation, bytes)
@@ -183,7 +195,7 @@ impl HeadRead {
 
     /// Nothing is behind that one.
     fn found(&mut self, record: LockRecord) -> Step {
-        if is_end(&record) {
+        if is_end(&record) && !self.skip_confirm {
             return self.to(Stage::Confirming(record));
         }
         Step::Head(Some(record))

@@ -23,7 +23,7 @@ use crate::io::StorageRequest;
 use crate::wire::{LockRecord, RecordKey};
 
 /// Which lock of a datastore.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) enum LockName {
     /// A VM's.
     Vm(VmId),

@@ -5,11 +5,11 @@ use crate::time::{Duration, Instant};
 
 /// Names one unbroken stretch of a right. Taken before a swap is issued, compared before the first
 /// instruction: a gap in between shows (safety rules H3 and H5).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Token(u64);
 
 /// The right to run on one datastore.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Hash, Debug, Default)]
 pub(crate) struct Right {
     deadline: Option<Instant>,
     /// When the newest renewal was issued.

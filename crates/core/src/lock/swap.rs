@@ -29,7 +29,7 @@ pub(crate) enum SwapOutcome {
     NotDone(IoFault),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 enum Stage {
     Linking,
     Reading,
@@ -41,7 +41,7 @@ enum Stage {
 }
 
 /// A swap under way.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub(crate) struct Swap {
     name: LockName,
     cluster: u64,
@@ -58,6 +58,12 @@ pub(crate) struct Swap {
     pub(crate) skip_check: bool,
     /// What is above does not count (planted bug).
     pub(crate) skip_list: bool,
+    /// What lies under the own key is taken for the own record (planted bug).
+    pub(crate) any_nonce: bool,
+    /// A stray is left where it is (planted bug).
+    pub(crate) keep_stray: bool,
+    /// The predecessor is removed with what is below it (planted bug).
+    pub(crate) remove_predecessor: bool,
     /// What is below the predecessor, when the swap was won.
     old: Vec<Generation>,
     /// An unknown outcome is taken as won (planted bug).
@@ -90,6 +96,9 @@ impl Swap {
             stubborn: false,
             skip_check: false,
             skip_list: false,
+            any_nonce: false,
+            keep_stray: false,
+            remove_predecessor: false,
             old: Vec::new(),
             trust_unknown: false,
         }
@@ -144,7 +153,9 @@ impl Swap {
             }
             (Stage::Reading, StorageOutcome::Ok(StorageValue::Bytes(bytes))) => {
                 match LockRecord::decode(self.cluster, bytes) {
-                    Ok((_, record)) if record.nonce == self.new.nonce => self.landed(),
+                    Ok((_, record)) if record.nonce == self.new.nonce || self.any_nonce => {
+                        self.landed()
+                    }
                     Ok(_) => Step::Swapped(SwapOutcome::Lost),
                     // A damaged record under our key: whose it is cannot be said.
                     Err(_) => Step::Wait,
@@ -158,11 +169,11 @@ impl Swap {
                     {
                         self.to(Stage::Listing)
                     }
-                    Ok(_) => self.to(Stage::RemovingStray),
+                    Ok(_) => self.stray(),
                     Err(_) => Step::Wait,
                 }
             }
-            (Stage::Verifying, StorageOutcome::Ok(_)) => self.to(Stage::RemovingStray),
+            (Stage::Verifying, StorageOutcome::Ok(_)) => self.stray(),
             (Stage::Listing, StorageOutcome::Ok(StorageValue::Keys(keys))) => self.listed(keys),
             (Stage::Listing, _) => Step::Wait,
             (Stage::RemovingStray, _) => Step::Swapped(SwapOutcome::Lost),
@@ -185,13 +196,23 @@ impl Swap {
         let ignored = self.skip_check || self.skip_list;
         let further = !ignored && there.iter().any(|g| *g > own);
         if further && there.contains(&own) && !there.contains(&own.next()) {
-            return self.to(Stage::RemovingStray);
+            return self.stray();
         }
         if further && self.new.holder.is_some() {
             return Step::Swapped(SwapOutcome::Lost);
         }
-        self.old = there.into_iter().filter(|g| *g < self.from).collect();
+        let with = self.remove_predecessor;
+        let old = |g: &Generation| *g < self.from || with && *g == self.from;
+        self.old = there.into_iter().filter(old).collect();
         Step::Swapped(SwapOutcome::Won)
+    }
+
+    /// What was made is behind the head.
+    fn stray(&mut self) -> Step {
+        if self.keep_stray {
+            return Step::Swapped(SwapOutcome::Lost);
+        }
+        self.to(Stage::RemovingStray)
     }
 
     fn landed(&mut self) -> Step {

@@ -56,6 +56,43 @@ pub(crate) struct Acting {
     proven: BTreeMap<HostId, Instant>,
 }
 
+impl Own {
+    /// What decides, of all that is kept.
+    #[cfg(test)]
+    pub(crate) fn decides(&self) -> impl core::hash::Hash {
+        let acting = match self {
+            Self::Acting(a) => Some((
+                (a.generation, a.token, a.won_at, &a.predecessor),
+                (a.loading.is_some(), a.longest_break),
+                (&a.answers, &a.proven),
+            )),
+            _ => None,
+        };
+        let waiting = match self {
+            Self::Waiting {
+                record,
+                read_done,
+                next,
+            } => Some((record, *read_done, *next)),
+            _ => None,
+        };
+        let next = match self {
+            Self::None { next } => Some(*next),
+            _ => None,
+        };
+        let swapping = match self {
+            Self::Swapping {
+                token,
+                predecessor,
+                named,
+            } => Some((*token, predecessor, *named)),
+            _ => None,
+        };
+        let kind = core::mem::discriminant(self);
+        (kind, acting, waiting, next, swapping)
+    }
+}
+
 impl Acting {
     /// For how much longer locks of a host are not broken because this owner vouched for it.
     pub(crate) fn vouched_lately(

@@ -31,6 +31,9 @@ mod model;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(crate) use tests::cases;
+
 pub use proposal::{Ask, Outcome, Proposal, Step, Written};
 
 use crate::id::Generation;

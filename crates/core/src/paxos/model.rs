@@ -3,16 +3,15 @@
 
 use super::proposal::Planted;
 use super::*;
-use std::collections::hash_map::DefaultHasher;
-use std::collections::{BTreeMap, HashSet};
-use std::hash::{Hash, Hasher};
+use stateright::{Model, Property};
+use std::collections::BTreeMap;
 use std::vec;
 use std::vec::Vec;
 
 type Value = (u8, u64);
 
 /// How far a model goes.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Bounds {
     /// Slots of each host.
     pub(super) slots: Vec<Vec<u16>>,
@@ -32,14 +31,14 @@ pub(super) struct Bounds {
     pub(super) doubts_forgotten: bool,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Doing {
     Resting,
     Reading(Vec<Sector<Value>>),
     Writing(Block<Value>),
 }
 
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Host {
     writers: Writers<Value>,
     incarnation: u64,
@@ -49,8 +48,8 @@ struct Host {
     doing: Doing,
 }
 
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct World {
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+pub(super) struct World {
     sectors: Vec<Sector<Value>>,
     hosts: Vec<Host>,
     /// Writes that may land at any time, of which host, into which slot.
@@ -63,52 +62,100 @@ struct World {
     broken: Option<&'static str>,
 }
 
-/// What a search found.
-#[derive(Debug, Default)]
-pub(super) struct Found {
-    pub(super) states: usize,
-    pub(super) broken: Option<&'static str>,
-    /// A host won after a proposal of its own had an unknown outcome.
-    pub(super) won_after_doubt: bool,
-    pub(super) won_by: [bool; 3],
-    pub(super) all_decided: bool,
+/// What may happen next.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum Action {
+    /// A host begins a proposal, or reads on.
+    Go(usize),
+    /// A write lands and is acknowledged, in one step: between them nobody sees anything new.
+    Write(usize),
+    /// It lands, and its acknowledgement is lost.
+    WriteUnknown(usize),
+    /// It is given up, and may land later.
+    WriteLate(usize),
+    /// A late write lands.
+    Land(usize),
+    Die,
+    Boot,
 }
 
-/// Searches depth-first, which keeps few states at once, until there is no further state, or a broken one.
-pub(super) fn search(bounds: &Bounds) -> Found {
-    let mut found = Found::default();
-    let mut seen = HashSet::new();
-    let mut queue = vec![World::new(bounds)];
-    while let Some(world) = queue.pop() {
-        found.states += 1;
-        assert!(found.states < 30_000_000, "the bounds are too wide");
-        found.note(&world, bounds);
+pub(super) const TWO_VALUES: &str = "a generation has one value";
+pub(super) const GONE: &str = "what was told to be decided is on the disk";
+
+impl Model for Bounds {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(self)]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
         if world.broken.is_some() {
-            found.broken = world.broken;
-            return found;
+            return;
         }
-        for next in world.steps(bounds) {
-            let mut hasher = DefaultHasher::new();
-            next.hash(&mut hasher);
-            // 64 bits for a few million states: two that share one are not to be expected.
-            if seen.insert(hasher.finish()) {
-                queue.push(next);
+        for (n, host) in world.hosts.iter().enumerate() {
+            match host.doing {
+                Doing::Resting => {
+                    let may = host.target < self.generations && host.tries < self.tries;
+                    if may && host.writers.usable().is_some() {
+                        actions.push(Action::Go(n));
+                    }
+                }
+                Doing::Reading(_) => actions.push(Action::Go(n)),
+                Doing::Writing(_) => {
+                    actions.push(Action::Write(n));
+                    if n == 0 && world.unknown > 0 {
+                        actions.extend([Action::WriteUnknown(n), Action::WriteLate(n)]);
+                    }
+                }
             }
+        }
+        actions.extend((0..world.late.len()).map(Action::Land));
+        if world.deaths > 0 && world.hosts[0].proposal.is_some() {
+            actions.push(Action::Die);
+        }
+        if world.boots > 0 {
+            actions.push(Action::Boot);
         }
     }
-    found
-}
 
-impl Found {
-    fn note(&mut self, world: &World, bounds: &Bounds) {
-        for (host, _) in world.told.values() {
-            if let Some(won) = self.won_by.get_mut(usize::from(*host)) {
-                *won = true;
+    fn next_state(&self, before: &World, action: Action) -> Option<World> {
+        let mut world = before.clone();
+        let mut world = match action {
+            Action::Go(n) => world.go(n, self),
+            Action::Write(n) => world.write(n, true, Written::Done, self),
+            Action::WriteUnknown(n) => world.write(n, true, Written::Unknown, self),
+            Action::WriteLate(n) => world.write(n, false, Written::Unknown, self),
+            Action::Land(at) => {
+                let (_, slot, block) = world.late.remove(at);
+                world.sectors[usize::from(slot)] = Sector::Sound(block);
+                world
             }
-        }
-        let doubted = world.unknown < bounds.unknown && !world.hosts[0].writers.is_clean();
-        self.won_after_doubt |= doubted && world.told.values().any(|(host, _)| *host == 0);
-        self.all_decided |= world.told.len() as u64 == bounds.generations;
+            Action::Die => world.die(self),
+            Action::Boot => world.boot(),
+        };
+        world.judge();
+        Some(world)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(TWO_VALUES, |_, w: &World| w.broken != Some(TWO_VALUES)),
+            Property::always(GONE, |_, w: &World| w.broken != Some(GONE)),
+            Property::sometimes("the first host wins", |_, w: &World| w.won_by(0)),
+            Property::sometimes("the second host wins", |_, w: &World| w.won_by(1)),
+            Property::sometimes("the third host wins", |_, w: &World| w.won_by(2)),
+            Property::sometimes("all is decided", |m: &Self, w: &World| {
+                w.told.len() as u64 == m.generations
+            }),
+            // With its next slot: so only where it has one.
+            Property::sometimes("a host wins after a doubt", |m: &Self, w: &World| {
+                let doubted = w.unknown < m.unknown && !w.hosts[0].writers.is_clean();
+                let may = m.unknown > 0 && m.slots[0].len() > 1 && m.ballots > 1;
+                !may || doubted && w.won_by(0)
+            }),
+        ]
     }
 }
 
@@ -123,6 +170,12 @@ impl Host {
 }
 
 impl World {
+    /// That host won a generation, or there is no such host.
+    fn won_by(&self, n: usize) -> bool {
+        let mut winners = self.told.values().map(|(host, _)| usize::from(*host));
+        n >= self.hosts.len() || winners.any(|host| host == n)
+    }
+
     fn new(bounds: &Bounds) -> Self {
         let slots = bounds.slots.iter().flatten().max().map_or(0, |s| s + 1);
         let sectors = vec![Sector::Blank; usize::from(slots)];
@@ -146,40 +199,13 @@ impl World {
         }
     }
 
-    fn steps(&self, bounds: &Bounds) -> Vec<Self> {
-        let mut next = Vec::new();
-        for n in 0..self.hosts.len() {
-            self.step(n, bounds, &mut next);
-        }
-        for at in 0..self.late.len() {
-            let mut world = self.clone();
-            let (_, slot, block) = world.late.remove(at);
-            world.sectors[usize::from(slot)] = Sector::Sound(block);
-            next.push(world);
-        }
-        if self.deaths > 0 && self.hosts[0].proposal.is_some() {
-            next.push(self.die(bounds));
-        }
-        if self.boots > 0 {
-            next.push(self.boot());
-        }
-        for world in &mut next {
-            world.judge();
-        }
-        next
-    }
-
-    fn step(&self, n: usize, bounds: &Bounds, next: &mut Vec<Self>) {
-        let mut world = self.clone();
-        let host = &mut world.hosts[n];
-        match host.doing.clone() {
-            Doing::Resting => {
-                let Some(slot) = host.writers.usable() else {
-                    return;
-                };
-                if host.target >= bounds.generations || host.tries >= bounds.tries {
-                    return;
-                }
+    /// What a host that rests, or reads, does next.
+    fn go(mut self, n: usize, bounds: &Bounds) -> Self {
+        let host = &mut self.hosts[n];
+        let read = match &host.doing {
+            Doing::Reading(read) => read.clone(),
+            Doing::Resting | Doing::Writing(_) => {
+                let slot = host.writers.usable().expect("it may propose");
                 host.tries += 1;
                 let value = host.value(n);
                 let target = Generation(host.target);
@@ -187,29 +213,29 @@ impl World {
                     Proposal::begin(slot, host.incarnation, target, value, bounds.ballots);
                 proposal.plant(bounds.planted);
                 host.proposal = Some(proposal);
-                world.read(n, Vec::new(), bounds);
-                next.push(world);
+                Vec::new()
             }
-            Doing::Reading(read) => {
-                world.read(n, read, bounds);
-                next.push(world);
-            }
-            // That it lands and is acknowledged is one step: between them nobody sees anything new.
-            Doing::Writing(block) => {
-                let slot = host.proposal.as_ref().expect("it writes for one").slot();
-                let mut landed = world;
-                landed.sectors[usize::from(slot)] = Sector::Sound(block.clone());
-                next.push(landed.clone().written(n, Written::Done, bounds));
-                if n == 0 && self.unknown > 0 {
-                    landed.unknown -= 1;
-                    next.push(landed.written(n, Written::Unknown, bounds));
-                    let mut late = self.clone();
-                    late.unknown -= 1;
-                    late.late.push((n, slot, block));
-                    next.push(late.written(n, Written::Unknown, bounds));
-                }
-            }
+        };
+        self.read(n, read, bounds);
+        self
+    }
+
+    /// What becomes of the write of a host: it lands or not, is acknowledged or not, may land later or not.
+    fn write(mut self, n: usize, lands: bool, written: Written, bounds: &Bounds) -> Self {
+        let host = &self.hosts[n];
+        let Doing::Writing(block) = host.doing.clone() else {
+            return self;
+        };
+        let slot = host.proposal.as_ref().expect("it writes for one").slot();
+        if lands {
+            self.sectors[usize::from(slot)] = Sector::Sound(block);
+        } else {
+            self.late.push((n, slot, block));
         }
+        if written == Written::Unknown {
+            self.unknown -= 1;
+        }
+        self.written(n, written, bounds)
     }
 
     /// Reads the next sector, and with it all before it that nobody can change meanwhile.
@@ -266,7 +292,7 @@ impl World {
             Outcome::Lost(value) => Some(value),
             Outcome::Superseded => None,
             Outcome::NoPredecessor => {
-                self.broken = Some("a generation that was told to be decided is gone");
+                self.broken = Some(GONE);
                 return;
             }
             Outcome::NotDone | Outcome::Unknown => return,
@@ -277,7 +303,7 @@ impl World {
         if let Some(value) = value
             && *self.told.entry(target).or_insert(value) != value
         {
-            self.broken = Some("two values of one generation");
+            self.broken = Some(TWO_VALUES);
         }
     }
 
@@ -320,12 +346,12 @@ impl World {
         let told = self.told.keys().next_back().map(|g| Generation(*g));
         let shown = newest(&self.sectors).map(|(generation, _)| generation);
         if self.broken.is_none() && told > shown {
-            self.broken = Some("a generation that was told to be decided is gone");
+            self.broken = Some(GONE);
         }
         for (generation, value) in &self.told {
             let shown = value_of(&self.sectors, Generation(*generation));
             if shown.is_some_and(|shown| shown != value) {
-                self.broken = Some("two values of one generation");
+                self.broken = Some(TWO_VALUES);
             }
         }
     }

@@ -78,6 +78,12 @@ pub(super) struct Planted {
     pub(super) damaged_is_blank: bool,
     /// The reading that resolved a doubt counts as the one after the write.
     pub(super) doubt_read_counts: bool,
+    /// A promise forgets what was accepted in its slot.
+    pub(super) accepted_forgotten: bool,
+    /// A generation is told to be decided before the disk says so.
+    pub(super) told_early: bool,
+    /// Two processes may have the same ballot.
+    pub(super) ballots_collide: bool,
 }
 
 /// One try.
@@ -183,6 +189,10 @@ impl<V: Clone + PartialEq> Proposal<V> {
         }
         match self.stage {
             Stage::Looking | Stage::Promising => self.accept(sectors),
+            Stage::Accepting if self.planted.told_early => {
+                self.stage = Stage::Recording;
+                self.acknowledged()
+            }
             Stage::Accepting | Stage::Recording => self.record(),
         }
     }
@@ -248,16 +258,19 @@ impl<V: Clone + PartialEq> Proposal<V> {
             .and_then(Sector::block)
             .filter(|block| block.next() == self.generation);
         let highest = self.rivals(sectors).map(|block| block.promised.round).max();
+        let apart = !self.planted.ballots_collide;
         let promised = Ballot {
             round: highest.unwrap_or(0).saturating_add(1),
-            slot: self.slot,
-            incarnation: self.incarnation,
+            slot: if apart { self.slot } else { 0 },
+            incarnation: if apart { self.incarnation } else { 0 },
         };
         self.stage = Stage::Promising;
         self.write(Block {
             base: newest(sectors).map(|(generation, value)| (generation, value.clone())),
             promised,
-            accepted: here.and_then(|block| block.accepted.clone()),
+            accepted: here
+                .and_then(|block| block.accepted.clone())
+                .filter(|_| !self.planted.accepted_forgotten),
             decided: false,
         })
     }

@@ -1,6 +1,9 @@
-use super::model::{Bounds, search};
+use super::model::Bounds;
 use super::proposal::Planted;
 use super::*;
+use crate::model::{Case, Expect, run_all};
+use std::format;
+use std::string::String;
 use std::vec;
 use std::vec::Vec;
 
@@ -15,159 +18,224 @@ fn two() -> Bounds {
     }
 }
 
-fn holds(bounds: &Bounds) -> super::model::Found {
-    let found = search(bounds);
-    assert_eq!(found.broken, None, "{found:?}");
-    assert!(found.all_decided, "{found:?}");
-    found
-}
-
-fn breaks(bounds: &Bounds, how: &str) {
-    let found = search(bounds);
-    assert_eq!(found.broken, Some(how), "{found:?}");
-}
-
-const TWO_VALUES: &str = "two values of one generation";
-
-#[test]
-fn two_hosts_never_decide_two_values() {
-    let bounds = Bounds {
-        generations: 2,
-        ..two()
+/// What must hold, and what must be found when it is taken away.
+pub(crate) fn cases(bound: u32) -> Vec<Case> {
+    let mut holds = vec![
+        (
+            "two hosts, two generations",
+            Bounds {
+                generations: 2,
+                ..two()
+            },
+        ),
+        (
+            "late writes and a later generation",
+            Bounds {
+                unknown: 1,
+                generations: 2,
+                ballots: 1,
+                ..two()
+            },
+        ),
+        (
+            "an agent dies",
+            Bounds {
+                deaths: 1,
+                ballots: 1,
+                ..two()
+            },
+        ),
+        (
+            "a host boots and goes on in its slot",
+            Bounds {
+                boots: 1,
+                unknown: 1,
+                ballots: 1,
+                slots: vec![vec![0], vec![1]],
+                ..two()
+            },
+        ),
+        (
+            "three hosts",
+            Bounds {
+                slots: vec![vec![0], vec![1], vec![2]],
+                ballots: 1,
+                tries: 1,
+                ..two()
+            },
+        ),
+    ];
+    if bound > 1 {
+        holds.extend([
+            (
+                "a write lands late, two ballots",
+                Bounds {
+                    unknown: 1,
+                    ..two()
+                },
+            ),
+            ("an agent dies, two ballots", Bounds { deaths: 1, ..two() }),
+        ]);
+        holds.push((
+            "two unknown writes, two deaths",
+            Bounds {
+                unknown: 2,
+                deaths: 1,
+                ballots: 1,
+                ..two()
+            },
+        ));
+    }
+    if bound > 2 {
+        holds.push((
+            "three hosts, two ballots each",
+            Bounds {
+                slots: vec![vec![0], vec![1], vec![2]],
+                tries: 1,
+                ..two()
+            },
+        ));
+    }
+    let case = |(name, bounds): (&str, Bounds)| {
+        Case::new("paxos", String::from(name), Expect::Holds, bounds)
     };
-    let found = holds(&bounds);
-    assert_eq!(found.won_by, [true, true, false]);
+    // A million states: not for the tests.
+    holds.retain(|(name, _)| bound > 1 || !name.starts_with("late writes"));
+    let mut cases: Vec<Case> = holds.into_iter().map(case).collect();
+    cases.extend(planted());
+    cases
 }
 
-#[test]
-fn a_write_that_lands_late_or_never_decides_nothing_twice() {
-    let found = holds(&Bounds {
-        unknown: 1,
-        ..two()
-    });
-    assert!(found.won_after_doubt, "it goes on with its next slot");
-}
-
-#[test]
-fn late_writes_reach_no_later_generation() {
-    holds(&Bounds {
-        unknown: 1,
-        generations: 2,
-        ballots: 1,
-        ..two()
-    });
-}
-
-#[test]
-fn an_agent_that_dies_leaves_nothing_that_decides_twice() {
-    holds(&Bounds { deaths: 1, ..two() });
-}
-
-#[test]
-fn a_host_that_boots_goes_on_in_its_slot() {
-    let found = holds(&Bounds {
-        boots: 1,
-        unknown: 1,
-        ballots: 1,
-        slots: vec![vec![0], vec![1]],
-        ..two()
-    });
-    assert!(found.won_by[0]);
-}
-
-#[test]
-fn three_hosts_never_decide_two_values() {
-    let found = holds(&Bounds {
-        slots: vec![vec![0], vec![1], vec![2]],
-        ballots: 1,
-        tries: 1,
-        ..two()
-    });
-    assert_eq!(found.won_by, [true; 3]);
-}
-
-#[test]
-fn planted_phase_two_without_its_reading() {
-    let planted = Planted {
-        no_second_reading: true,
-        ..Planted::default()
-    };
-    breaks(&Bounds { planted, ..two() }, TWO_VALUES);
-}
-
-#[test]
-fn planted_the_own_value_whatever_others_accepted() {
-    let planted = Planted {
-        own_value_always: true,
-        ..Planted::default()
-    };
-    breaks(&Bounds { planted, ..two() }, TWO_VALUES);
-}
-
-#[test]
-fn planted_a_slot_and_its_ballots_begun_anew_after_a_start() {
-    let planted = Planted {
-        slot_begins_anew: true,
-        ..Planted::default()
-    };
-    let bounds = Bounds {
-        planted,
-        boots: 1,
-        slots: vec![vec![0], vec![1]],
-        ..two()
-    };
-    let found = search(&bounds);
-    assert!(found.broken.is_some(), "{found:?}");
-}
-
-#[test]
-fn planted_a_slot_used_again_after_an_unknown_write() {
-    let bounds = Bounds {
-        doubts_forgotten: true,
-        ..two()
+/// With each clause of a proposal taken away.
+fn planted() -> Vec<Case> {
+    let none = Planted::default();
+    let without = |name: &str, clause: &'static str, planted: Planted, bounds: Bounds| Case {
+        clause,
+        ..Case::new(
+            "paxos",
+            format!("paxos: {name}"),
+            Expect::Breaks,
+            Bounds { planted, ..bounds },
+        )
     };
     let unknown = Bounds {
         unknown: 1,
-        ..bounds.clone()
+        ..two()
     };
-    let dies = Bounds {
-        deaths: 1,
-        ..bounds
+    let forgetful = Bounds {
+        doubts_forgotten: true,
+        ..two()
     };
-    for bounds in [unknown, dies] {
-        let found = search(&bounds);
-        assert!(found.broken.is_some(), "{found:?}");
-    }
+    vec![
+        without(
+            "no second reading",
+            "a value is decided after a reading that follows its write",
+            Planted {
+                no_second_reading: true,
+                ..none
+            },
+            two(),
+        ),
+        without(
+            "own value always",
+            "what was accepted under the highest ballot is proposed",
+            Planted {
+                own_value_always: true,
+                ..none
+            },
+            two(),
+        ),
+        without(
+            "slot begun anew",
+            "a process goes on from what its slot says (H20)",
+            Planted {
+                slot_begins_anew: true,
+                ..none
+            },
+            Bounds {
+                boots: 1,
+                slots: vec![vec![0], vec![1]],
+                ..two()
+            },
+        ),
+        without(
+            "doubt forgotten after an unknown write",
+            "a slot with a write in doubt is not written again (H20)",
+            none,
+            Bounds {
+                unknown: 1,
+                ..forgetful.clone()
+            },
+        ),
+        without(
+            "doubt forgotten after a death",
+            "a slot with a write in doubt is not written again (H20)",
+            none,
+            Bounds {
+                deaths: 1,
+                ..forgetful
+            },
+        ),
+        without(
+            "unknown is done",
+            "a write of unknown outcome is not done until it is seen",
+            Planted {
+                unknown_is_done: true,
+                ..none
+            },
+            unknown.clone(),
+        ),
+        without(
+            "resolving reading counts",
+            "sectors that were read before a late write was seen say nothing",
+            Planted {
+                doubt_read_counts: true,
+                ..none
+            },
+            Bounds {
+                // The rival's sector is read first.
+                slots: vec![vec![1], vec![0]],
+                ..unknown
+            },
+        ),
+        Case {
+            expect: Expect::NotFound(
+                "what was only accepted was told to nobody, and who went on from it wrote it down too",
+            ),
+            ..without(
+                "accepted forgotten",
+                "a promise keeps what was accepted in its slot",
+                Planted {
+                    accepted_forgotten: true,
+                    ..none
+                },
+                two(),
+            )
+        },
+        without(
+            "told early",
+            "a generation is told to be decided when the disk says so",
+            Planted {
+                told_early: true,
+                ..none
+            },
+            two(),
+        ),
+        without(
+            "ballots collide",
+            "no two processes have the same ballot",
+            Planted {
+                ballots_collide: true,
+                ..none
+            },
+            two(),
+        ),
+    ]
 }
 
 #[test]
-fn planted_an_unknown_write_taken_for_done() {
-    let planted = Planted {
-        unknown_is_done: true,
-        ..Planted::default()
-    };
-    let bounds = Bounds {
-        planted,
-        unknown: 1,
-        ..two()
-    };
-    assert!(search(&bounds).broken.is_some());
-}
-
-#[test]
-fn planted_the_reading_that_resolved_a_doubt_counts() {
-    let planted = Planted {
-        doubt_read_counts: true,
-        ..Planted::default()
-    };
-    let bounds = Bounds {
-        planted,
-        unknown: 1,
-        // The rival's sector is read first.
-        slots: vec![vec![1], vec![0]],
-        ..two()
-    };
-    breaks(&bounds, TWO_VALUES);
+fn a_generation_has_one_value_and_each_clause_is_needed() {
+    run_all(cases(1));
 }
 
 type Read = Vec<Sector<u8>>;

@@ -55,7 +55,7 @@ pub(crate) struct Restart {
 }
 
 /// Where a restart stands.
-#[derive(Clone, Debug)]
+#[derive(Clone, Hash, Debug)]
 pub(crate) enum Step {
     /// Its lock is to be read, not before that moment.
     Look(Instant),
@@ -90,7 +90,7 @@ enum Held {
 
 impl Restart {
     /// Of a VM that no connected host reports since `now`.
-    fn missed(datastore: DatastoreId, now: Instant) -> Self {
+    pub(crate) fn missed(datastore: DatastoreId, now: Instant) -> Self {
         Self {
             datastore,
             attempt: 0,
@@ -107,6 +107,12 @@ impl Restart {
         }
     }
 
+    /// What decides, of all that is kept.
+    #[cfg(test)]
+    pub(crate) fn decides(&self) -> impl core::hash::Hash {
+        (&self.step, self.attempt, self.order, self.put_off_since)
+    }
+
     /// Its lock names that host, or did when it was last read.
     pub(crate) fn is_held_by(&self, host: &HostId) -> bool {
         !matches!(self.step, Step::Runs { .. })
@@ -121,7 +127,7 @@ impl Restart {
 
 /// What is certain to keep a restart waiting. Numbers and reasons are brought up to date with each
 /// heartbeat.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub(crate) enum Checked {
     /// The verdict about the lock's holder, in that heartbeat.
     Holder(HostState, u64),

@@ -352,7 +352,11 @@ impl Agent {
     ) -> Option<String> {
         let acting = self.acting(datastore)?;
         let needed = acting.longest_break.max(named);
-        if let Some(wait) = acting.vouched_lately(host, self.now, needed) {
+        let forgets = planted!(self, VouchForgotten);
+        if let Some(wait) = acting
+            .vouched_lately(host, self.now, needed)
+            .filter(|_| !forgets)
+        {
             return Some(format!(
                 "this owner vouched for {host} and breaks none of its locks for another {} ms",
                 wait.as_millis()

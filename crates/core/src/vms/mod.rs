@@ -33,7 +33,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 /// Where a VM stands on this host.
-#[derive(Clone, Debug)]
+#[derive(Clone, Hash, Debug)]
 pub(crate) enum Phase {
     /// Reading its lock for a power-on by the user.
     Reading,
@@ -127,6 +127,14 @@ impl LocalVm {
     /// Its right to run has lapsed, and nothing was asked about it since.
     pub(crate) fn is_frozen(&self) -> bool {
         matches!(self.phase, Phase::Frozen { .. })
+    }
+
+    /// What decides, of all that is kept.
+    #[cfg(test)]
+    pub(crate) fn decides(&self) -> impl core::hash::Hash {
+        let wishes = (self.stop, self.again, self.unstarted, self.order.is_some());
+        let times = (self.resume_at, self.retry_at, self.since);
+        (&self.phase, wishes, self.exited, times)
     }
 
     fn new(spec: VmSpec, phase: Phase, now: Instant) -> Self {

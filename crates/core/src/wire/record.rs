@@ -94,7 +94,7 @@ pub struct HeartbeatRecord {
 
 /// Whether a VM's user wants it on. Part of the lock's register, so that a power-off that is on disk
 /// stops every restart that was on its way (the restart's swap fails).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
 pub enum Desired {
     /// It should run.
     On,
@@ -104,7 +104,7 @@ pub enum Desired {
 }
 
 /// One generation of a lock.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct LockRecord {
     /// This generation.
     pub generation: Generation,
@@ -123,7 +123,7 @@ pub struct LockRecord {
 }
 
 /// The mark that a host leaves when it gives a VM's lock back.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub struct GivenBack {
     /// The host.
     pub host: HostId,

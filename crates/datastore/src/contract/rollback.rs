@@ -129,6 +129,8 @@ impl Cluster {
                     };
                     self.push(of, Input::Pinged(op, outcome));
                 }
+                // No host here has a fence device.
+                Output::Fence(..) => {}
                 Output::Storage(op, on, request) => {
                     assert_eq!(on, ds());
                     let outcome = self.hosts.get(of).expect("a host").perform(request);

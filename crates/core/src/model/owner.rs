@@ -1,0 +1,175 @@
+//! Two primaries and a host that runs the VM: the owner lock, vouching, and the breaking of the VM's lock by the
+//! one or the other, with heartbeats that stop, and questions and answers that are late or lost.
+
+use super::hosts::{
+    Action, Bounds, Budget, HANDOVER, LIVES, OWNERS, Part, TAKEOVER, TWICE, VOUCHED, World,
+};
+use super::{Case, Expect, run_all};
+use stateright::{Model, Property};
+#[cfg(feature = "planted")]
+use std::format;
+use std::string::String;
+use std::vec;
+use std::vec::Vec;
+
+#[derive(Clone, Debug)]
+struct Owners {
+    bounds: Bounds,
+    /// It must reach what the rooms are for.
+    reaches: bool,
+}
+
+impl Model for Owners {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(&self.bounds)]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        world.actions(&self.bounds, actions);
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        world.next(&self.bounds, &action)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        let handover = |m: &Self, w: &World| {
+            !m.reaches || m.bounds.parts.len() < 3 || w.reached.contains(HANDOVER)
+        };
+        vec![
+            Property::always(TWICE, |_, w: &World| w.broken != Some(TWICE)),
+            Property::always(LIVES, |_, w: &World| w.broken != Some(LIVES)),
+            Property::always(OWNERS, |_, w: &World| w.broken != Some(OWNERS)),
+            Property::sometimes(TAKEOVER, |m: &Self, w: &World| {
+                !m.reaches || w.reached.contains(TAKEOVER)
+            }),
+            Property::sometimes(VOUCHED, |m: &Self, w: &World| {
+                !m.reaches || w.reached.contains(VOUCHED)
+            }),
+            Property::sometimes(HANDOVER, handover),
+        ]
+    }
+}
+
+fn small() -> Bounds {
+    Bounds {
+        parts: vec![Part::Runs(1), Part::Steady],
+        ticks: 6,
+        freeze: 2,
+        r#break: 2,
+        guard: 0,
+        late_beats: false,
+        late_links: false,
+        late_reads: false,
+        mail: 2,
+        budget: Budget::default(),
+        no_freeze: false,
+        #[cfg(feature = "planted")]
+        bug: None,
+    }
+}
+
+/// With a second primary, and the first one's heartbeat at will.
+fn two(ticks: u64, leads: u8) -> Bounds {
+    Bounds {
+        parts: vec![Part::Runs(1), Part::Leads, Part::Steady],
+        ticks,
+        budget: Budget {
+            leads,
+            ..Budget::default()
+        },
+        ..small()
+    }
+}
+
+/// What must hold, and what must be found when it is taken away.
+pub(super) fn cases(bound: u32) -> Vec<Case> {
+    let more = u64::from(bound.saturating_sub(1));
+    let one = Bounds {
+        ticks: 6 + more,
+        ..small()
+    };
+    let late = Bounds {
+        late_links: true,
+        ..one.clone()
+    };
+    let beats = Bounds {
+        ticks: 3 + more,
+        budget: Budget {
+            beats: 1,
+            ..Budget::default()
+        },
+        ..small()
+    };
+    let all = [
+        ("one owner, the host's heartbeat is dead", one),
+        ("one owner, links land late", late),
+        ("one owner, the heartbeat comes back", beats),
+        ("two owners, one after the other", two(7 + more, 0)),
+    ];
+    let case = |(name, bounds): (&str, Bounds)| {
+        let model = Owners {
+            bounds,
+            reaches: name.contains("dead") || name.starts_with("two"),
+        };
+        Case::new("owner", String::from(name), Expect::Holds, model)
+    };
+    // Two owners take minutes.
+    let all = all
+        .into_iter()
+        .filter(|(name, _)| bound > 1 || !name.starts_with("two"));
+    let cases = all.map(case);
+    #[cfg(feature = "planted")]
+    let cases = cases.chain(planted());
+    cases.collect()
+}
+
+/// With each bug that is planted in the agent.
+#[cfg(feature = "planted")]
+fn planted() -> Vec<Case> {
+    use crate::planted::Bug;
+    // An answer can be on its way for a tick, and still find the VM running.
+    let slow = Bounds {
+        freeze: 4,
+        r#break: 4,
+        ticks: 8,
+        ..small()
+    };
+    let back = Bounds {
+        budget: Budget {
+            beats: 1,
+            ..Budget::default()
+        },
+        ..small()
+    };
+    let all = [
+        (Bug::VouchForgotten, small()),
+        (Bug::NewestIsAnswered, slow.clone()),
+        (Bug::VouchFromAnswer, slow),
+        (Bug::VouchThaws, back),
+        (Bug::OwnerResumes, two(6, 1)),
+    ];
+    let case = |(bug, bounds): (Bug, Bounds)| {
+        let bounds = Bounds {
+            bug: Some(bug),
+            ..bounds
+        };
+        let model = Owners {
+            bounds,
+            reaches: false,
+        };
+        Case {
+            clause: bug.clause(),
+            ..Case::new("owner", format!("{bug:?}"), Expect::Breaks, model)
+        }
+    };
+    all.into_iter().map(case).collect()
+}
+
+#[test]
+fn one_owner_acts_and_each_clause_is_needed() {
+    run_all(cases(1));
+}

@@ -1,0 +1,246 @@
+//! One VM, its host and an owner that may break its lock: heartbeats, freezing, thawing, breaking, releasing and
+//! starting with late, lost and unknown operations, a host that crashes and boots, an agent that dies.
+
+use super::hosts::{Action, Bounds, Budget, LIVES, OWNERS, Part, TAKEOVER, THAW, TWICE, World};
+use super::{Case, Expect, run_all};
+use stateright::{Model, Property};
+#[cfg(feature = "planted")]
+use std::format;
+use std::string::String;
+use std::vec;
+use std::vec::Vec;
+
+#[derive(Clone, Debug)]
+struct OneVm {
+    bounds: Bounds,
+    /// It must reach what the rooms are for.
+    reaches: bool,
+}
+
+impl Model for OneVm {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(&self.bounds)]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        world.actions(&self.bounds, actions);
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        world.next(&self.bounds, &action)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(TWICE, |_, w: &World| w.broken != Some(TWICE)),
+            Property::always(LIVES, |_, w: &World| w.broken != Some(LIVES)),
+            Property::always(OWNERS, |_, w: &World| w.broken != Some(OWNERS)),
+            Property::sometimes(TAKEOVER, |m: &Self, w: &World| {
+                !m.reaches || w.reached.contains(TAKEOVER)
+            }),
+            Property::sometimes(THAW, |m: &Self, w: &World| {
+                !m.reaches || w.reached.contains(THAW)
+            }),
+        ]
+    }
+}
+
+fn small() -> Bounds {
+    Bounds {
+        parts: vec![Part::Runs(1), Part::Steady],
+        ticks: 5,
+        freeze: 2,
+        r#break: 2,
+        guard: 0,
+        late_beats: true,
+        late_links: true,
+        late_reads: false,
+        mail: 0,
+        budget: Budget {
+            beats: 2,
+            ..Budget::default()
+        },
+        no_freeze: false,
+        #[cfg(feature = "planted")]
+        bug: None,
+    }
+}
+
+/// What must hold, and what must be found when it is taken away.
+pub(super) fn cases(bound: u32) -> Vec<Case> {
+    let more = u64::from(bound.saturating_sub(1));
+    let small = || Bounds {
+        ticks: 4 + more,
+        ..small()
+    };
+    let budget = small().budget;
+    let all = [
+        ("heartbeats and links land late", small()),
+        (
+            "an outcome is unknown",
+            Bounds {
+                ticks: 3 + more,
+                budget: Budget {
+                    unknown: 1,
+                    beats: 1,
+                    ..budget
+                },
+                ..small()
+            },
+        ),
+        (
+            "reads are late",
+            Bounds {
+                late_reads: true,
+                late_links: false,
+                budget: Budget { beats: 1, ..budget },
+                ..small()
+            },
+        ),
+        (
+            "the guard takes a tick",
+            Bounds {
+                guard: 1,
+                r#break: 3,
+                ticks: 5 + more,
+                late_links: false,
+                ..small()
+            },
+        ),
+        (
+            "the user switches off and on",
+            Bounds {
+                ticks: 3 + more,
+                late_beats: false,
+                budget: Budget {
+                    offs: 1,
+                    ons: 1,
+                    ..budget
+                },
+                ..small()
+            },
+        ),
+        (
+            "the host crashes and boots",
+            Bounds {
+                late_beats: false,
+                budget: Budget {
+                    crashes: 1,
+                    ons: 1,
+                    ..budget
+                },
+                ..small()
+            },
+        ),
+        (
+            "the agent dies",
+            Bounds {
+                late_beats: false,
+                budget: Budget { kills: 1, ..budget },
+                ..small()
+            },
+        ),
+        (
+            "the timers are raised",
+            Bounds {
+                late_links: false,
+                ticks: 5 + more,
+                budget: Budget {
+                    raises: 1,
+                    ..budget
+                },
+                ..small()
+            },
+        ),
+    ];
+    let case = |(name, bounds): (&str, Bounds)| {
+        // What the rooms are for is reached where nothing but heartbeats and links is late.
+        let plain = name.starts_with("heartbeats");
+        let model = OneVm {
+            bounds,
+            reaches: plain,
+        };
+        Case::new("right", String::from(name), Expect::Holds, model)
+    };
+    // These take minutes: the tests only look for what is planted.
+    let all = all.into_iter().filter(|_| bound > 1);
+    let mut cases: Vec<Case> = all.map(case).collect();
+    let model = OneVm {
+        bounds: Bounds {
+            no_freeze: true,
+            ..small()
+        },
+        reaches: false,
+    };
+    cases.push(Case {
+        clause: "a VM is frozen when its right to run has lapsed",
+        ..Case::new("right", String::from("NoFreeze"), Expect::Breaks, model)
+    });
+    #[cfg(feature = "planted")]
+    cases.extend(planted());
+    cases
+}
+
+/// With each bug that is planted in the agent.
+#[cfg(feature = "planted")]
+fn planted() -> Vec<Case> {
+    use crate::planted::Bug;
+    let calm = Bounds {
+        late_beats: false,
+        late_links: false,
+        ..small()
+    };
+    // An acknowledgement can be two ticks late, and still find the VM running.
+    let slow = Bounds {
+        freeze: 4,
+        r#break: 4,
+        ticks: 7,
+        late_links: false,
+        ..small()
+    };
+    let all = [
+        (Bug::ThawByRead, small()),
+        (Bug::LockReadLast, small()),
+        (Bug::RightFromAcknowledgement, slow),
+        (Bug::BreakAtEquality, small()),
+        (Bug::HeartbeatRepeats, calm.clone()),
+        (
+            Bug::BreakAtFreeze,
+            Bounds {
+                guard: 1,
+                r#break: 3,
+                ..calm.clone()
+            },
+        ),
+        (
+            Bug::WindowTooWide,
+            Bounds {
+                late_reads: true,
+                ..calm.clone()
+            },
+        ),
+    ];
+    let case = |(bug, bounds): (Bug, Bounds)| {
+        let bounds = Bounds {
+            bug: Some(bug),
+            ..bounds
+        };
+        let model = OneVm {
+            bounds,
+            reaches: false,
+        };
+        Case {
+            clause: bug.clause(),
+            ..Case::new("right", format!("{bug:?}"), Expect::Breaks, model)
+        }
+    };
+    all.into_iter().map(case).collect()
+}
+
+#[test]
+fn one_vm_runs_once_and_each_clause_is_needed() {
+    run_all(cases(1));
+}
