@@ -117,6 +117,8 @@ pub enum Bug {
     BreakAtEquality,
     /// A heartbeat's value comes again (H12).
     HeartbeatRepeats,
+    /// A window counts though its end did not show the observer's own last heartbeat (H14).
+    ReadBackSkipped,
     /// An owner breaks locks of a host for which it has just vouched (H8).
     VouchForgotten,
     /// An answer counts for the newest request, whichever it answers (H7).
@@ -182,6 +184,7 @@ impl Bug {
         Self::DamagedIsAbsent,
         Self::BreakAtEquality,
         Self::HeartbeatRepeats,
+        Self::ReadBackSkipped,
         Self::VouchForgotten,
         Self::NewestIsAnswered,
     ];
@@ -200,6 +203,7 @@ impl Bug {
                 | Self::DamagedIsAbsent
                 | Self::BreakAtEquality
                 | Self::HeartbeatRepeats
+                | Self::ReadBackSkipped
                 | Self::VouchForgotten
                 | Self::NewestIsAnswered
         )
@@ -316,6 +320,9 @@ impl Bug {
             }
             Self::BreakAtEquality => "the heartbeat stands still for longer than `break` (H12)",
             Self::HeartbeatRepeats => "no heartbeat is written twice (H12)",
+            Self::ReadBackSkipped => {
+                "a window counts when its end shows the observer's own last heartbeat (H14)"
+            }
             Self::VouchForgotten => {
                 "an owner breaks no lock of a host for one `break` after its last answer to it (H8)"
             }

@@ -41,6 +41,12 @@ pub(crate) struct Store {
     writes: VecDeque<(u64, Instant)>,
     /// Time of issue of the newest own write that was read back.
     read_back: Option<Instant>,
+    /// The newest own write that was acknowledged, by its time of issue; and the same at the time when the reading of
+    /// the own heartbeat that is under way, or was last, was issued.
+    acknowledged: Option<Instant>,
+    to_be_shown: Option<Instant>,
+    /// Time of issue of the newest reading of the own heartbeat that showed what was acknowledged by then.
+    fresh: Option<Instant>,
     pub(crate) windows: BTreeMap<HostId, Window>,
     /// When an operation last succeeded.
     last_ok: Option<Instant>,
@@ -74,6 +80,9 @@ impl Store {
             next_poll: now,
             writes: VecDeque::new(),
             read_back: None,
+            acknowledged: None,
+            to_be_shown: None,
+            fresh: None,
             windows: BTreeMap::new(),
             last_ok: None,
             refuses: false,
@@ -100,6 +109,7 @@ impl Store {
             (self.writing, self.next_write, self.next_poll),
             &self.reading,
             self.read_back,
+            (self.acknowledged, self.to_be_shown, self.fresh),
             &self.windows,
             &self.quarantine,
         )
@@ -239,6 +249,7 @@ impl Agent {
         store.refuses = matches!(outcome, StorageOutcome::NotDone(_));
         match outcome {
             StorageOutcome::Ok(StorageValue::Done) => {
+                store.acknowledged = store.acknowledged.max(Some(issued));
                 store.right.renewed(now, counted, freeze);
                 self.withdraw(IssueCause::HeartbeatNotWritten, datastore);
                 self.withdraw(IssueCause::RecordsMissing, datastore);
@@ -282,6 +293,9 @@ impl Agent {
             .filter(|h| store.reading.insert((*h).clone()))
             .cloned()
             .collect();
+        if wanted.contains(&self.me.host) {
+            store.to_be_shown = store.acknowledged;
+        }
         if !wanted.is_empty() {
             store.path.asks(now);
         }
@@ -334,6 +348,9 @@ impl Agent {
                             .find(|(seq, _)| *seq == stamp.seq)
                             .map(|(_, at)| *at);
                         store.read_back = store.read_back.max(back);
+                        if back.is_some() && back >= store.to_be_shown {
+                            store.fresh = store.fresh.max(Some(issued));
+                        }
                     }
                 }
                 Err(error) => damaged = Some(error),
@@ -415,6 +432,13 @@ impl Agent {
         if store.read_back.is_none_or(|at| at < window.first_done()) {
             return Err(format!(
                 "this host's own heartbeat on {datastore} has not been read back meanwhile"
+            ));
+        }
+        // Reads may have begun to come from a cache since: at the window's end they must show what was last written.
+        let fresh = store.fresh.is_some_and(|at| at >= window.last_issue());
+        if !fresh && !planted!(self, ReadBackSkipped) {
+            return Err(format!(
+                "this host's own last heartbeat on {datastore} has not been read back since"
             ));
         }
         Ok(length)

@@ -76,7 +76,7 @@ impl Machine {
             return None;
         };
         let name = self.name.clone();
-        let (cleanup, request) = Cleanup::begin(name.clone(), swap.take_old())?;
+        let (cleanup, request) = Cleanup::begin(name.clone(), swap.take_old(), false)?;
         let inner = Inner::Cleanup(cleanup);
         Some((Self { name, inner }, request))
     }

@@ -144,6 +144,15 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
             },
         ),
         (
+            "reads come from a cache",
+            Bounds {
+                late_links: false,
+                late_beats: false,
+                budget: Budget { stale: 1, ..budget },
+                ..small()
+            },
+        ),
+        (
             "the timers are raised",
             Bounds {
                 late_links: false,
@@ -188,6 +197,7 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
 #[cfg(feature = "planted")]
 fn planted() -> Vec<Case> {
     use crate::planted::Bug;
+    let budget = small().budget;
     let calm = Bounds {
         late_beats: false,
         late_links: false,
@@ -219,6 +229,17 @@ fn planted() -> Vec<Case> {
             Bug::WindowTooWide,
             Bounds {
                 late_reads: true,
+                ..calm.clone()
+            },
+        ),
+        (
+            Bug::ReadBackSkipped,
+            Bounds {
+                budget: Budget {
+                    stale: 1,
+                    beats: 4,
+                    ..budget
+                },
                 ..calm.clone()
             },
         ),
