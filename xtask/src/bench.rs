@@ -7,8 +7,10 @@ use crate::cmd::Cmd;
 use crate::{value_of, workspace};
 
 pub(crate) fn main(arguments: &[String]) -> Result<()> {
-    if let Some(("core", rest)) = arguments.split_first().map(|(a, rest)| (a.as_str(), rest)) {
-        return core(rest);
+    match arguments.split_first().map(|(a, rest)| (a.as_str(), rest)) {
+        Some(("core", rest)) => return part("mainstay-core", "core", rest),
+        Some(("locks", rest)) => return part("mainstay-datastore", "locks", rest),
+        _ => {}
     }
     let mut runs = 10_u32;
     let mut profiles = Vec::new();
@@ -41,9 +43,10 @@ pub(crate) fn main(arguments: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// What one agent costs; the options are the benchmark's own, which names them when one is wrong.
-fn core(options: &[String]) -> Result<()> {
-    Cmd::cargo("bench --package mainstay-core --bench core --")
+/// A benchmark of one crate; the options are its own, and it names them when one is wrong.
+fn part(package: &str, name: &str, options: &[String]) -> Result<()> {
+    Cmd::cargo("bench --package")
+        .args([package, "--bench", name, "--"].map(String::from))
         .args(options.iter().cloned())
         .run()
 }

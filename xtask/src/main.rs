@@ -39,6 +39,8 @@ Commands:
                           failover times of the demo, real processes, embedded guests
   bench core [--only CASE] [--rounds N] [--settle SECONDS] [--calm]
                           what one agent costs: processor time, allocations, memory (docs/benchmarks.md)
+  bench locks [--dir DIR] [--seconds N] [--only KIND] [--takeover] [--without-sanlock]
+                          what a lock and a heartbeat cost on both kinds of datastore, beside sanlock
   fuzz [TARGET]... [--minutes N]
                           arbitrary bytes for each decoder, ten minutes each; needs cargo-fuzz and nightly
   help                    this text
