@@ -126,6 +126,6 @@ fn required_coverage_fails_a_campaign_that_reaches_too_little() {
     let coverage = lines(&output).swap_remove(0);
     let defects = coverage["defects"].as_array().expect("a list").len();
     assert!(defects > 0, "one seed cannot reach everything");
-    assert_eq!(coverage["counts"]["event"]["fence.confirmed"], Value::Null);
+    assert_eq!(coverage["counts"]["event"]["vm.migrated"], Value::Null);
     assert!(coverage["counts"]["event"]["vm.started"].as_u64() > Some(0));
 }

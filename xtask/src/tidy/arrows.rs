@@ -198,7 +198,7 @@ mod tests {
             ("mainstay", "xtask", None),
             ("mainstay", "mainstay-fuzz", None),
             ("mainstay-agent", "mainstay-fuzz", Some("dev")),
-            ("mainstay-fuzz", "mainstay-datastore", None),
+            ("mainstay-fuzz", "mainstay-lab", None),
             ("xtask", "mainstay-core", None),
         ] {
             let found = check(&depends(package, name, kind));
