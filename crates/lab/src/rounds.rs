@@ -9,7 +9,7 @@
 //! Never here: a fault that is not in the scenario. What a round plays, `mainstay lab run` plays again from a file.
 
 use crate::fail::{Failure, Result};
-use mainstay_core::config::{Profile, Timing};
+use mainstay_core::config::{DatastoreKind, Profile, Timing};
 use mainstay_core::event::EventKind;
 use mainstay_core::rng::Rng;
 use mainstay_sim::{Body, RunResult, Scenario};
@@ -41,6 +41,8 @@ pub struct Wish {
     pub vms: u32,
     /// How long everything takes.
     pub profile: Profile,
+    /// What the datastores are.
+    pub kind: DatastoreKind,
 }
 
 /// What happens to a host in a round.
@@ -192,7 +194,13 @@ pub fn draw(wish: &Wish) -> Result<Rounds> {
         (length * wish.rounds).as_millis(),
         wish.seed
     );
-    text.push_str("[[datastore]]\nid = \"ds-1\"\n[[datastore]]\nid = \"ds-2\"\n");
+    let kind = match wish.kind {
+        DatastoreKind::File => "file",
+        DatastoreKind::Block => "block",
+    };
+    for id in ["ds-1", "ds-2"] {
+        let _ = write!(text, "[[datastore]]\nid = \"{id}\"\nkind = \"{kind}\"\n");
+    }
     let _ = write!(
         text,
         "[[host]]\ncount = {}\nboot_time = \"{}s\"\n",
@@ -343,6 +351,7 @@ mod tests {
             hosts: 3,
             vms: 4,
             profile: Profile::Fast,
+            kind: DatastoreKind::File,
         }
     }
 
@@ -360,6 +369,16 @@ mod tests {
             assert!(seen.contains(act.name()), "{}", act.name());
         }
         assert!(seen.iter().any(|what| what.contains(", and ")));
+    }
+
+    #[test]
+    fn datastores_are_of_the_kind_that_is_wished() {
+        for kind in [DatastoreKind::File, DatastoreKind::Block] {
+            let drawn = draw(&Wish { kind, ..wish(1) }).expect("rounds");
+            let specs = drawn.scenario.config.datastores.values();
+            assert!(specs.clone().all(|d| d.kind == kind) && specs.count() == 2);
+            assert!(unplayable(&drawn.scenario).is_empty());
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::scenarios::line;
 use crate::ui::{Cell, Table, Tone};
 use clap::Args;
 use clap::builder::PossibleValuesParser;
-use mainstay_core::config::Profile;
+use mainstay_core::config::{DatastoreKind, Profile};
 use mainstay_lab::dir::random;
 use mainstay_lab::fail::{Failure, Result};
 use mainstay_lab::rounds::{Count, Rounds, Wish, draw};
@@ -42,6 +42,9 @@ pub(super) struct RoundsArgs {
     /// Timing profile
     #[arg(long, default_value = "fast", value_parser = PossibleValuesParser::new(["classic", "balanced", "fast"]))]
     profile: String,
+    /// What the datastores are
+    #[arg(long, default_value = "file", value_parser = PossibleValuesParser::new(["file", "block"]))]
+    kind: String,
     #[command(flatten)]
     cluster: ClusterArgs,
 }
@@ -65,6 +68,10 @@ impl RoundsArgs {
             hosts: self.hosts,
             vms: self.vms(),
             profile,
+            kind: match self.kind.as_str() {
+                "block" => DatastoreKind::Block,
+                _ => DatastoreKind::File,
+            },
         };
         (0..jobs).map(|job| draw(&wish(job))).collect()
     }
@@ -81,12 +88,13 @@ impl RoundsArgs {
             ""
         };
         format!(
-            "mainstay lab rounds --rounds {} --jobs {} --seed {seed} --hosts {} --vms {} --profile {}{driver}{gluster}",
+            "mainstay lab rounds --rounds {} --jobs {} --seed {seed} --hosts {} --vms {} --profile {} --kind {}{driver}{gluster}",
             self.rounds,
             self.jobs,
             self.hosts,
             self.vms(),
-            self.profile
+            self.profile,
+            self.kind
         )
     }
 }
