@@ -1,52 +1,13 @@
 //! One VM, its host and an owner that may break its lock: heartbeats, freezing, thawing, breaking, releasing and
 //! starting with late, lost and unknown operations, a host that crashes and boots, an agent that dies.
 
-use super::hosts::{Action, Bounds, Budget, LIVES, OWNERS, Part, TAKEOVER, THAW, TWICE, World};
+use super::hosts::{Bounds, Budget, Explored, Part, TAKEOVER, THAW};
 use super::{Case, Expect, run_all};
-use stateright::{Model, Property};
 #[cfg(feature = "planted")]
 use std::format;
 use std::string::String;
 use std::vec;
 use std::vec::Vec;
-
-#[derive(Clone, Debug)]
-struct OneVm {
-    bounds: Bounds,
-    /// It must reach what the rooms are for.
-    reaches: bool,
-}
-
-impl Model for OneVm {
-    type State = World;
-    type Action = Action;
-
-    fn init_states(&self) -> Vec<World> {
-        vec![World::new(&self.bounds)]
-    }
-
-    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
-        world.actions(&self.bounds, actions);
-    }
-
-    fn next_state(&self, world: &World, action: Action) -> Option<World> {
-        world.next(&self.bounds, &action)
-    }
-
-    fn properties(&self) -> Vec<Property<Self>> {
-        vec![
-            Property::always(TWICE, |_, w: &World| w.broken != Some(TWICE)),
-            Property::always(LIVES, |_, w: &World| w.broken != Some(LIVES)),
-            Property::always(OWNERS, |_, w: &World| w.broken != Some(OWNERS)),
-            Property::sometimes(TAKEOVER, |m: &Self, w: &World| {
-                !m.reaches || w.reached.contains(TAKEOVER)
-            }),
-            Property::sometimes(THAW, |m: &Self, w: &World| {
-                !m.reaches || w.reached.contains(THAW)
-            }),
-        ]
-    }
-}
 
 fn small() -> Bounds {
     Bounds {
@@ -168,21 +129,21 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
     let case = |(name, bounds): (&str, Bounds)| {
         // What the rooms are for is reached where nothing but heartbeats and links is late.
         let plain = name.starts_with("heartbeats");
-        let model = OneVm {
+        let model = Explored {
             bounds,
-            reaches: plain,
+            reaches: if plain { &[TAKEOVER, THAW] } else { &[] },
         };
         Case::new("right", String::from(name), Expect::Holds, model)
     };
     // These take minutes: the tests only look for what is planted.
     let all = all.into_iter().filter(|_| bound > 1);
     let mut cases: Vec<Case> = all.map(case).collect();
-    let model = OneVm {
+    let model = Explored {
         bounds: Bounds {
             no_freeze: true,
             ..small()
         },
-        reaches: false,
+        reaches: &[],
     };
     cases.push(Case {
         clause: "a VM is frozen when its right to run has lapsed",
@@ -249,9 +210,9 @@ fn planted() -> Vec<Case> {
             bug: Some(bug),
             ..bounds
         };
-        let model = OneVm {
+        let model = Explored {
             bounds,
-            reaches: false,
+            reaches: &[],
         };
         Case {
             clause: bug.clause(),
