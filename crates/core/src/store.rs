@@ -199,7 +199,7 @@ impl Agent {
             _ => return,
         }
         let mut stamp = self.stamp();
-        if planted!(self, HeartbeatRepeats) {
+        if planted!(self, HeartbeatRepeats) && self.role.is_secondary() {
             stamp.seq = 1;
         }
         let seq = stamp.seq;

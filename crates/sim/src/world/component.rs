@@ -19,6 +19,8 @@ pub(super) struct Loss {
     since: Option<Nanos>,
     /// It has been back since then.
     until: Option<Nanos>,
+    /// Its device was gone when it was lost last.
+    gone: bool,
 }
 
 impl Loss {
@@ -30,6 +32,12 @@ impl Loss {
 
     fn is_lost(self) -> bool {
         self.since.is_some() && self.until.is_none()
+    }
+
+    /// Its device is gone, or was until less than `slack` ago: its host may not have seen it come back.
+    fn is_gone(self, now: Nanos, slack: Nanos) -> bool {
+        let back = self.until.map_or(0, |at| now.saturating_sub(at));
+        self.gone && back < slack
     }
 }
 
@@ -46,8 +54,11 @@ impl World<'_> {
             *loss = Loss {
                 since: loss.since.filter(|_| unseen).or(Some(now)),
                 until: None,
+                gone: faults.gone,
             };
-        } else if !lost && loss.is_lost() {
+        } else if lost {
+            loss.gone = faults.gone;
+        } else if loss.is_lost() {
             loss.until = Some(now);
         }
     }
@@ -74,13 +85,11 @@ impl World<'_> {
         let t = &settings.timing;
         // What the weather holds up counts as lost for the host that waits for it.
         let slow = self.disks[disk].faults(host).slow;
-        let least = |time: Nanos| {
-            let slack = SECOND + self.scenario.weather.stall_ms * MS + slow;
-            (time / 100 * 99).saturating_sub(slack)
-        };
+        let slack = SECOND + self.scenario.weather.stall_ms * MS + slow;
+        let least = |time: Nanos| (time / 100 * 99).saturating_sub(slack);
         let failed = self.vms[vm].disk_fails.get(&host);
         let pdl = failed.is_some_and(|since| now - since >= least(nanos(t.freeze)))
-            || loss.lasted(now) >= least(nanos(t.freeze)) && self.disks[disk].faults(host).gone;
+            || loss.lasted(now) >= least(nanos(t.freeze)) && loss.is_gone(now, slack);
         if pdl && !resets {
             let off = settings.pdl_response != PdlResponse::Restart;
             return off.then(|| String::from("pdl_response is not to restart it"));
