@@ -12,7 +12,7 @@ use mainstay_core::time::nanos;
 /// A path that came back for less than this may not have answered anything meanwhile.
 const UNSEEN: Nanos = 5 * SECOND;
 
-/// How a host's path to a datastore was lost.
+/// How a host's path to a datastore, or to the disk of one VM, was lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Loss {
     /// The last time that it was lost, since then.
@@ -30,8 +30,25 @@ impl Loss {
         self.until.unwrap_or(now).saturating_sub(since)
     }
 
-    fn is_lost(self) -> bool {
+    pub(super) fn is_lost(self) -> bool {
         self.since.is_some() && self.until.is_none()
+    }
+
+    /// It is lost from now on; what came back for less than `unseen` was not back.
+    fn begin(&mut self, now: Nanos, unseen: Nanos, gone: bool) {
+        if !self.is_lost() {
+            let short = self.until.is_some_and(|at| now.saturating_sub(at) < unseen);
+            let since = self.since.filter(|_| short).or(Some(now));
+            (self.since, self.until) = (since, None);
+        }
+        self.gone = gone;
+    }
+
+    /// It is back.
+    pub(super) fn end(&mut self, now: Nanos) {
+        if self.is_lost() {
+            self.until = Some(now);
+        }
     }
 
     /// Its device is gone, or was until less than `slack` ago: its host may not have seen it come back.
@@ -48,18 +65,10 @@ impl World<'_> {
         let Some(loss) = self.disks[disk].losses.get_mut(host) else {
             return;
         };
-        let lost = faults.hang || faults.gone;
-        if lost && !loss.is_lost() {
-            let unseen = loss.until.is_some_and(|at| now.saturating_sub(at) < UNSEEN);
-            *loss = Loss {
-                since: loss.since.filter(|_| unseen).or(Some(now)),
-                until: None,
-                gone: faults.gone,
-            };
-        } else if lost {
-            loss.gone = faults.gone;
-        } else if loss.is_lost() {
-            loss.until = Some(now);
+        if faults.hang || faults.gone {
+            loss.begin(now, UNSEEN, faults.gone);
+        } else {
+            loss.end(now);
         }
     }
 
@@ -87,9 +96,13 @@ impl World<'_> {
         let slow = self.disks[disk].faults(host).slow;
         let slack = SECOND + self.scenario.weather.stall_ms * MS + slow;
         let least = |time: Nanos| (time / 100 * 99).saturating_sub(slack);
+        let gone = |loss: Loss, slack: Nanos| {
+            loss.lasted(now) >= least(nanos(t.freeze)) && loss.is_gone(now, slack)
+        };
+        // A paused VM is tried again so often: until then nobody can see that its disk is back.
+        let retry = nanos(t.poweron_poll);
         let failed = self.vms[vm].disk_fails.get(&host);
-        let pdl = failed.is_some_and(|since| now - since >= least(nanos(t.freeze)))
-            || loss.lasted(now) >= least(nanos(t.freeze)) && loss.is_gone(now, slack);
+        let pdl = gone(loss, slack) || failed.is_some_and(|loss| gone(*loss, slack + retry));
         if pdl && !resets {
             let off = settings.pdl_response != PdlResponse::Restart;
             return off.then(|| String::from("pdl_response is not to restart it"));
@@ -132,8 +145,16 @@ impl World<'_> {
     pub(super) fn disk_error(&mut self, vm: usize, host: Option<usize>) {
         let there = self.instances.living(vm).map(|(_, i)| i.host).next();
         if let Some(host) = host.or(there).or(self.vms[vm].home) {
-            self.vms[vm].disk_fails.entry(host).or_insert(self.now);
+            let unseen = UNSEEN + 2 * nanos(self.settings_of(host).timing.poweron_poll);
+            let loss = self.vms[vm].disk_fails.entry(host).or_default();
+            loss.begin(self.now, unseen, true);
         }
+    }
+
+    /// The disk of a VM fails on that host.
+    pub(super) fn disk_fails(&self, vm: usize, host: usize) -> bool {
+        let loss = self.vms[vm].disk_fails.get(&host);
+        loss.is_some_and(|loss| loss.is_lost())
     }
 
     /// The hypervisor pauses a guest whose write failed, and says so.

@@ -120,7 +120,11 @@ impl World<'_> {
             Fault::GuestHang { vm } => self.at_each_process(*vm, Self::hang),
             Fault::GuestPanic { vm } => self.at_each_process(*vm, Self::panic),
             Fault::VmDiskError { vm, host } => self.disk_error(*vm, *host),
-            Fault::VmDiskHeal { vm } => self.vms[*vm].disk_fails.clear(),
+            Fault::VmDiskHeal { vm } => {
+                let now = self.now;
+                let losses = self.vms[*vm].disk_fails.values_mut();
+                losses.for_each(|loss| loss.end(now));
+            }
             Fault::VmPowerOn { vm, host } => {
                 self.wish_on(*vm, *host);
             }

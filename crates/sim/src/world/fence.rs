@@ -7,6 +7,7 @@ use super::{Happening, World};
 use crate::clock::{MS, Nanos};
 use crate::scenario::{Fault, FenceFault};
 use crate::trace::{Body, Entry};
+use mainstay_core::config::FenceClass;
 use mainstay_core::id::{HostId, OpId};
 use mainstay_core::io::{FenceOutcome, FenceRequest, Input};
 use mainstay_core::time::nanos;
@@ -92,6 +93,21 @@ impl World<'_> {
                 request,
             },
         );
+    }
+
+    /// Nobody can tell that the holder of a VM's lock is dead: its storage proves nothing, and the fence device
+    /// that switched it off died with it. The VM waits for the host or for an admin.
+    pub(super) fn death_is_unprovable(&self, vm: usize, owner: usize) -> bool {
+        let disk = &self.disks[self.vms[vm].disk];
+        let settings = self.settings_of(owner);
+        let lock = disk.newest_lock(self.scenario.config.cluster_id, &self.vms[vm].id);
+        let holder = lock.and_then(|lock| lock.holder);
+        let holder = holder.and_then(|h| self.host_index.get(&h.host).copied());
+        let lost = |h: usize| {
+            let device = self.devices.get(&h);
+            !self.hosts[h].powered && device.is_some_and(|d| d.dies_with_host)
+        };
+        disk.fence == FenceClass::Open && !settings.accept_late_writes && holder.is_some_and(lost)
     }
 
     /// A device does what it was told.

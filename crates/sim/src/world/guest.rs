@@ -1,6 +1,7 @@
 //! Guests: processes with an image open, a virtual processor that can be frozen, and writes on their
 //! way to the disk that no freeze recalls.
 
+use super::component::Loss;
 use super::disk::Write;
 use super::{Happening, World};
 use crate::clock::{MS, Nanos};
@@ -27,8 +28,8 @@ pub(super) struct Vm {
     pub(super) start_time: Nanos,
     pub(super) shutdown_time: Option<Nanos>,
     pub(super) start_fails: u64,
-    /// Hosts on which its disk fails as gone, since when.
-    pub(super) disk_fails: BTreeMap<usize, Nanos>,
+    /// Hosts on which its disk fails as gone, or did.
+    pub(super) disk_fails: BTreeMap<usize, Loss>,
     /// Somebody asked for its deletion, which need not have come about.
     pub(super) deletion_asked: bool,
     /// Its user switched it off and has not switched it on since.
@@ -295,7 +296,7 @@ impl World<'_> {
             .get(&vm)
             .copied()
             .filter(|h| *h != instance);
-        let refused = if faults.gone || self.vms[vm].disk_fails.contains_key(&host) {
+        let refused = if faults.gone || self.disk_fails(vm, host) {
             Some(HypervisorOutcome::Failed(
                 "the image cannot be opened: the datastore is gone".into(),
             ))
@@ -450,7 +451,7 @@ impl World<'_> {
         self.instances[write.instance].writing = false;
         // A full datastore refuses what needs new blocks: of a thin disk's writes, every other.
         let refused = faults.gone || faults.read_only || faults.full && self.dice.guest.percent(50);
-        let fails = self.vms[vm].disk_fails.contains_key(&host);
+        let fails = self.disk_fails(vm, host);
         if fails && self.instances[write.instance].dying.is_none() {
             self.pauses_on_error(write.instance);
         }

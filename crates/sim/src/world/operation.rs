@@ -21,6 +21,8 @@ pub(super) struct Op {
     ack_at: Nanos,
     /// Its outcome is unknown to the driver from here on.
     unknown_at: Option<Nanos>,
+    /// Nobody hears of its outcome, even when the path is well.
+    ack_lost: bool,
     pub(super) outcome: Option<StorageOutcome>,
     pub(super) effect_over: bool,
     /// A write of pages that ends in the middle.
@@ -134,8 +136,10 @@ impl World<'_> {
         }
         let mut unknown_at = None;
         let mut never = false;
+        let mut ack_lost = false;
         let mut breaks_off = false;
         if storm && writes(&request) && self.dice.disk.below(1000) < weather.lost_ack {
+            ack_lost = true;
             unknown_at = Some(self.now + self.dice.disk.between(5, 3000) * MS);
             if self.dice.disk.percent(weather.late_effect) {
                 to_disk += self.dice.disk.below(weather.late_ms.max(1)) * MS;
@@ -164,6 +168,7 @@ impl World<'_> {
             issued: self.now,
             ack_at: self.now + to_disk + back,
             unknown_at,
+            ack_lost,
             outcome: None,
             effect_over: never,
             breaks_off,
@@ -231,7 +236,7 @@ impl World<'_> {
             return;
         };
         if op.effect_over {
-            if op.unknown_at.is_none() && !op.answered {
+            if !op.ack_lost && !op.answered {
                 self.after(0, Happening::Ack { op: index, serial });
             }
             self.keep_or_free(index, op);
@@ -258,9 +263,12 @@ impl World<'_> {
         } else {
             self.land(op.disk, &op.request, op.breaks_off)
         });
-        if op.unknown_at.is_none() && !op.answered {
-            let at = op.ack_at;
-            self.at(at, Happening::Ack { op: index, serial });
+        if !op.ack_lost && !op.answered {
+            // What a path held up is heard of when it is back, unless its time was over before.
+            let at = op.ack_at.max(self.now);
+            if op.unknown_at.is_none_or(|unknown| at < unknown) {
+                self.at(at, Happening::Ack { op: index, serial });
+            }
         }
         self.keep_or_free(index, op);
     }

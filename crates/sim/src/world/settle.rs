@@ -335,7 +335,7 @@ impl World<'_> {
                     && self.broken_rule(vm, h).is_none()
             })
         };
-        let should_run = restarts && (runs || room());
+        let should_run = restarts && (runs || room() && !self.death_is_unprovable(vm, owner));
         if seen_to_run {
             let fact = Fact::ShouldBeListed { vm, listed };
             self.judge.observe(self.now, &fact);
