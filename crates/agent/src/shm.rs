@@ -13,7 +13,7 @@ use mainstay_core::guard::{SlotState, Word, Words};
 use mainstay_core::id::{Generation, VmId};
 use mainstay_core::time::{Duration, Instant};
 use mainstay_hypervisor::Process;
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -312,6 +312,19 @@ impl Shm {
         self.set(Head::Mark, mark as u64);
         let keeper = mark_keeper(u64::from(agent.pid.unsigned_abs()), agent.start_time);
         self.set(Head::MarkOf, keeper);
+        self.unmap_idle_pages();
+    }
+
+    /// Takes the table's pages out of this process, which has touched them all and needs few: each comes back at
+    /// its next use, for the guard keeps them all in memory.
+    fn unmap_idle_pages(&self) {
+        #[expect(unsafe_code, reason = "advice on a mapping takes its address")]
+        // SAFETY: the mapping is ours and TOTAL_BYTES long, and shared: its pages stay what they are.
+        let done = unsafe { madvise(self.words.cast(), TOTAL_BYTES, MmapAdvise::MADV_DONTNEED) };
+        if let Err(error) = done {
+            // Where this process's memory is locked, it stays.
+            tracing::debug!(%error, "the guard's table stays mapped");
+        }
     }
 
     /// Says that this agent, which has signed in, counts the renewals that it completes from now on. One of an
