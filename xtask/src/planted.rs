@@ -43,14 +43,14 @@ pub(crate) fn run(seeds: u64) -> Result<()> {
         .run()
 }
 
-/// Checks that a release binary does not know the planted bugs.
+/// Checks that a binary for everybody does not know the planted bugs.
 ///
 /// # Errors
 /// When it has the subcommand that plays them.
 pub(crate) fn absent_from(binary: &str) -> Result<()> {
     let probe = Cmd::new(binary).words("sim planted --help");
     if probe.succeeds() {
-        bail!("the release build has the planted bugs in it: `{probe}` answers");
+        bail!("this build has the planted bugs in it: `{probe}` answers");
     }
     Ok(())
 }
