@@ -208,6 +208,11 @@ impl Agent {
             }
             (_, VmReportState::Running) => {
                 if let Some(restart) = self.restarts.get_mut(vm) {
+                    // Somebody else's start, or its old host's last word: no attempt of ours, if it ends at once.
+                    let asked = restart.requested.as_ref();
+                    if asked.is_none_or(|(_, asked)| asked != host) {
+                        restart.attempt = 0;
+                    }
                     restart.why = format!("it runs on {host}");
                     restart.step = Step::Runs {
                         since: now,
@@ -251,5 +256,66 @@ impl Agent {
         } else if let Some(restart) = self.restarts.get_mut(vm) {
             restart.attempt = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Held;
+    use super::*;
+    use crate::id::HostId;
+    use crate::testing::{datastore, primary, vm};
+
+    fn host(n: u32) -> HostId {
+        HostId::new(&format!("host-{n}")).expect("id")
+    }
+
+    /// A primary that asked `host-1` for its first attempt; then `reports` says that the VM runs there, and a
+    /// moment later nobody has it.
+    fn said_to_run_on(reports: &HostId) -> Agent {
+        let mut agent = primary(Vec::new());
+        let now = agent.now;
+        let restart = Restart {
+            attempt: 1,
+            step: Step::Ordered {
+                host: host(1),
+                since: now,
+            },
+            held: Held::Free,
+            order: 7,
+            requested: Some((1, host(1))),
+            ..Restart::missed(datastore(), now)
+        };
+        agent.restarts.insert(vm(), restart);
+        agent.reconcile_present(&vm(), reports, VmReportState::Running);
+        let known = &agent.restarts.get(&vm()).expect("kept").step;
+        assert!(matches!(known, Step::Runs { .. }), "{known:?}");
+        agent.fell_again(&vm(), Duration::ZERO);
+        agent
+    }
+
+    #[test]
+    fn last_word_of_the_old_host_spends_no_attempt() {
+        let agent = said_to_run_on(&host(2));
+        let restart = agent.restarts.get(&vm()).expect("kept");
+        assert_eq!(restart.attempt, 0);
+        assert!(
+            matches!(restart.step, Step::Look(at) if at == agent.now),
+            "{:?}",
+            restart.step
+        );
+    }
+
+    #[test]
+    fn vm_that_falls_right_after_its_restart_spends_an_attempt() {
+        let agent = said_to_run_on(&host(1));
+        let restart = agent.restarts.get(&vm()).expect("kept");
+        assert_eq!(restart.attempt, 1);
+        let wait = agent.config.settings.retry_delay(0);
+        assert!(
+            matches!(restart.step, Step::Look(at) if at == agent.now + wait),
+            "{:?}",
+            restart.step
+        );
     }
 }
