@@ -365,10 +365,11 @@ impl Agent {
             Entry::Vacant(new) => new.insert(Window::new(value, issued, now, named)),
         };
         // What stands still is read when it has done so for long enough, and not up to an interval later. Of what
-        // changes the next read comes long before.
+        // changes the next read comes long before. At that moment this reading may have been on its way, issued too
+        // early to count: then the next one is due at once.
         let enough = window.first_done() + window.break_named().max(own_break) + JUST_OVER;
-        if enough > now && enough < store.next_poll {
-            store.next_poll = enough;
+        if issued < enough && enough < store.next_poll {
+            store.next_poll = enough.max(now);
         }
         if let Some(version) = understood.filter(|_| !own) {
             self.on_understands(host, version);
