@@ -1,5 +1,5 @@
-//! The figures that the README, the changelog and docs/benchmarks.md quote: failover of real processes,
-//! and what the core costs.
+//! The figures that the README, the changelog and docs/benchmarks.md quote: failover of real processes, what the core
+//! and its locks cost, and how late the guard is.
 
 use anyhow::{Context, Result, bail};
 
@@ -10,6 +10,7 @@ pub(crate) fn main(arguments: &[String]) -> Result<()> {
     match arguments.split_first().map(|(a, rest)| (a.as_str(), rest)) {
         Some(("core", rest)) => return part("mainstay-core", "core", rest),
         Some(("locks", rest)) => return part("mainstay-datastore", "locks", rest),
+        Some(("guard", rest)) => return part("mainstay-agent", "guard", rest),
         _ => {}
     }
     let mut runs = 10_u32;

@@ -40,7 +40,11 @@ Commands:
   bench core [--only CASE] [--rounds N] [--settle SECONDS] [--calm]
                           what one agent costs: processor time, allocations, memory (docs/benchmarks.md)
   bench locks [--dir DIR] [--seconds N] [--only KIND] [--takeover] [--without-sanlock]
-                          what a lock and a heartbeat cost on both kinds of datastore, beside sanlock
+              [--takeover-only] [--profile NAME]... [--locks N]
+                          what a lock and a heartbeat cost on both kinds of datastore, beside sanlock; how long it
+                          takes to take the locks of a host that died
+  bench guard [--rounds N] [--vms N] [--vcpus N] [--load N] [--dir DIR] [--program FILE]
+                          how long guests run on after their right to run has ended, processors idle and busy
   fuzz [TARGET]... [--minutes N]
                           arbitrary bytes for each decoder, ten minutes each; needs cargo-fuzz and nightly
   help                    this text

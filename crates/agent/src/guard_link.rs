@@ -551,7 +551,7 @@ fn report_lapses(shm: &Shm, reported: &mut BTreeMap<VmId, Generation>, report: &
     }
 }
 
-fn weaknesses(shm: &Shm, run_dir: &Path) -> Vec<String> {
+pub(crate) fn weaknesses(shm: &Shm, run_dir: &Path) -> Vec<String> {
     let mut all = Vec::new();
     if shm.has_weakness(Weakness::Swappable) {
         all.push(

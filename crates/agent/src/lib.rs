@@ -4,6 +4,8 @@
 //! # Never here
 //! A decision about hosts, VMs or locks: those are the core's. This crate performs.
 
+#[doc(hidden)]
+pub mod agent_side;
 mod bell;
 mod clock;
 pub mod config;

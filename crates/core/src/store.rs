@@ -5,6 +5,9 @@
 //! its own heartbeat back by the same way, and a window counts only when a value that was written
 //! inside it came back (safety rule H14).
 
+#[cfg(test)]
+mod tests;
+
 use crate::agent::{Agent, Pending, planted};
 use crate::event::IssueCause;
 use crate::id::{DatastoreId, Generation, HostId, VmId};
@@ -127,6 +130,37 @@ impl Store {
                 self.fault = Some(*fault)
             }
         }
+    }
+
+    /// What stands still is read when it has done so for long enough, and not up to an interval later; also where a
+    /// reading was on its way at that moment, as it often is: `break` is a whole number of intervals. Of what changes
+    /// the next read comes long before.
+    ///
+    /// `host` was read, by a reading that was issued then. A window proves nothing without a reading of the own heartbeat
+    /// that was issued with its last one: while one of the own is on its way, none is hurried.
+    fn read_again_when_enough(
+        &mut self,
+        host: &HostId,
+        issued: Instant,
+        me: &HostId,
+        own_break: Duration,
+    ) {
+        if self.reading.contains(me) {
+            return;
+        }
+        let enough = |w: &Window| w.first_done() + w.break_named().max(own_break) + JUST_OVER;
+        let early = |w: &&Window| w.last_issue() < enough(w);
+        let next = if host == me {
+            // Of those that were read with it, or while it was on its way, and only of those: what is not read, or
+            // cannot be, would hurry the next reading each time.
+            let with_it = |w: &&Window| w.last_issue() >= issued;
+            let alone = |w: &&Window| w.last_issue() > issued;
+            let read = self.windows.values().filter(with_it);
+            read.filter(|w| early(w) || alone(w)).map(enough).min()
+        } else {
+            self.windows.get(host).filter(early).map(enough)
+        };
+        self.next_poll = next.map_or(self.next_poll, |at| at.min(self.next_poll));
     }
 
     /// Mounted, answering and taking writes.
@@ -356,21 +390,11 @@ impl Agent {
                 Err(error) => damaged = Some(error),
             }
         }
-        let window = match store.windows.entry(host.clone()) {
-            Entry::Occupied(known) => {
-                let window = known.into_mut();
-                window.read(value, issued, now, named);
-                window
-            }
-            Entry::Vacant(new) => new.insert(Window::new(value, issued, now, named)),
-        };
-        // What stands still is read when it has done so for long enough, and not up to an interval later. Of what
-        // changes the next read comes long before. At that moment this reading may have been on its way, issued too
-        // early to count: then the next one is due at once.
-        let enough = window.first_done() + window.break_named().max(own_break) + JUST_OVER;
-        if issued < enough && enough < store.next_poll {
-            store.next_poll = enough.max(now);
+        match store.windows.entry(host.clone()) {
+            Entry::Occupied(known) => _ = known.into_mut().read(value, issued, now, named),
+            Entry::Vacant(new) => _ = new.insert(Window::new(value, issued, now, named)),
         }
+        store.read_again_when_enough(host, issued, &self.me.host, own_break);
         if let Some(version) = understood.filter(|_| !own) {
             self.on_understands(host, version);
         }

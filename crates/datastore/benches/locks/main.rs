@@ -1,6 +1,6 @@
 //! What a lock costs: the core's own swap over both kinds of datastore, alone and with eight that want the same
-//! lock; how long a heartbeat takes to write; and the same of sanlock, where it is installed.
-//! `cargo xtask bench locks` runs it.
+//! lock; how long a heartbeat takes to write; how long it takes to take the lock of a host that died; and the same of
+//! sanlock, where it is installed. `cargo xtask bench locks` runs it.
 //!
 //! Every figure is taken on the same directory in the same run. What makes a lock safe is not left out: reads and
 //! writes go past the page cache, writes wait for the disk, and each swap looks whether its predecessor is there.
@@ -10,13 +10,16 @@
 )]
 
 mod cluster;
+mod figures;
 mod holder;
 mod sanlock;
+mod shell;
+mod takeover;
 
 use cluster::{Cluster, KINDS, name};
 use holder::Holder;
-use mainstay_core::config::DatastoreKind;
-use std::path::PathBuf;
+use mainstay_core::config::{DatastoreKind, Profile};
+use std::path::{Path, PathBuf};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -34,7 +37,20 @@ struct Options {
     seconds: u64,
     sanlock: bool,
     takeover: bool,
+    /// Nothing but Mainstay's takeovers.
+    takeover_only: bool,
+    /// Of which a takeover is measured.
+    profiles: Vec<Profile>,
+    /// Locks of one dead host that are taken over at once.
+    locks: u32,
     only: Option<String>,
+}
+
+impl Options {
+    fn kinds(&self) -> impl Iterator<Item = DatastoreKind> {
+        let wanted = |kind: &DatastoreKind| self.only.as_deref().is_none_or(|o| o == name(*kind));
+        KINDS.into_iter().filter(wanted)
+    }
 }
 
 fn main() {
@@ -62,13 +78,23 @@ fn run(options: &Options) -> Result<(), String> {
             )
         })?;
     println!("on {}", options.dir.display());
+    if !options.takeover_only {
+        figures_of_living(options, home.path())?;
+    }
+    match options.takeover {
+        true => takeovers(options, home.path()),
+        false => Ok(()),
+    }
+}
+
+/// Acquiring, releasing and heartbeats, and sanlock's figures beside them.
+fn figures_of_living(options: &Options, home: &Path) -> Result<(), String> {
     println!(
         "\n{:<28} {:>14} {:>12} {:>12} {:>12} {:>10}",
         "acquire and release", "a second", "median", "p99", "greatest", "values"
     );
-    let wanted = |kind: &DatastoreKind| options.only.as_deref().is_none_or(|o| o == name(*kind));
-    for kind in KINDS.into_iter().filter(wanted) {
-        let dir = home.path().join(name(kind));
+    for kind in options.kinds() {
+        let dir = home.join(name(kind));
         let cluster = Cluster::make(kind, &dir, CONTENDERS)?;
         for contenders in [1, CONTENDERS] {
             let took = contend(&cluster, contenders, Duration::from_secs(options.seconds))?;
@@ -82,7 +108,7 @@ fn run(options: &Options) -> Result<(), String> {
         }
     }
     if options.sanlock {
-        match sanlock::Daemons::start(home.path(), 2) {
+        match sanlock::Daemons::start(home, 2) {
             Ok(daemons) => {
                 row("sanlock, uncontended", None, daemons.uncontended(20)?);
                 if options.takeover {
@@ -101,21 +127,55 @@ fn run(options: &Options) -> Result<(), String> {
         "\n{:<28} {:>14} {:>12} {:>12} {:>12} {:>10}",
         "heartbeat written", "", "median", "p99", "greatest", "values"
     );
-    for kind in KINDS.into_iter().filter(wanted) {
-        let dir = home.path().join(format!("{}-heartbeats", name(kind)));
+    for kind in options.kinds() {
+        let dir = home.join(format!("{}-heartbeats", name(kind)));
         let cluster = Cluster::make(kind, &dir, 1)?;
         row(name(kind), None, heartbeats(&cluster)?);
     }
     Ok(())
 }
 
+/// Takes the locks of a host that died, on each kind of datastore by each profile.
+fn takeovers(options: &Options, home: &Path) -> Result<(), String> {
+    println!(
+        "\n{:<28} {:>14} {:>12} {:>12} {:>12} {:>10}",
+        "taken from a dead host", "break", "least", "median", "greatest", "values"
+    );
+    let s = |d: Duration| format!("{:.3} s", d.as_secs_f64());
+    let mut late = Vec::new();
+    for profile in &options.profiles {
+        for kind in options.kinds() {
+            let what = format!("{}, {}", name(kind), profile.name());
+            let dir = home.join(format!("{}-{}", name(kind), profile.name()));
+            let taken = takeover::takeover(kind, *profile, &dir, options.locks)
+                .map_err(|e| format!("{what}: {e}"))?;
+            let at = |percent| figures::percentile(&taken.took, percent);
+            println!(
+                "{what:<28} {:>14} {:>12} {:>12} {:>12} {:>10}",
+                s(taken.r#break),
+                s(at(0)),
+                s(at(50)),
+                s(at(100)),
+                taken.took.len()
+            );
+            if at(100) > taken.r#break + takeover::BEYOND_BREAK {
+                late.push(what);
+            }
+        }
+    }
+    match late.is_empty() {
+        true => Ok(()),
+        false => Err(format!(
+            "more than `break` and {:?} from the first reading of the last heartbeat to the lock: {}",
+            takeover::BEYOND_BREAK,
+            late.join("; ")
+        )),
+    }
+}
+
 fn row(what: &str, rate: Option<f64>, mut took: Vec<Duration>) {
     took.sort_unstable();
-    // Nearest rank.
-    let at = |percent: usize| {
-        let rank = (took.len() * percent).div_ceil(100).max(1);
-        took.get(rank - 1).copied().unwrap_or_default()
-    };
+    let at = |percent| figures::percentile(&took, percent);
     let ms = |d: Duration| format!("{:.2} ms", d.as_secs_f64() * 1000.0);
     let rate = rate.map(|r| format!("{r:.0}")).unwrap_or_default();
     println!(
@@ -207,6 +267,9 @@ fn options() -> Result<Options, String> {
         seconds: 3,
         sanlock: true,
         takeover: false,
+        takeover_only: false,
+        profiles: Vec::new(),
+        locks: 8,
         only: None,
     };
     let mut arguments = std::env::args().skip(1);
@@ -228,13 +291,34 @@ fn options() -> Result<Options, String> {
             }
             "--without-sanlock" => options.sanlock = false,
             "--takeover" => options.takeover = true,
+            "--takeover-only" => (options.takeover, options.takeover_only) = (true, true),
+            "--profile" => {
+                let text = value("--profile")?;
+                let profile = Profile::from_name(&text).ok_or_else(|| {
+                    format!(
+                        "no profile '{text}'; there are {}",
+                        Profile::NAMES.join(", ")
+                    )
+                })?;
+                options.profiles.push(profile);
+            }
+            "--locks" => {
+                let text = value("--locks")?;
+                let locks = text.parse().ok().filter(|n| (1..=64).contains(n));
+                options.locks = locks.ok_or_else(|| {
+                    format!("--locks takes a number from 1 to 64, such as 8, not '{text}'")
+                })?;
+            }
             "--only" => options.only = Some(value("--only")?),
             unknown => {
                 return Err(format!(
-                    "no option '{unknown}'; there are --dir DIR, --seconds N, --only KIND, --without-sanlock and --takeover (sanlock's takes more than a minute)"
+                    "no option '{unknown}'; there are --dir DIR, --seconds N, --only KIND, --without-sanlock, --takeover (sanlock's takes more than a minute), --takeover-only, --profile NAME and --locks N"
                 ));
             }
         }
+    }
+    if options.profiles.is_empty() {
+        options.profiles = vec![Profile::Classic, Profile::Balanced, Profile::Fast];
     }
     Ok(options)
 }
