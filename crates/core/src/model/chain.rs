@@ -721,7 +721,10 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
             Without::CleanUpUpwards,
             "CleanUpDownwards",
             "old generations are removed from the lowest upwards (H11)",
-            four_held.clone(),
+            Chain {
+                deaths: 1,
+                ..four_held.clone()
+            },
         ),
         without(
             Without::CleanUpStopsAtDoubt,
@@ -729,7 +732,8 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
             "a clean-up ends at the first removal in doubt (H11)",
             Chain {
                 doubtful: 1,
-                ..four_held.clone()
+                deaths: 1,
+                ..four_held
             },
         ),
         without(
