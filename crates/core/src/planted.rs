@@ -123,6 +123,8 @@ pub enum Bug {
     VouchForgotten,
     /// An answer counts for the newest request, whichever it answers (H7).
     NewestIsAnswered,
+    /// What was made is removed when its predecessor is gone, though another swap went on from it (H11).
+    FollowedRemoved,
 }
 
 impl Bug {
@@ -187,6 +189,7 @@ impl Bug {
         Self::ReadBackSkipped,
         Self::VouchForgotten,
         Self::NewestIsAnswered,
+        Self::FollowedRemoved,
     ];
 
     /// It shows only where steps follow each other in a way that no random run comes to: the models of the core
@@ -206,6 +209,7 @@ impl Bug {
                 | Self::ReadBackSkipped
                 | Self::VouchForgotten
                 | Self::NewestIsAnswered
+                | Self::FollowedRemoved
         )
     }
 
@@ -328,6 +332,9 @@ impl Bug {
             }
             Self::NewestIsAnswered => {
                 "an answer counts from the request whose nonce it carries (H7)"
+            }
+            Self::FollowedRemoved => {
+                "a generation that another follows is removed by a clean-up alone (H11)"
             }
         }
     }

@@ -237,6 +237,7 @@ impl Agent {
         swap.trust_unknown = planted!(self, UnknownIsWon);
         swap.any_nonce = planted!(self, ForeignLinkIsOwn);
         swap.remove_predecessor = planted!(self, PredecessorRemoved);
+        swap.remove_followed = planted!(self, FollowedRemoved);
         let request = swap.retry();
         self.begin_task(datastore, name, work_for, Machine::Swap(swap), request);
     }

@@ -4,22 +4,22 @@
 //! Two generations may be made and the next one removed between reading one and looking for the next. Who
 //! then takes the old one for the newest loses the swap that follows. But "free, and switched off" is followed
 //! by no swap, only by forgetting the VM: so that one is read once more. Removal goes upwards, and what is
-//! still there after its successor was not had none.
+//! still there after its successor was not had none, unless it was removed as well and is back, by a link that
+//! landed late (`swap`). So it is looked for by listing at last: the newest is never removed, and what came back is
+//! below it. The listing alone would not do, for it may be old.
 //!
 //! A scan of all locks asks less: which of them name this host. It begins at the newest generation that its one
 //! listing gave, and ends there when that names another host, or none. Only what names this host is read to
 //! its end.
 //!
-//! Where the reading began at a generation that this host remembers, that one may have been removed and be
-//! back, by a link that landed late (`swap`). The newest always has its predecessor beside it, and without
-//! one it is looked for by listing. Its host may have made another from it, which is lost and removed, but not
-//! in the same moment: so what no swap follows is looked for by listing in any case.
+//! Where the reading began at a generation that this host remembers, that one may be back in the same way. The
+//! newest always has its predecessor beside it, and without one it is looked for by listing. Its host may have made
+//! another from it, which is lost and removed, but not in the same moment: what no swap follows is listed in any case.
 
 use super::{LockName, Step};
 use crate::id::{Generation, HostId};
 use crate::io::{StorageOutcome, StorageRequest, StorageValue};
-use crate::wire::{Desired, LockRecord};
-use alloc::vec::Vec;
+use crate::wire::{Desired, LockRecord, RecordKey};
 
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Stage {
@@ -30,6 +30,8 @@ enum Stage {
     Probing(LockRecord),
     /// Looking whether that one is still there.
     Confirming(LockRecord),
+    /// Looking whether it is the newest that is listed.
+    Concluding(LockRecord),
     /// Looking whether the predecessor of a remembered one is there.
     Supporting(LockRecord),
 }
@@ -96,7 +98,7 @@ impl HeadRead {
     /// The operation that is to be issued (again).
     pub(crate) fn retry(&self) -> StorageRequest {
         match &self.stage {
-            Stage::Listing => self.name.list(),
+            Stage::Listing | Stage::Concluding(_) => self.name.list(),
             Stage::Reading(generation) => StorageRequest::Read(self.name.key(*generation)),
             Stage::Probing(record) => StorageRequest::Read(self.name.key(record.generation.next())),
             Stage::Confirming(record) => StorageRequest::Read(self.name.key(record.generation)),
@@ -115,11 +117,7 @@ impl HeadRead {
         match (&self.stage, value) {
             (Stage::Listing, StorageValue::Keys(keys)) => {
                 self.unlisted = false;
-                let generations: Vec<Generation> = keys
-                    .iter()
-                    .filter_map(|k| self.name.generation_of(k))
-                    .collect();
-                match generations.into_iter().max() {
+                match self.newest(keys) {
                     None => Step::Head(None),
                     Some(newest) => self.to(Stage::Reading(newest)),
                 }
@@ -132,13 +130,8 @@ impl HeadRead {
             }
             (Stage::Probing(record), StorageValue::NotFound) => {
                 let record = record.clone();
-                if self.unlisted && !self.skip_predecessor {
-                    let end = is_end(&record);
-                    return self.to(if end {
-                        Stage::Listing
-                    } else {
-                        Stage::Supporting(record)
-                    });
+                if self.unlisted && !self.skip_predecessor && !is_end(&record) {
+                    return self.to(Stage::Supporting(record));
                 }
                 self.found(record)
             }
@@ -148,7 +141,19 @@ impl HeadRead {
             }
             (Stage::Confirming(record), StorageValue::Bytes(bytes)) => {
                 match LockRecord::decode(self.cluster, bytes) {
-                    Ok((_, now)) if now == *record => Step::Head(Some(now)),
+                    Ok((_, now)) if now == *record && self.skip_predecessor => {
+                        Step::Head(Some(now))
+                    }
+                    Ok((_, now)) if now == *record => self.to(Stage::Concluding(now)),
+                    _ => self.to(Stage::Listing),
+                }
+            }
+            (Stage::Concluding(record), StorageValue::Keys(keys)) => {
+                let record = record.clone();
+                self.unlisted = false;
+                match self.newest(keys) {
+                    Some(newest) if newest == record.generation => Step::Head(Some(record)),
+                    Some(newest) if newest > record.generation => self.to(Stage::Reading(newest)),
                     _ => self.to(Stage::Listing),
                 }
             }
@@ -159,6 +164,7 @@ impl HeadRead {
                 if self.damaged_is_absent && LockRecord::decode(self.cluster, bytes).is_err() =>
             {
                 let record = record.clone();
+                self.damaged = Some(record.generation.next());
                 self.found(record)
             }
             (Stage::Probing(record), StorageValue::Bytes(bytes)) => {
@@ -167,6 +173,12 @@ impl HeadRead {
             }
             _ => Step::Wait,
         }
+    }
+
+    fn newest(&self, keys: &[RecordKey]) -> Option<Generation> {
+        let passes = self.damaged.filter(|_| self.damaged_is_absent);
+        let listed = keys.iter().filter_map(|k| self.name.generation_of(k));
+        listed.filter(|g| Some(*g) != passes).max()
     }
 
     /// The generation whose record keeps the lock from being read: it is damaged or foreign.
@@ -275,15 +287,26 @@ mod tests {
         assert!(lists, "{why}: {step:?}");
     }
 
-    /// Generation 5 is free and says off; it was remembered, and then listed and read.
-    fn listed_end() -> HeadRead {
+    fn assert_reads(step: &Step, generation: u64, why: &str) {
+        let key = reading(0).name.key(Generation(generation));
+        assert_eq!(*step, Step::Do(StorageRequest::Read(key)), "{why}");
+    }
+
+    /// Generation 5 is free and says off; it was remembered, and is looked behind.
+    fn end() -> HeadRead {
         let mut head = reading(5);
-        let end = free(5, Desired::Off).1;
-        head.on_outcome(&end);
-        assert_lists(head.on_outcome(&NOT_FOUND), "remembered");
-        head.on_outcome(&keys(&[5, 4]));
-        head.on_outcome(&end);
+        assert_reads(&head.on_outcome(&free(5, Desired::Off).1), 6, "behind it");
         head
+    }
+
+    /// It has nothing behind it, was still there then, and this is what is listed.
+    fn confirmed_end(listed: &[u64]) -> (HeadRead, Step) {
+        let mut head = end();
+        head.on_outcome(&NOT_FOUND);
+        let there = free(5, Desired::Off).1;
+        assert_lists(head.on_outcome(&there), "it may have been away");
+        let step = head.on_outcome(&keys(listed));
+        (head, step)
     }
 
     const NOT_FOUND: StorageOutcome = StorageOutcome::Ok(StorageValue::NotFound);
@@ -319,35 +342,35 @@ mod tests {
 
     #[test]
     fn an_end_that_was_overtaken_and_removed_is_not_taken_for_the_newest() {
-        let mut head = listed_end();
-        assert!(
-            matches!(
-                head.on_outcome(&NOT_FOUND),
-                Step::Do(StorageRequest::Read(_))
-            ),
-            "read once more"
-        );
+        let mut head = end();
+        assert_reads(&head.on_outcome(&NOT_FOUND), 5, "read once more");
         assert_lists(head.on_outcome(&NOT_FOUND), "looked for again");
     }
 
     #[test]
     fn an_end_behind_a_generation_that_came_back_is_not_taken_for_the_newest() {
-        let mut head = reading(5);
-        head.on_outcome(&free(5, Desired::Off).1);
-        assert_lists(head.on_outcome(&NOT_FOUND), "4 may have come back, too");
-        let newest = StorageRequest::Read(reading(9).name.key(Generation(9)));
-        assert_eq!(head.on_outcome(&keys(&[4, 5, 9])), Step::Do(newest));
+        let step = confirmed_end(&[4, 5, 9]).1;
+        assert_reads(&step, 9, "4 may have come back, too");
+    }
+
+    #[test]
+    fn an_end_that_was_away_is_not_taken_for_the_newest() {
+        let (mut head, step) = confirmed_end(&[5, 8, 9]);
+        assert_reads(&step, 9, "6 was removed before it was looked for");
+        head.on_outcome(&free(9, Desired::On).1);
+        let Step::Head(Some(found)) = head.on_outcome(&NOT_FOUND) else {
+            panic!("no head");
+        };
+        assert_eq!(found.generation, Generation(9));
+        assert_lists(confirmed_end(&[4]).1, "an old listing proves nothing");
     }
 
     #[test]
     fn an_end_that_is_still_there_is_the_newest() {
-        let mut head = listed_end();
-        let (record, outcome) = free(5, Desired::Off);
-        head.on_outcome(&NOT_FOUND);
-        let Step::Head(Some(found)) = head.on_outcome(&outcome) else {
+        let Step::Head(Some(found)) = confirmed_end(&[5, 4]).1 else {
             panic!("no head");
         };
-        assert_eq!(found, record);
+        assert_eq!(found, free(5, Desired::Off).0);
     }
 
     #[test]

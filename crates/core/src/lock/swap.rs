@@ -2,15 +2,20 @@
 //!
 //! ```text
 //! link g+1 ──ok──▶ verify: is g still there? ──yes──▶ list: is one above g+1? ──no──▶ won
-//!    │ exists          │ no (H11: our link is          │ yes (g was a stray)
-//!    ▼                 ▼ a stray below the head)       ▼
-//! read g+1 ─ other ─▶ lost ◀───────────────────────────┘
-//!                                 unknown ─▶ read g+1 by path until decided; absent ─▶ link again
+//!    │ exists          │ no (H11): list, is g+2 there? │ yes (g was a stray)
+//!    ▼                 ├─ no ─▶ remove our stray ─▶ lost ◀─┘
+//! read g+1             └─ yes ─▶ lost; or won, where it gave back and g+2 is the newest
+//!    └─ other ─▶ lost             unknown ─▶ read g+1 by path until decided; absent ─▶ link again
 //! ```
 //! The same bytes with the same nonce are linked again after an unknown outcome, so that whichever
 //! link lands is ours. But the one that was given up may land when the other has been counted, and its
 //! generation removed again: then the generation is back, far below the head, and whoever swaps from it
 //! finds its predecessor in place. So the head is listed as well, and what was made far below it removed.
+//!
+//! A missing predecessor has two reasons. Our link is a stray, made after our generation was used and removed; or
+//! another swap went on from it and cleaned up before we looked, and then it may be the predecessor of the newest,
+//! which nobody may remove. A generation that follows ours leaves it open which of them it is, so ours is left where
+//! it is. Only when that one is the newest nobody has removed ours before, for that takes a win of the one after it.
 
 use super::{LockName, Step};
 use crate::id::{Generation, Nonce};
@@ -36,6 +41,10 @@ enum Stage {
     Verifying,
     /// Looking whether the lock has gone further already.
     Listing,
+    /// The same without a predecessor: ours is a stray, or another swap went on from it and cleaned up.
+    Unsupported,
+    /// Opening what that listing did not show, which may be older than what it is asked about.
+    Following(Generation),
     /// Lost with a stray of ours: remove it.
     RemovingStray,
 }
@@ -60,6 +69,8 @@ pub(crate) struct Swap {
     pub(crate) skip_list: bool,
     /// What lies under the own key is taken for the own record (planted bug).
     pub(crate) any_nonce: bool,
+    /// What has lost its predecessor is removed, whatever follows it (planted bug).
+    pub(crate) remove_followed: bool,
     /// A stray is left where it is (planted bug).
     pub(crate) keep_stray: bool,
     /// The predecessor is removed with what is below it (planted bug).
@@ -97,6 +108,7 @@ impl Swap {
             skip_check: false,
             skip_list: false,
             any_nonce: false,
+            remove_followed: false,
             keep_stray: false,
             remove_predecessor: false,
             old: Vec::new(),
@@ -122,7 +134,8 @@ impl Swap {
             }
             Stage::Reading => StorageRequest::Read(self.name.key(self.new.generation)),
             Stage::Verifying => StorageRequest::Read(self.name.key(self.from)),
-            Stage::Listing => self.name.list(),
+            Stage::Listing | Stage::Unsupported => self.name.list(),
+            Stage::Following(generation) => StorageRequest::Read(self.name.key(generation)),
             Stage::RemovingStray => StorageRequest::Remove(self.name.key(self.new.generation)),
         }
     }
@@ -169,13 +182,23 @@ impl Swap {
                     {
                         self.to(Stage::Listing)
                     }
-                    Ok(_) => self.stray(),
+                    Ok(_) => self.unsupported(),
                     Err(_) => Step::Wait,
                 }
             }
-            (Stage::Verifying, StorageOutcome::Ok(_)) => self.stray(),
+            (Stage::Verifying, StorageOutcome::Ok(_)) => self.unsupported(),
             (Stage::Listing, StorageOutcome::Ok(StorageValue::Keys(keys))) => self.listed(keys),
-            (Stage::Listing, _) => Step::Wait,
+            (Stage::Unsupported, StorageOutcome::Ok(StorageValue::Keys(keys))) => {
+                self.on_followers(keys)
+            }
+            (Stage::Following(generation), StorageOutcome::Ok(StorageValue::NotFound)) => {
+                if generation == self.new.generation.next() {
+                    return self.stray();
+                }
+                Step::Swapped(SwapOutcome::Won)
+            }
+            (Stage::Following(_), StorageOutcome::Ok(_)) => Step::Swapped(SwapOutcome::Lost),
+            (Stage::Listing | Stage::Unsupported | Stage::Following(_), _) => Step::Wait,
             (Stage::RemovingStray, _) => Step::Swapped(SwapOutcome::Lost),
             (
                 Stage::Reading | Stage::Verifying,
@@ -191,8 +214,7 @@ impl Swap {
     /// takes nothing from it.
     fn listed(&mut self, keys: &[RecordKey]) -> Step {
         let own = self.new.generation;
-        let there = keys.iter().filter_map(|k| self.name.generation_of(k));
-        let there: Vec<Generation> = there.collect();
+        let there = self.generations(keys);
         let ignored = self.skip_check || self.skip_list;
         let further = !ignored && there.iter().any(|g| *g > own);
         if further && there.contains(&own) && !there.contains(&own.next()) {
@@ -205,6 +227,36 @@ impl Swap {
         let old = |g: &Generation| *g < self.from || with && *g == self.from;
         self.old = there.into_iter().filter(old).collect();
         Step::Swapped(SwapOutcome::Won)
+    }
+
+    fn generations(&self, keys: &[RecordKey]) -> Vec<Generation> {
+        let there = keys.iter().filter_map(|k| self.name.generation_of(k));
+        there.collect()
+    }
+
+    /// What it was made from is not there any more.
+    fn unsupported(&mut self) -> Step {
+        if self.remove_followed {
+            return self.stray();
+        }
+        self.to(Stage::Unsupported)
+    }
+
+    /// Without its predecessor ours is removed only where nothing follows it. What follows may have been made from
+    /// ours, or from the one that was in its place before: whoever removed that one had won the generation
+    /// two above. So where there is none, the lock was given back before it was taken, and the swap has done all
+    /// that it was to do. A swap that takes the lock has lost it either way.
+    fn on_followers(&mut self, keys: &[RecordKey]) -> Step {
+        let own = self.new.generation;
+        let there = self.generations(keys);
+        if !there.contains(&own.next()) {
+            return self.to(Stage::Following(own.next()));
+        }
+        let newest = there.iter().all(|g| *g <= own.next());
+        if newest && there.contains(&own) && self.new.holder.is_none() {
+            return self.to(Stage::Following(own.next().next()));
+        }
+        Step::Swapped(SwapOutcome::Lost)
     }
 
     /// What was made is behind the head.
@@ -271,16 +323,37 @@ mod tests {
         swap
     }
 
-    fn giving_back() -> Swap {
-        linked(swap_to(LockRecord {
+    /// Its link is there, and what it was made from is not.
+    fn unsupported(mut swap: Swap) -> Swap {
+        swap.on_outcome(&DONE);
+        let list = Step::Do(StorageRequest::ListOwnerLock);
+        assert_eq!(swap.on_outcome(&NOT_FOUND), list, "has another gone on?");
+        swap
+    }
+
+    fn free() -> LockRecord {
+        LockRecord {
             holder: None,
             ..record(5, 50)
-        }))
+        }
+    }
+
+    fn giving_back() -> Swap {
+        linked(swap_to(free()))
+    }
+
+    fn read(generation: u64) -> Step {
+        let key = LockName::Owner.key(Generation(generation));
+        Step::Do(StorageRequest::Read(key))
     }
 
     fn assert_lost_and_removed(mut swap: Swap, there: &[u64]) {
+        assert_removed_and_lost(swap.on_outcome(&keys(there)), swap);
+    }
+
+    fn assert_removed_and_lost(step: Step, mut swap: Swap) {
         let made = StorageRequest::Remove(LockName::Owner.key(Generation(5)));
-        assert_eq!(swap.on_outcome(&keys(there)), Step::Do(made));
+        assert_eq!(step, Step::Do(made));
         assert_eq!(swap.on_outcome(&DONE), Step::Swapped(SwapOutcome::Lost));
     }
 
@@ -312,13 +385,57 @@ mod tests {
             Step::Swapped(SwapOutcome::Won)
         );
 
-        let mut s = swap();
-        s.on_outcome(&DONE);
-        assert!(matches!(
-            s.on_outcome(&NOT_FOUND),
-            Step::Do(StorageRequest::Remove(_))
-        ));
-        assert_eq!(s.on_outcome(&DONE), Step::Swapped(SwapOutcome::Lost));
+        for there in [&[5, 7, 8], &[6, 7, 8]] {
+            let mut s = unsupported(swap());
+            let followed = s.on_outcome(&keys(there));
+            if there.contains(&6) {
+                assert_eq!(followed, Step::Swapped(SwapOutcome::Lost));
+            } else {
+                assert_eq!(followed, read(6), "the listing may be old");
+                assert_removed_and_lost(s.on_outcome(&NOT_FOUND), s);
+            }
+        }
+    }
+
+    #[test]
+    fn what_another_swap_went_on_from_is_removed_by_nobody_who_missed_it() {
+        for swap in [swap(), swap_to(free())] {
+            let mut s = unsupported(swap);
+            assert_eq!(s.on_outcome(&UNKNOWN), Step::Wait);
+            assert_eq!(s.retry(), StorageRequest::ListOwnerLock);
+            let gone_on = keys(&[5, 6, 7]);
+            assert_eq!(s.on_outcome(&gone_on), Step::Swapped(SwapOutcome::Lost));
+        }
+        let mut taken = unsupported(swap());
+        let gone_on = keys(&[5, 6]);
+        assert_eq!(taken.on_outcome(&gone_on), Step::Swapped(SwapOutcome::Lost));
+        let mut s = unsupported(swap());
+        assert_eq!(s.on_outcome(&keys(&[4, 5])), read(6), "an old listing");
+        assert_eq!(s.on_outcome(&UNKNOWN), Step::Wait);
+        let six = bytes(&record(6, 60));
+        assert_eq!(s.on_outcome(&six), Step::Swapped(SwapOutcome::Lost));
+    }
+
+    #[test]
+    fn a_lock_that_was_taken_and_cleaned_up_had_been_given_back() {
+        let taken = || {
+            let mut s = unsupported(swap_to(free()));
+            assert_eq!(s.on_outcome(&keys(&[5, 6])), read(7), "is 6 the newest?");
+            s
+        };
+        let mut s = taken();
+        assert_eq!(s.on_outcome(&NOT_FOUND), Step::Swapped(SwapOutcome::Won));
+        assert_eq!(s.take_old(), [], "the next holder cleans up");
+        let mut s = taken();
+        let seven = bytes(&record(7, 70));
+        assert_eq!(
+            s.on_outcome(&seven),
+            Step::Swapped(SwapOutcome::Lost),
+            "another 5 may have been removed before this one was made"
+        );
+        let mut s = unsupported(swap_to(free()));
+        let removed = s.on_outcome(&keys(&[6]));
+        assert_eq!(removed, Step::Swapped(SwapOutcome::Lost), "it is not there");
     }
 
     #[test]

@@ -33,6 +33,7 @@ enum Without {
     CleanUpUpwards,
     CleanUpStopsAtDoubt,
     KeptPredecessor,
+    LookForFollowers,
 }
 
 /// How far it goes.
@@ -100,6 +101,8 @@ struct World {
     damaged: u8,
     removed_stray: bool,
     won_after_doubt: bool,
+    /// A lock was given back by a swap that had lost its predecessor to the next holder.
+    taken_at_once: bool,
     cleaned: bool,
     lost: bool,
     broken: Option<&'static str>,
@@ -131,6 +134,7 @@ const TWICE: &str = "no generation is won twice";
 const FORK: &str = "a generation is won only from the one that was the lock";
 const BEHIND: &str = "nothing is won behind the head";
 const STALE_END: &str = "an end that is read is the newest";
+const REMOVED: &str = "the newest and its predecessor are removed by nobody";
 
 fn name() -> LockName {
     LockName::Vm(VmId::new("v").expect("id"))
@@ -202,6 +206,7 @@ impl Chain {
         swap.any_nonce = self.without == Without::OwnNonce;
         swap.keep_stray = self.without == Without::StrayRemoval;
         swap.remove_predecessor = self.without == Without::KeptPredecessor;
+        swap.remove_followed = self.without == Without::LookForFollowers;
         let request = swap.retry();
         host.doing = Doing::Swapping {
             swap: Box::new(swap),
@@ -297,6 +302,8 @@ impl Chain {
         } else {
             None
         };
+        let overtaken = !world.directory.contains_key(&from.0.0);
+        world.taken_at_once |= made.holder.is_none() && overtaken;
         world.winners.insert(n);
         world.won_after_doubt |= world.unknown < self.unknown;
     }
@@ -306,6 +313,16 @@ impl Chain {
             Doing::Reading { request, .. } | Doing::Swapping { request, .. } => Some(request),
             Doing::Resting | Doing::Knowing(_) => None,
         }
+    }
+
+    /// Whether what was removed is the newest, or its predecessor. Not asked where another clause is taken away:
+    /// there it is looked for what comes of it.
+    fn removed(&self, before: &World, now: &World) -> bool {
+        let asked = matches!(self.without, Without::Nothing | Without::LookForFollowers);
+        let newest = before.directory.keys().next_back();
+        let gone = |g: &&u64| !now.directory.contains_key(g);
+        let mut removed = before.directory.keys().filter(gone);
+        asked && removed.any(|g| newest.is_some_and(|newest| g + 1 >= *newest))
     }
 
     fn clean(world: &mut World, n: usize, outcome: &StorageOutcome) {
@@ -393,6 +410,7 @@ impl Model for Chain {
             damaged: self.damaged,
             removed_stray: false,
             won_after_doubt: false,
+            taken_at_once: false,
             cleaned: false,
             lost: false,
             broken: None,
@@ -531,6 +549,9 @@ impl Model for Chain {
                 });
             }
         }
+        if self.removed(before, &world) {
+            world.broken = Some(REMOVED);
+        }
         Some(world)
     }
 
@@ -543,14 +564,19 @@ impl Model for Chain {
             Property::always(FORK, |_, w: &World| w.broken != Some(FORK)),
             Property::always(BEHIND, |_, w: &World| w.broken != Some(BEHIND)),
             Property::always(STALE_END, |_, w: &World| w.broken != Some(STALE_END)),
+            Property::always(REMOVED, |_, w: &World| w.broken != Some(REMOVED)),
             Property::sometimes("each host wins", all),
             Property::sometimes("a swap is lost", |_, w: &World| w.lost),
-            // Two more swaps must overtake the one whose link is behind the head.
+            // Three more swaps must overtake the one whose link is behind the head.
             Property::sometimes("a stray is removed", |m: &Self, w: &World| {
-                m.swaps < 3 || w.removed_stray
+                m.swaps < 4 || w.removed_stray
             }),
             Property::sometimes("old generations are removed", |_, w: &World| w.cleaned),
             Property::sometimes("a swap is won after a doubt", doubt),
+            Property::sometimes(
+                "a lock is taken before it is seen to be free",
+                |_, w: &World| w.taken_at_once,
+            ),
         ])
     }
 }
@@ -601,6 +627,10 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
             unknown: 1,
             swaps,
             ..held()
+        },
+        Chain {
+            swaps: 1 + swaps,
+            ..small()
         },
         Chain {
             doubled: 1,
@@ -691,7 +721,10 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
             Without::CleanUpUpwards,
             "CleanUpDownwards",
             "old generations are removed from the lowest upwards (H11)",
-            four_held.clone(),
+            Chain {
+                deaths: 1,
+                ..four_held.clone()
+            },
         ),
         without(
             Without::CleanUpStopsAtDoubt,
@@ -699,14 +732,24 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
             "a clean-up ends at the first removal in doubt (H11)",
             Chain {
                 doubtful: 1,
-                ..four_held.clone()
+                deaths: 1,
+                ..four_held
             },
         ),
         without(
             Without::KeptPredecessor,
             "PredecessorRemoved",
             "the newest generation and its predecessor are never removed (H11)",
-            Chain { unknown: 1, ..four },
+            Chain {
+                unknown: 1,
+                ..four.clone()
+            },
+        ),
+        without(
+            Without::LookForFollowers,
+            "FollowedRemoved",
+            "a generation that another follows is removed by a clean-up alone (H11)",
+            held(),
         ),
         Case {
             expect: Expect::NotFound(
@@ -716,10 +759,7 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
                 Without::StrayRemoval,
                 "a stray is left",
                 "a link behind the head is removed (H11)",
-                Chain {
-                    unknown: 1,
-                    ..held()
-                },
+                four,
             )
         },
     ]);
