@@ -10,6 +10,7 @@
 //! [`surroundings`], what can happen next in [`explore`].
 
 mod explore;
+mod print;
 mod surroundings;
 
 pub(super) use explore::Explored;
@@ -25,7 +26,7 @@ use crate::provision::{datastore_records, vm_record};
 use crate::restart::{Restart, Step};
 use crate::time::{Duration, Instant};
 use crate::wire::{ProtectedVm, Rank, RecordKey};
-use std::collections::hash_map::DefaultHasher;
+use print::{Kept, Prints};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -123,7 +124,7 @@ struct Op {
     given_up: bool,
 }
 
-type Disk = BTreeMap<RecordKey, Arc<Vec<u8>>>;
+type Disk = BTreeMap<RecordKey, Arc<Kept>>;
 
 #[derive(Clone, Debug)]
 pub(super) struct World {
@@ -332,7 +333,7 @@ impl World {
             nodes: (0..count).map(node).collect(),
             prints: vec![0; count],
             changed: (0..count).collect(),
-            disk: disk.map(|(k, v)| (k, Arc::new(v))).collect(),
+            disk: disk.map(|(k, v)| (k, Arc::new(Kept::new(v)))).collect(),
             cached: vec![None; count],
             ops: Vec::new(),
             mail: BTreeSet::new(),
@@ -465,7 +466,7 @@ impl World {
         for n in core::mem::take(&mut self.changed) {
             self.prints[n] = print_of(&self.nodes[n]);
         }
-        let mut hasher = DefaultHasher::new();
+        let mut hasher = Prints::default();
         (self.now, &self.prints, &self.disk, &self.cached).hash(&mut hasher);
         (&self.ops, &self.mail, &self.renewed, &self.observed).hash(&mut hasher);
         (&self.looked, &self.acted).hash(&mut hasher);
@@ -477,7 +478,7 @@ impl World {
 /// What decides, of a host. What it waits for follows from the operations that are under way, whose numbers
 /// tell when they were asked for.
 fn print_of(node: &Node) -> u64 {
-    let mut hasher = DefaultHasher::new();
+    let mut hasher = Prints::default();
     let agent = &node.agent;
     let me = (agent.me.boot, agent.me.instance);
     (node.guest, node.word.0, node.off, me).hash(&mut hasher);

@@ -245,10 +245,14 @@ impl World {
             }
         }
         world.seal();
-        // A primary that found nothing to do may do so later: that is no state of its own.
-        let idle = matches!(action, Action::Look(_) | Action::Act(_))
+        // Whoever found nothing to do may do so later, with all that is left to happen: that is no state of its own.
+        let spent = matches!(
+            action,
+            Action::Look(_) | Action::Act(_) | Action::Renew(_) | Action::Off(_) | Action::On(_)
+        );
+        let idle = spent
             && (&world.prints, &world.ops, &world.mail) == (&self.prints, &self.ops, &self.mail)
-            && world.disk == self.disk;
+            && (&world.disk, world.broken) == (&self.disk, self.broken);
         (world.print != self.print && !idle).then_some(world)
     }
 }

@@ -1,6 +1,8 @@
 //! What answers the agents: a datastore, a guard and a hypervisor of a few lines, mail, and the clock's tick.
 
-use super::{Bounds, Disk, Guest, HANDOVER, LIVES, Op, Part, Post, TAKEOVER, THAW, VOUCHED, World};
+use super::{
+    Bounds, Disk, Guest, HANDOVER, Kept, LIVES, Op, Part, Post, TAKEOVER, THAW, VOUCHED, World,
+};
 use super::{at, datastore, id, ticks, vm};
 use crate::event::EventKind;
 use crate::guard::{SlotState, Word};
@@ -74,7 +76,7 @@ impl World {
 
     pub(super) fn perform(&mut self, n: usize, request: &StorageRequest) -> StorageValue {
         let there = |disk: &Disk, key: &RecordKey| match disk.get(key) {
-            Some(bytes) => StorageValue::Bytes(bytes.to_vec()),
+            Some(kept) => StorageValue::Bytes(kept.bytes().to_vec()),
             None => StorageValue::NotFound,
         };
         let keys = |disk: &Disk, wanted: fn(&RecordKey) -> bool| {
@@ -86,12 +88,14 @@ impl World {
             }
             StorageRequest::Read(key) => there(&self.disk, key),
             StorageRequest::Renew(key, bytes) | StorageRequest::Put(key, bytes) => {
-                self.disk.insert(key.clone(), Arc::new(bytes.clone()));
+                self.disk
+                    .insert(key.clone(), Arc::new(Kept::new(bytes.clone())));
                 StorageValue::Done
             }
             StorageRequest::Link(key, _) if self.disk.contains_key(key) => StorageValue::Exists,
             StorageRequest::Link(key, bytes) => {
-                self.disk.insert(key.clone(), Arc::new(bytes.clone()));
+                self.disk
+                    .insert(key.clone(), Arc::new(Kept::new(bytes.clone())));
                 StorageValue::Done
             }
             StorageRequest::Remove(key) => match self.disk.remove(key) {
