@@ -667,12 +667,26 @@ mod tests {
         Instant::from_nanos(ms * 1_000_000)
     }
 
-    #[test]
-    fn two_mappings_see_one_table() {
+    /// A table as guard and agent have it, in a directory of its own.
+    fn guard_and_agent() -> (Shm, Shm, tempfile::TempDir) {
         let dir = tempfile::tempdir().expect("directory");
         let path = dir.path().join("guard.shm");
         let guard = Shm::create(&path, BOOT, 77).expect("made");
         let agent = Shm::open(&path, BOOT).expect("there");
+        (guard, agent, dir)
+    }
+
+    fn process(pid: i32) -> Process {
+        Process {
+            pid,
+            start_time: 99,
+            cgroup: None,
+        }
+    }
+
+    #[test]
+    fn two_mappings_see_one_table() {
+        let (guard, agent, _dir) = guard_and_agent();
         assert_eq!((agent.table(), agent.is_current()), (77, true));
         let vm = VmId::new(&"v".repeat(64)).expect("id");
         let generation = Generation((5 << 22) + 3);
@@ -680,9 +694,8 @@ mod tests {
         assert!(agent.occupy(3, &vm, generation, word));
         assert_eq!((guard.slot_of(&vm), guard.process(3)), (Some(3), None));
         let process = Process {
-            pid: 42,
-            start_time: 99,
             cgroup: Some(PathBuf::from("/c".repeat(160))),
+            ..process(42)
         };
         let before = guard.changes(3);
         agent.bind(3, &process);
@@ -707,15 +720,7 @@ mod tests {
 
     #[test]
     fn only_the_signed_in_agent_s_mark_shortens_the_look() {
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("guard.shm");
-        let guard = Shm::create(&path, BOOT, 77).expect("made");
-        let agent = Shm::open(&path, BOOT).expect("there");
-        let process = |pid| Process {
-            pid,
-            start_time: 99,
-            cgroup: None,
-        };
+        let (guard, agent, _dir) = guard_and_agent();
         let occupy = |slot: usize| {
             let vm = VmId::new(&format!("vm-{slot}")).expect("id");
             let word = Word::new(SlotState::Running, Generation(1), at(1000));
@@ -743,15 +748,7 @@ mod tests {
 
     #[test]
     fn only_the_signed_in_agent_s_renewals_count() {
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("guard.shm");
-        let guard = Shm::create(&path, BOOT, 77).expect("made");
-        let agent = Shm::open(&path, BOOT).expect("there");
-        let process = |pid| Process {
-            pid,
-            start_time: 99,
-            cgroup: None,
-        };
+        let (guard, agent, _dir) = guard_and_agent();
         assert_eq!((guard.renewals(), guard.freeze()), (None, None));
         agent.enter_agent(&process(42));
         assert_eq!(guard.renewals(), None, "one of an older version says none");

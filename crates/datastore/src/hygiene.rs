@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Renewals that are measured.
-const RENEWALS: usize = 8;
+pub(crate) const RENEWALS: usize = 8;
 
 /// What a finding means.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -6,8 +6,9 @@ use crate::ui::{self, line};
 use mainstay_core::config::FenceClass;
 use mainstay_core::id::HostId;
 use mainstay_datastore::FileDatastore;
-use mainstay_datastore::hygiene::{Demands, Hygiene, Weight};
-use serde_json::json;
+use mainstay_datastore::hygiene::{Advice, Demands, Hygiene, Weight};
+use serde_json::{Map, Value, json};
+use std::time::Duration;
 
 /// What the kernel says of the mounts of this process (proc(5)).
 const MOUNTINFO: &str = "/proc/self/mountinfo";
@@ -35,7 +36,12 @@ pub(crate) fn check(json: bool, asked: &Asked) -> Result<()> {
         .context(WHAT)
         .map_err(|e| e.at(asked.mount.display()))?;
     show(json, &found);
-    if found.advice.iter().all(|a| a.weight < Weight::Breaks) {
+    judged(asked, &found.advice)
+}
+
+/// Fails where something breaks what a datastore promises.
+pub(crate) fn judged(asked: &Asked, advice: &[Advice]) -> Result<()> {
+    if advice.iter().all(|a| a.weight < Weight::Breaks) {
         return Ok(());
     }
     Err(Failure::new(format!(
@@ -53,18 +59,41 @@ fn word(weight: Weight) -> &'static str {
     }
 }
 
+/// What was measured and found, as JSON.
+pub(crate) fn measured(renewals: &[Duration], advice: &[Advice]) -> Map<String, Value> {
+    let slowest = renewals.iter().max().copied().unwrap_or_default();
+    let advice = advice.iter();
+    let advice = advice.map(|a| json!({"weight": word(a.weight), "text": a.text}));
+    let mut map = Map::new();
+    map.insert("renewals".to_owned(), json!(renewals.len()));
+    let micros = u64::try_from(slowest.as_micros()).unwrap_or(u64::MAX);
+    map.insert("slowest_renewal_us".to_owned(), json!(micros));
+    map.insert("advice".to_owned(), advice.collect());
+    map
+}
+
+/// The same for people.
+pub(crate) fn show_measured(renewals: &[Duration], advice: &[Advice]) {
+    let slowest = renewals.iter().max().copied().unwrap_or_default();
+    line(format_args!(
+        "{} writes like a heartbeat, the slowest took {:.1} ms",
+        renewals.len(),
+        slowest.as_secs_f64() * 1000.0
+    ));
+    for advice in advice {
+        line(format_args!("  {}: {}", word(advice.weight), advice.text));
+    }
+}
+
 fn show(json: bool, found: &Hygiene) {
-    let slowest = found.renewals.iter().max().copied().unwrap_or_default();
     let mount = found.mount.as_ref();
     if json {
-        let advice = found.advice.iter();
-        let advice = advice.map(|a| json!({"weight": word(a.weight), "text": a.text}));
-        ui::json(&json!({
-            "type": mount.map(|m| &m.fs_type), "source": mount.map(|m| &m.source), "mounted_at": mount.map(|m| &m.point),
-            "options": mount.map(|m| &m.options), "renewals": found.renewals.len(),
-            "slowest_renewal_us": u64::try_from(slowest.as_micros()).unwrap_or(u64::MAX),
-            "advice": advice.collect::<Vec<_>>(),
-        }));
+        let mut map = measured(&found.renewals, &found.advice);
+        map.insert("type".to_owned(), json!(mount.map(|m| &m.fs_type)));
+        map.insert("source".to_owned(), json!(mount.map(|m| &m.source)));
+        map.insert("mounted_at".to_owned(), json!(mount.map(|m| &m.point)));
+        map.insert("options".to_owned(), json!(mount.map(|m| &m.options)));
+        ui::json(&Value::Object(map));
         return;
     }
     match mount {
@@ -77,12 +106,5 @@ fn show(json: bool, found: &Hygiene) {
         )),
         None => line("the kernel does not tell how it is mounted"),
     }
-    line(format_args!(
-        "{} writes like a heartbeat, the slowest took {:.1} ms",
-        found.renewals.len(),
-        slowest.as_secs_f64() * 1000.0
-    ));
-    for advice in &found.advice {
-        line(format_args!("  {}: {}", word(advice.weight), advice.text));
-    }
+    show_measured(&found.renewals, &found.advice);
 }

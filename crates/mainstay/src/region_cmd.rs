@@ -2,12 +2,13 @@
 
 use crate::datastore_cmd::Asked;
 use crate::fail::{Context, Failure, Result};
+use crate::mount_cmd;
 use crate::ui::{self, line};
 use clap::Args;
 use mainstay_core::config::DatastoreKind;
 use mainstay_datastore::BlockDatastore;
-use mainstay_datastore::block::{self, Findings, Found, Geometry, Name};
-use serde_json::json;
+use mainstay_datastore::block::{self, Findings, Found, Geometry, Name, Trial};
+use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -255,9 +256,14 @@ pub(crate) fn check(json: bool, args: &RegionArgs, mend: bool) -> Result<()> {
     let found = read(mend)?;
     // What was mended is judged by reading it again.
     let left = if mend { read(false)? } else { found.clone() };
-    show(json, &found, mend);
+    // A repair mends records; how fast the device is, is the business of a check.
+    let trial = (!mend).then(|| tried(&asked)).transpose()?;
+    show(json, &found, mend, trial.as_ref());
     if left.is_sound() {
-        return Ok(());
+        return match &trial {
+            Some(trial) => mount_cmd::judged(&asked, &trial.advice),
+            None => Ok(()),
+        };
     }
     let remedy = if left.mendable.is_empty() {
         "nothing can be mended without a loss; each finding says what to do"
@@ -269,12 +275,30 @@ pub(crate) fn check(json: bool, args: &RegionArgs, mend: bool) -> Result<()> {
         .remedy(remedy))
 }
 
-fn show(json: bool, found: &Findings, mended: bool) {
+/// How long writes like a heartbeat take there, in a place that is no agent's.
+fn tried(asked: &Asked) -> Result<Trial> {
+    let timing = &asked.cluster.settings.timing;
+    let (freeze, interval) = (timing.freeze, timing.datastore_heartbeat);
+    let cluster = asked.cluster.cluster_id;
+    block::trial(&asked.mount, cluster, &asked.id, freeze, interval)
+        .context("no write was tried")
+        .map_err(|e| {
+            e.at(asked.mount.display())
+                .remedy("check the path of the datastore in agent.toml")
+        })
+}
+
+fn show(json: bool, found: &Findings, mended: bool, trial: Option<&Trial>) {
     if json {
-        ui::json(&json!({
-            "records": found.records, "mended": mended, "mendable": found.mendable, "lasting": found.lasting,
-            "more": found.more,
-        }));
+        let mut map = trial.map_or_else(Map::new, |trial| {
+            mount_cmd::measured(&trial.renewals, &trial.advice)
+        });
+        map.insert("records".to_owned(), json!(found.records));
+        map.insert("mended".to_owned(), json!(mended));
+        map.insert("mendable".to_owned(), json!(found.mendable));
+        map.insert("lasting".to_owned(), json!(found.lasting));
+        map.insert("more".to_owned(), json!(found.more));
+        ui::json(&Value::Object(map));
         return;
     }
     line(format_args!("{} records verified", found.records));
@@ -287,5 +311,8 @@ fn show(json: bool, found: &Findings, mended: bool) {
     }
     if found.more > 0 {
         line(format_args!("  and {} more", found.more));
+    }
+    if let Some(trial) = trial {
+        mount_cmd::show_measured(&trial.renewals, &trial.advice);
     }
 }

@@ -1,5 +1,8 @@
 //! The command line as a user meets it: help, completions, errors with remedies, leftovers.
 
+mod kit;
+
+use kit::{Files, text};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -20,10 +23,6 @@ fn run(home: &Path, arguments: &[&str]) -> Output {
         .args(arguments)
         .output()
         .expect("mainstay runs")
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[test]
@@ -165,40 +164,13 @@ fn without_a_demo_nothing_can_be_killed() {
 
 fn write_cluster(home: &Path) -> String {
     std::fs::create_dir_all(home.join("ds-1")).expect("mount");
-    let cluster = r#"
-cluster_id = "00000000000000aa"
-[[datastore]]
-id = "ds-1"
-[[host]]
-id = "host-1"
-address = "127.0.0.1:7777"
-cpu_mhz = 1000
-memory_mb = 1000
-[[vm]]
-id = "vm-1"
-datastore = "ds-1"
-cpu_mhz = 500
-memory_mb = 32
-image = "vm-1.raw"
-driver = "embedded"
-"#;
-    let agent = r#"
-host = "host-1"
-cluster = "cluster.toml"
-state_dir = "state"
-run_dir = "run"
-log_dir = "log"
-key_file = "cluster.key"
-ca_file = "ca.pem"
-cert_file = "cert.pem"
-cert_key_file = "cert.key"
-[datastores]
-ds-1 = "ds-1"
-"#;
-    std::fs::write(home.join("cluster.toml"), cluster).expect("written");
-    let path = home.join("agent.toml");
-    std::fs::write(&path, agent).expect("written");
-    path.display().to_string()
+    let files = Files {
+        datastores: &[("ds-1", "", "ds-1")],
+        vm: Some("driver = \"embedded\""),
+        cluster: "",
+        agent: "",
+    };
+    files.write(home).display().to_string()
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! `mainstay fence test` against a scripted management controller.
 
+mod kit;
+
+use kit::{Files, text};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -34,37 +37,21 @@ struct Host {
 impl Host {
     fn new(more: &str) -> Self {
         let home = tempfile::tempdir().expect("dir");
-        let cluster = r#"
-cluster_id = "00000000000000aa"
+        let files = Files {
+            datastores: &[("ds-1", "", "ds-1")],
+            vm: None,
+            cluster: r#"
 [settings]
 fence_timeout = "20s"
-[[datastore]]
-id = "ds-1"
-[[host]]
-id = "host-1"
-address = "127.0.0.1:7777"
-cpu_mhz = 1000
-memory_mb = 1000
 [[host]]
 id = "host-2"
 address = "127.0.0.2:7777"
 cpu_mhz = 1000
 memory_mb = 1000
-"#;
-        let agent = r#"
-host = "host-1"
-cluster = "cluster.toml"
-state_dir = "state"
-run_dir = "run"
-log_dir = "log"
-key_file = "cluster.key"
-ca_file = "ca.pem"
-cert_file = "cert.pem"
-cert_key_file = "cert.key"
-fence_file = "fence.toml"
-[datastores]
-ds-1 = "ds-1"
-"#;
+"#,
+            agent: "fence_file = \"fence.toml\"",
+        };
+        files.write(home.path());
         let host = Self { home };
         let fence = format!(
             "[[device]]\nhost = \"host-2\"\nagent = \"{}\"\n[device.options]\nstate = \"{}\"\npassword = \"hunter2\"\n{more}\n",
@@ -72,8 +59,6 @@ ds-1 = "ds-1"
             host.path("power").display(),
         );
         for (name, text, mode) in [
-            ("cluster.toml", cluster, 0o644),
-            ("agent.toml", agent, 0o644),
             ("fence.toml", fence.as_str(), 0o600),
             ("fence_script", CONTROLLER, 0o755),
             ("power", "on", 0o644),
@@ -103,10 +88,6 @@ ds-1 = "ds-1"
     fn log(&self) -> String {
         std::fs::read_to_string(self.path("power.log")).unwrap_or_default()
     }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[test]

@@ -1,5 +1,8 @@
 //! `mainstay datastore format`, `inspect`, `check` and `repair`, as an administrator meets them.
 
+mod kit;
+
+use kit::{Files, text};
 use mainstay_core::id::{BootId, DatastoreId, HostId, InstanceId};
 use mainstay_core::io::{StorageOutcome, StorageRequest, StorageValue};
 use mainstay_core::time::Duration;
@@ -19,49 +22,18 @@ struct Admin {
 impl Admin {
     fn new() -> Self {
         let home = tempfile::tempdir().expect("dir");
-        let cluster = r#"
-cluster_id = "00000000000000aa"
-[settings]
-profile = "fast"
-[[datastore]]
-id = "ds-1"
-kind = "block"
-[[datastore]]
-id = "ds-2"
-[[host]]
-id = "host-1"
-address = "127.0.0.1:7777"
-cpu_mhz = 1000
-memory_mb = 1000
-[[vm]]
-id = "vm-1"
-datastore = "ds-1"
-cpu_mhz = 500
-memory_mb = 32
-image = "vm-1.raw"
-driver = "embedded"
-"#;
-        let agent = r#"
-host = "host-1"
-cluster = "cluster.toml"
-state_dir = "state"
-run_dir = "run"
-log_dir = "log"
-key_file = "cluster.key"
-ca_file = "ca.pem"
-cert_file = "cert.pem"
-cert_key_file = "cert.key"
-[datastores]
-ds-1 = "region"
-ds-2 = "mount"
-"#;
-        for (name, text) in [
-            ("cluster.toml", cluster),
-            ("agent.toml", agent),
-            ("region", ""),
-        ] {
-            std::fs::write(home.path().join(name), text).expect("written");
-        }
+        let files = Files {
+            datastores: &[
+                ("ds-1", "kind = \"block\"", "region"),
+                ("ds-2", "", "mount"),
+            ],
+            vm: Some("driver = \"embedded\""),
+            // A machine that is busy with other tests writes slowly.
+            cluster: "[settings]\nprofile = \"classic\"\n",
+            agent: "",
+        };
+        files.write(home.path());
+        std::fs::write(home.path().join("region"), "").expect("written");
         Self { home }
     }
 
@@ -93,10 +65,6 @@ ds-2 = "mount"
             .expect("there");
         file.write_all_at(&[0x55; 8], offset + 40).expect("written");
     }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn good(output: &Output) -> String {
@@ -132,6 +100,38 @@ fn a_region_is_made_shown_checked_and_mended() {
     assert!(mended.contains("mended: the head"), "{mended}");
     good(&admin.run(&["check", "ds-1"]));
     good(&admin.run(&["add", "ds-1"]));
+}
+
+#[test]
+fn a_check_tells_how_long_a_heartbeat_takes_and_changes_no_record() {
+    let admin = Admin::new();
+    good(&admin.format(&[]));
+    let before = std::fs::read(admin.region()).expect("region");
+    let found = good(&admin.run(&["check", "ds-1"]));
+    let told = "8 writes like a heartbeat, the slowest took";
+    assert!(found.contains(told), "{found}");
+    let json = good(&admin.run(&["check", "ds-1", "--json"]));
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(
+        (&json["renewals"], &json["mended"]),
+        (&8.into(), &false.into())
+    );
+    assert!(json["slowest_renewal_us"].as_u64().is_some_and(|us| us > 0));
+    let after = std::fs::read(admin.region()).expect("region");
+    let differ = (0..before.len()).filter(|at| before[*at] != after[*at]);
+    let places: std::collections::BTreeSet<usize> = differ.map(|at| at / 4096).collect();
+    assert_eq!(places.into_iter().collect::<Vec<_>>(), [31], "124 KiB");
+    let repaired = good(&admin.run(&["repair", "ds-1"]));
+    assert!(!repaired.contains(told), "{repaired}");
+    // A path that names the region of another datastore.
+    let agent = admin.home.path().join("agent.toml");
+    let swapped = std::fs::read_to_string(&agent).expect("readable");
+    std::fs::write(&agent, swapped.replace("ds-1 =", "ds-3 =")).expect("written");
+    let cluster = admin.home.path().join("cluster.toml");
+    let swapped = std::fs::read_to_string(&cluster).expect("readable");
+    std::fs::write(&cluster, swapped.replace("\"ds-1\"", "\"ds-3\"")).expect("written");
+    let error = refused(&admin.run(&["check", "ds-3"]));
+    assert!(error.contains("is that of ds-1, not of ds-3"), "{error}");
 }
 
 #[test]

@@ -1,38 +1,11 @@
 //! `mainstay start-guard` as a hook or a wrapper of QEMU meets it.
 
+mod kit;
+
+use kit::{Files, text};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-
-const CLUSTER: &str = r#"
-cluster_id = "00000000000000aa"
-[[datastore]]
-id = "ds-1"
-[[host]]
-id = "host-1"
-address = "127.0.0.1:7777"
-cpu_mhz = 1000
-memory_mb = 1000
-[[vm]]
-id = "vm-1"
-datastore = "ds-1"
-cpu_mhz = 500
-memory_mb = 32
-image = "vm-1.raw"
-"#;
-const AGENT: &str = r#"
-host = "host-1"
-cluster = "cluster.toml"
-state_dir = "state"
-run_dir = "run"
-log_dir = "log"
-key_file = "cluster.key"
-ca_file = "ca.pem"
-cert_file = "cert.pem"
-cert_key_file = "cert.key"
-[datastores]
-ds-1 = "ds-1"
-"#;
 
 struct Host(tempfile::TempDir);
 
@@ -41,8 +14,13 @@ impl Host {
     fn new() -> Self {
         let host = Self(tempfile::tempdir().expect("a directory"));
         std::fs::create_dir(host.at("ds-1")).expect("made");
-        std::fs::write(host.at("cluster.toml"), CLUSTER).expect("written");
-        std::fs::write(host.at("agent.toml"), AGENT).expect("written");
+        let files = Files {
+            datastores: &[("ds-1", "", "ds-1")],
+            vm: Some(""),
+            cluster: "",
+            agent: "",
+        };
+        files.write(host.0.path());
         std::fs::write(host.at("ds-1/vm-1.raw"), "").expect("an image");
         let added = host.mainstay(&["datastore", "add", "ds-1"], &[]);
         assert!(added.status.success(), "{}", said(&added).1);
@@ -70,7 +48,6 @@ impl Host {
 }
 
 fn said(output: &Output) -> (String, String) {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (text(&output.stdout), text(&output.stderr))
 }
 

@@ -190,3 +190,67 @@ impl AgentFile {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn root(place: &str, kind: DatastoreKind) -> &Path {
+        image_root(Path::new(place), kind)
+    }
+
+    #[test]
+    fn images_lie_below_a_mount_and_beside_a_region() {
+        let below = ["/mnt/nfs", "/mnt/nfs/", "/", "mount"];
+        for place in below {
+            assert_eq!(root(place, DatastoreKind::File), Path::new(place));
+        }
+        let beside = [
+            ("/dev/vg0/mainstay", "/dev/vg0"),
+            ("/dev/vg0/mainstay/", "/dev/vg0"),
+            ("/dev/sdb", "/dev"),
+            ("/srv/./shared/region", "/srv/shared"),
+            ("/region", "/"),
+        ];
+        for (device, directory) in beside {
+            assert_eq!(root(device, DatastoreKind::Block), Path::new(directory));
+        }
+    }
+
+    #[test]
+    fn a_region_that_has_no_directory_has_its_images_nowhere_else() {
+        for place in ["/", ""] {
+            assert_eq!(root(place, DatastoreKind::Block), Path::new(place));
+        }
+        // Not resolved: what it leads to is the kernel's business when the image is opened.
+        let up = root("/dev/vg0/../region", DatastoreKind::Block);
+        assert_eq!(up, Path::new("/dev/vg0/.."));
+        assert_eq!(root("..", DatastoreKind::Block), Path::new(""));
+    }
+
+    #[test]
+    fn a_region_without_a_directory_in_agent_toml_lies_beside_that_file() {
+        let text = r#"
+host = "host-1"
+cluster = "cluster.toml"
+state_dir = "state"
+run_dir = "run"
+log_dir = "log"
+key_file = "cluster.key"
+ca_file = "ca.pem"
+cert_file = "cert.pem"
+cert_key_file = "cert.key"
+datastores = { ds-1 = "region", ds-2 = "/dev/vg0/region", ds-3 = "mnt" }
+"#;
+        let file = AgentFile::from_text(Path::new("/etc/mainstay/agent.toml"), text);
+        let file = file.expect("sound");
+        let root = |id: &str, kind| {
+            let id = DatastoreId::new(id).expect("id");
+            image_root(&file.datastores[&id], kind)
+        };
+        let (block, files) = (DatastoreKind::Block, DatastoreKind::File);
+        assert_eq!(root("ds-1", block), Path::new("/etc/mainstay"));
+        assert_eq!(root("ds-2", block), Path::new("/dev/vg0"));
+        assert_eq!(root("ds-3", files), Path::new("/etc/mainstay/mnt"));
+    }
+}

@@ -161,6 +161,11 @@ impl<'a> Visit<'a> {
         Ok(Self { disk, head, codec })
     }
 
+    /// The head that was found.
+    pub(super) fn into_head(self) -> RegionHead {
+        self.head
+    }
+
     fn sector(&self, at: u64) -> io::Result<Vec<u8>> {
         self.disk.read(at, self.codec.sector)
     }

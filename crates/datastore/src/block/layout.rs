@@ -3,6 +3,7 @@
 //! ```text
 //! 0            head                        one sector
 //! 64 KiB       copy of the head            one sector
+//! 124 KiB      for trial writes            one sector, which nobody reads
 //! 128 KiB      heartbeats                  one sector for each host
 //!              names of the registers      one sector each, written once
 //!              marks of the registers      one sector each: the newest generation, as a hint
@@ -25,6 +26,8 @@ pub(crate) const REGION_FORMAT: u16 = 1;
 pub(crate) const HEAD_COPY: u64 = 64 << 10;
 /// Where the areas begin.
 const AREAS: u64 = 128 << 10;
+/// The page before them, which is nobody's: for trial writes.
+pub(crate) const TRIAL: u64 = AREAS - PAGE;
 /// Owner generations whose lists lie side by side.
 pub(crate) const LISTS: u64 = 8;
 /// The smallest sector, in which every record of one sector fits.

@@ -8,7 +8,7 @@
 //!
 //! # Never here
 //! COMPARE AND WRITE, or any other command that not every device has; a sector that two hosts write, but for
-//! hints; a damaged sector taken for a blank one.
+//! hints and trials; a damaged sector taken for a blank one.
 
 mod admin;
 mod claim;
@@ -19,6 +19,7 @@ pub(crate) mod layout;
 mod look;
 mod open;
 mod register;
+mod trial;
 
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ pub(crate) use disk::WriteError;
 pub use layout::{Geometry, Name, RegionHead};
 pub use look::{Found, look, sector_of, size_of};
 pub use open::Here;
+pub use trial::{Trial, trial};
 
 use crate::error::fault;
 use crate::own::{self, OwnHeartbeat};
