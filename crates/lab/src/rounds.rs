@@ -307,7 +307,8 @@ fn draw_one(rng: &mut Rng, acts: &[Act]) -> Act {
 }
 
 impl Rounds {
-    /// What became of the rounds, by what happened in them, added to what others gave.
+    /// What became of the rounds that were played, by what happened in them, added to what others gave. Of a cluster
+    /// that never settled, or a run that broke off, the others are no rounds.
     pub fn count(&self, result: &RunResult, counts: &mut BTreeMap<String, Count>) {
         let vms = self.scenario.vms.len();
         let mut verdicts = result.verdicts.chunks(vms.max(1));
@@ -327,6 +328,14 @@ impl Rounds {
                     .map(|e| u32::from(matches!(&e.body, Body::Event(kind) if wanted(kind))))
                     .sum()
             };
+            let faults = result.trace.iter().filter(|entry| within(entry.at));
+            let played = faults
+                .map(|entry| &entry.body)
+                .any(|body| matches!(body, Body::Fault { .. }));
+            if !played {
+                begin = end;
+                continue;
+            }
             let broken = of(|kind| matches!(kind, EventKind::LockBroken { .. }));
             let count = counts.entry(round.what.clone()).or_default();
             count.played += 1;
@@ -402,5 +411,15 @@ mod tests {
         assert_eq!(counts.values().map(|c| c.played).sum::<u32>(), 12);
         assert_eq!(counts.values().map(|c| c.held).sum::<u32>(), 12);
         assert!(counts.values().map(|c| c.taken_over).sum::<u32>() > 0);
+    }
+
+    #[test]
+    fn what_was_not_played_is_not_counted() {
+        let drawn = draw(&wish(5)).expect("rounds");
+        let mut result = mainstay_sim::run(&drawn.scenario, &mainstay_sim::Options::default());
+        result.trace.clear();
+        let mut counts = BTreeMap::new();
+        drawn.count(&result, &mut counts);
+        assert!(counts.is_empty(), "{counts:?}");
     }
 }

@@ -177,9 +177,17 @@ fn complaints(rounds: &Rounds, outcome: &Outcome) -> Result<Vec<String>> {
     let mut wrong: Vec<String> = broken
         .map(|v| format!("{}: {} ({})", v.property, v.what, v.sentence))
         .collect();
+    // Of rounds that were not played nothing can be said.
     let missed = result.verdicts.iter().filter(|v| !v.pass);
+    let missed = missed.filter(|_| result.error.is_none());
     wrong.extend(missed.map(|v| format!("not so: {}", v.text)));
-    wrong.extend(result.error.clone());
+    let error = result.error.iter();
+    wrong.extend(error.map(|e| {
+        format!(
+            "{e}; not all of its {} rounds were played",
+            rounds.rounds.len()
+        )
+    }));
     if let Some(dir) = outcome.kept.as_ref().filter(|_| !wrong.is_empty()) {
         let file: PathBuf = dir.join("rounds.toml");
         keep(&rounds.scenario, result, &file)?;
