@@ -228,8 +228,30 @@ impl Agent {
             }
         }
         if !ready.is_empty() {
-            self.order_starts(ready);
+            let expected = self.expected_soon(from);
+            self.order_starts(ready, expected);
         }
+    }
+
+    /// VMs that may be restarted but for the proof about the holder of their lock, who is dead: it takes a reading or
+    /// two. What is ready before, and comes after them, leaves them their room; for no longer than a dead host takes.
+    fn expected_soon(&self, from: Instant) -> Vec<VmSpec> {
+        let (now, patience) = (self.now, self.timing().dead);
+        let read = |r: &Restart| matches!(r.step, Step::Looking { .. } | Step::Waiting { .. });
+        let lost = |r: &Restart| match &r.held {
+            Held::By(host) => {
+                let peer = self.peers.get(host);
+                peer.is_some_and(|p| p.state == HostState::Dead)
+            }
+            Held::Unread | Held::Free => false,
+        };
+        let expected = self
+            .restarts
+            .iter()
+            .filter(|(_, r)| read(r) && lost(r) && now.since(r.since.max(from)) < patience);
+        expected
+            .filter_map(|(vm, r)| self.policy_permits(vm, &r.datastore).ok())
+            .collect()
     }
 
     /// Nothing is to be done about it now: neither has its time come, nor can what it waits for have

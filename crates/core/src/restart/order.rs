@@ -9,7 +9,7 @@ use crate::io::Channel;
 use crate::placement::{Choice, Room, View, plan};
 use crate::time::{Duration, Instant};
 use crate::wire::{LockRecord, Message, StartOrder, StartOutcome, StartResult};
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -118,17 +118,28 @@ impl Agent {
         restart.is_some_and(|r| now.since(*r.home_back.get_or_insert(now)) < limit)
     }
 
-    pub(super) fn order_starts(&mut self, mut ready: Vec<(VmSpec, LockRecord, Option<HostId>)>) {
-        ready.sort_by(|(a, ..), (b, ..)| {
+    /// `expected` are not ready yet, but soon: where room is scarce it is theirs when they come first.
+    pub(super) fn order_starts(
+        &mut self,
+        ready: Vec<(VmSpec, LockRecord, Option<HostId>)>,
+        expected: Vec<VmSpec>,
+    ) {
+        let mut ready: BTreeMap<VmId, (VmSpec, LockRecord, Option<HostId>)> = ready
+            .into_iter()
+            .map(|one| (one.0.id.clone(), one))
+            .collect();
+        let mut specs: Vec<VmSpec> = ready.values().map(|(s, ..)| s.clone()).collect();
+        let expected = expected.into_iter();
+        specs.extend(expected.filter(|s| !ready.contains_key(&s.id)));
+        specs.sort_by(|a, b| {
             (a.restart_priority, core::cmp::Reverse(a.memory_mb), &a.id).cmp(&(
                 b.restart_priority,
                 core::cmp::Reverse(b.memory_mb),
                 &b.id,
             ))
         });
-        let specs: Vec<VmSpec> = ready.iter().map(|(s, ..)| s.clone()).collect();
         let mut view = self.view();
-        for (spec, record, _) in &ready {
+        for (spec, record, _) in ready.values() {
             if let Some(host) = self.waits_for(record) {
                 let patient = self.has_patience_with_home(&spec.id);
                 view.home.insert(spec.id.clone(), (host, patient));
@@ -151,7 +162,10 @@ impl Agent {
             rules.to_mut().iter_mut().for_each(|r| r.mandatory = false);
         }
         let choices = plan(&view, &rules, &specs);
-        for ((spec, record, broken), (vm, choice)) in ready.into_iter().zip(choices) {
+        for (vm, choice) in choices {
+            let Some((spec, record, broken)) = ready.remove(&vm) else {
+                continue;
+            };
             match choice {
                 Choice::Nowhere(refusals) => {
                     let (cause, why) = if refusals.is_empty() {

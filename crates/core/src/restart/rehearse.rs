@@ -75,7 +75,7 @@ impl Agent {
                 }
                 break;
             }
-            copy.order_starts(ready);
+            copy.order_starts(ready, Vec::new());
             copy.out.clear();
             let placed = copy.take_placed(&mut left);
             fruitless = if placed.is_empty() { fruitless + 1 } else { 0 };
