@@ -23,6 +23,29 @@ pub(crate) fn host(n: u32) -> Result<HostId, String> {
     HostId::new(&format!("host-{n}")).map_err(|e| e.to_string())
 }
 
+/// Makes a datastore of a configuration where nothing is yet.
+pub(crate) fn lay_out(
+    kind: DatastoreKind,
+    path: &Path,
+    config: &ClusterConfig,
+    id: &DatastoreId,
+) -> Result<(), String> {
+    let by = host(1)?;
+    match kind {
+        DatastoreKind::File => {
+            fs::create_dir_all(path).map_err(|e| e.to_string())?;
+            FileDatastore::create(path, config, id, &by).map_err(|e| e.to_string())
+        }
+        DatastoreKind::Block => {
+            fs::write(path, []).map_err(|e| e.to_string())?;
+            let geometry = Geometry::sized(512, 16, 16);
+            BlockDatastore::format(path, config, id, &by, geometry)
+                .map(drop)
+                .map_err(|e| e.to_string())
+        }
+    }
+}
+
 /// The datastore.
 pub(crate) struct Cluster {
     pub(crate) kind: DatastoreKind,
@@ -80,19 +103,7 @@ impl Cluster {
             vec![],
         )
         .map_err(|e| e.to_string())?;
-        let by = host(1)?;
-        match kind {
-            DatastoreKind::File => {
-                fs::create_dir_all(&path).map_err(|e| e.to_string())?;
-                FileDatastore::create(&path, &config, &id, &by).map_err(|e| e.to_string())?;
-            }
-            DatastoreKind::Block => {
-                fs::write(&path, []).map_err(|e| e.to_string())?;
-                let geometry = Geometry::sized(512, 16, 16);
-                BlockDatastore::format(&path, &config, &id, &by, geometry)
-                    .map_err(|e| e.to_string())?;
-            }
-        }
+        lay_out(kind, &path, &config, &id)?;
         Ok(Self {
             kind,
             id,

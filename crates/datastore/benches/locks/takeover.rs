@@ -6,7 +6,7 @@
 //! waits for the verdict about its host and for the order to start it. They are read, proven and swapped by the same
 //! code as a VM's.
 
-use crate::cluster::{CLUSTER, host};
+use crate::cluster::{CLUSTER, host, lay_out};
 use crate::figures::Stillness;
 use crate::shell::{Places, Saw, run};
 use mainstay_core::config::{
@@ -15,8 +15,6 @@ use mainstay_core::config::{
 use mainstay_core::id::{DatastoreId, HostId};
 use mainstay_core::io::{StorageOutcome, StorageRequest, StorageValue};
 use mainstay_core::wire::{LockRecord, RecordKey};
-use mainstay_datastore::FileDatastore;
-use mainstay_datastore::block::{BlockDatastore, Geometry};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
@@ -211,22 +209,10 @@ fn make(kind: DatastoreKind, profile: Profile, dir: &Path, locks: u32) -> Result
         vec![],
     )
     .map_err(|e| e.to_string())?;
-    let by = host(OWNER)?;
     let mut paths = BTreeMap::new();
     for id in ids {
         let path = dir.join(id.as_str());
-        match kind {
-            DatastoreKind::File => {
-                fs::create_dir(&path).map_err(|e| e.to_string())?;
-                FileDatastore::create(&path, &config, &id, &by).map_err(|e| e.to_string())?;
-            }
-            DatastoreKind::Block => {
-                fs::write(&path, []).map_err(|e| e.to_string())?;
-                let geometry = Geometry::sized(512, 16, 16);
-                BlockDatastore::format(&path, &config, &id, &by, geometry)
-                    .map_err(|e| e.to_string())?;
-            }
-        }
+        lay_out(kind, &path, &config, &id)?;
         paths.insert(id, path);
     }
     Ok(Places {
