@@ -207,8 +207,7 @@ impl BlockDatastore {
         })
     }
 
-    /// Has a register named, and begun with that record. Answers whether it was not. Which register it becomes is
-    /// decided like a generation, so that of two that want one, one goes on to the next.
+    /// Has a register named, and begun with that record. Answers whether it was not.
     pub(super) fn bind(
         &self,
         name: &Name,
@@ -216,7 +215,8 @@ impl BlockDatastore {
         heartbeat: Option<&Vec<u8>>,
     ) -> io::Result<bool> {
         let (names, damaged) = self.read_names()?;
-        if names.contains_key(name) {
+        if let Some(register) = names.get(name) {
+            self.begin_heartbeat(*register, heartbeat)?;
             return Ok(false);
         }
         if !damaged.is_empty() {
@@ -226,6 +226,19 @@ impl BlockDatastore {
         }
         check_name(name, self.head.geometry)?;
         let taken: Vec<u32> = names.values().copied().collect();
+        self.bind_one_of_the_rest(&taken, name, record, heartbeat)
+    }
+
+    /// Which register it becomes is decided like a generation, so that of two that want one, one goes on to the
+    /// next. Both go upwards and none is ever set free: whoever bound this name since `taken` was read is met
+    /// before a free register, so that a name never gets two.
+    pub(super) fn bind_one_of_the_rest(
+        &self,
+        taken: &[u32],
+        name: &Name,
+        record: &[u8],
+        heartbeat: Option<&Vec<u8>>,
+    ) -> io::Result<bool> {
         let hosts = u32::from(self.head.geometry.hosts);
         let candidates = match name {
             Name::Owner => 0..1,
@@ -238,8 +251,17 @@ impl BlockDatastore {
                 record: record.to_vec(),
             };
             match self.decide(register, Generation(0), &value) {
-                Decided::Won => return self.write_name(register, name, heartbeat),
-                Decided::Other | Decided::Superseded => self.name_of_another(register)?,
+                Decided::Won => {
+                    self.begin_heartbeat(register, heartbeat)?;
+                    self.write_name(register, name)?;
+                    return Ok(true);
+                }
+                Decided::Other | Decided::Superseded => {
+                    if self.name_of_another(register)? == *name {
+                        self.begin_heartbeat(register, heartbeat)?;
+                        return Ok(false);
+                    }
+                }
                 Decided::NotDone(_) | Decided::Unknown(_) => {
                     return Err(other(
                         "no slot of this host is free, or its registers cannot be written; try again, on another host if need be",
@@ -252,35 +274,47 @@ impl BlockDatastore {
         ))
     }
 
-    /// The register is bound, though its name was not written: who bound it broke off. It is finished.
-    fn name_of_another(&self, register: u32) -> io::Result<()> {
+    /// The name of a register that another bound. Where it was not written, who bound it broke off, or is about
+    /// to: it is finished.
+    fn name_of_another(&self, register: u32) -> io::Result<Name> {
+        let at = self.head.geometry.name(register);
+        let written = self.disk.read(at, self.codec.sector)?;
+        if let Ok(Some(name)) = self.codec.read_name(register, &written) {
+            return Ok(name);
+        }
+        // No generation follows the first before the name is there, so the first still has it.
         let sectors = self.read_register(register)?;
         let value = mainstay_core::paxos::value_of(&sectors, Generation(0));
-        if let Some(name) = value.and_then(|value| value.name.clone()) {
-            self.write_name(register, &name, None)?;
-        }
-        Ok(())
+        let name = value.and_then(|value| value.name.clone());
+        let name = name.ok_or_else(|| {
+            other("a register that is in use has no name; run `mainstay datastore repair` first")
+        })?;
+        self.write_name(register, &name)?;
+        Ok(name)
     }
 
-    fn write_name(
-        &self,
-        register: u32,
-        name: &Name,
-        heartbeat: Option<&Vec<u8>>,
-    ) -> io::Result<bool> {
-        let geometry = self.head.geometry;
-        if let (Some(beat), Some(place)) = (heartbeat, register.checked_sub(1)) {
-            let mut sector = beat.clone();
-            sector.resize(self.codec.sector, 0);
-            let written = self.disk.write(geometry.heartbeat(place), &sector);
-            written.map_err(|e| e.error)?;
+    /// A new host's place begins with a record that its agent may write over. What an agent wrote stays.
+    fn begin_heartbeat(&self, register: u32, heartbeat: Option<&Vec<u8>>) -> io::Result<()> {
+        let (Some(beat), Some(place)) = (heartbeat, register.checked_sub(1)) else {
+            return Ok(());
+        };
+        let at = self.head.geometry.heartbeat(place);
+        let there = self.disk.read(at, self.codec.sector)?;
+        if there.iter().any(|byte| *byte != 0) {
+            return Ok(());
         }
+        let mut sector = beat.clone();
+        sector.resize(self.codec.sector, 0);
+        self.disk.write(at, &sector).map_err(|e| e.error)
+    }
+
+    fn write_name(&self, register: u32, name: &Name) -> io::Result<()> {
         let bytes = self.codec.name(register, Some(name));
         let bytes = bytes.ok_or_else(|| other("its name does not fit a sector"))?;
-        let written = self.disk.write(geometry.name(register), &bytes);
-        written.map_err(|e| e.error)?;
+        let at = self.head.geometry.name(register);
+        self.disk.write(at, &bytes).map_err(|e| e.error)?;
         self.mark(register, name, Generation(0));
-        Ok(true)
+        Ok(())
     }
 }
 
