@@ -129,17 +129,13 @@ impl GuardLink {
     fn change(&self, now: Instant, request: &GuardRequest) -> GuardOutcome {
         let shm = self.shm();
         match request {
-            GuardRequest::Register {
-                vm,
-                generation,
-                deadline,
-            } => {
+            GuardRequest::Register { vm, generation, .. } => {
                 if !is_guarded(&shm) || !shm.is_current() {
                     return GuardOutcome::NoGuard;
                 }
-                if now >= *deadline {
+                let Some(word) = Word::FREE.after(now, request) else {
                     return GuardOutcome::Lapsed;
-                }
+                };
                 if let Some(slot) = shm.slot_of(vm) {
                     let gone = |p: Process| freeze::all_threads_gone(p.pid, p.start_time);
                     if !shm.process(slot).is_none_or(gone) {
@@ -148,7 +144,6 @@ impl GuardLink {
                     }
                     shm.release(slot);
                 }
-                let word = Word::new(SlotState::Running, *generation, *deadline);
                 let taken = shm
                     .free_slot()
                     .is_some_and(|s| shm.occupy(s, vm, *generation, word));
@@ -177,18 +172,11 @@ impl GuardLink {
                     GuardOutcome::Refused(refused)
                 }
             }
-            GuardRequest::Thaw {
-                vm,
-                from,
-                to,
-                deadline,
-            } => {
+            GuardRequest::Thaw { vm, to, .. } => {
                 if !is_guarded(&shm) || !shm.is_current() {
                     return GuardOutcome::NoGuard;
                 }
-                let outcome = change(&shm, vm, |word| {
-                    word.thawed(clock::now(), *from, *to, *deadline)
-                });
+                let outcome = change(&shm, vm, |word| word.after(clock::now(), request));
                 if outcome == GuardOutcome::Done {
                     if let Some(slot) = shm.slot_of(vm) {
                         shm.set_generation(slot, *to);
@@ -200,8 +188,8 @@ impl GuardLink {
                 }
                 outcome
             }
-            GuardRequest::Lapse { vm, generation } => {
-                change(&shm, vm, |word| word.lapsed(*generation))
+            GuardRequest::Lapse { vm, .. } => {
+                change(&shm, vm, |word| word.after(clock::now(), request))
             }
             GuardRequest::Remove { vm } => {
                 if let Some(slot) = shm.slot_of(vm) {

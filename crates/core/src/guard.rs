@@ -12,6 +12,7 @@
 //! about locks; it never thaws a word whose deadline has passed.
 
 use crate::id::Generation;
+use crate::io::GuardRequest;
 use crate::time::{Duration, Instant};
 use alloc::vec::Vec;
 
@@ -114,6 +115,25 @@ impl Word {
     ) -> Option<Self> {
         let valid = self.state() != SlotState::Free && self.is_of(from) && now < deadline;
         valid.then(|| Self::new(SlotState::Running, to, deadline))
+    }
+
+    /// The word after a request about its VM, or none where that is refused. One that extends is about several
+    /// VMs, and goes by [`Word::extended`] for each: here it is refused.
+    #[must_use]
+    pub fn after(self, now: Instant, request: &GuardRequest) -> Option<Self> {
+        match request {
+            GuardRequest::Register {
+                generation,
+                deadline,
+                ..
+            } => (now < *deadline).then(|| Self::new(SlotState::Running, *generation, *deadline)),
+            GuardRequest::Extend(_) => None,
+            GuardRequest::Thaw {
+                from, to, deadline, ..
+            } => self.thawed(now, *from, *to, *deadline),
+            GuardRequest::Lapse { generation, .. } => self.lapsed(*generation),
+            GuardRequest::Remove { .. } => Some(Self::FREE),
+        }
     }
 }
 
@@ -292,6 +312,18 @@ mod tests {
             (word.state(), word.generation(), word.deadline()),
             (SlotState::Lapsed, Generation(77), at(123_456_789))
         );
+    }
+
+    #[test]
+    fn nothing_is_registered_whose_deadline_has_passed() {
+        let register = GuardRequest::Register {
+            vm: crate::id::VmId::new("vm-1").expect("id"),
+            generation: Generation(1),
+            deadline: at(10),
+        };
+        let registered = Word::new(SlotState::Running, Generation(1), at(10));
+        assert_eq!(Word::FREE.after(at(9), &register), Some(registered));
+        assert_eq!(Word::FREE.after(at(10), &register), None);
     }
 
     #[test]

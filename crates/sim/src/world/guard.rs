@@ -302,34 +302,17 @@ impl World<'_> {
     /// The agent writes the shared memory: at once, whether or not the guard looks.
     pub(super) fn guard_request(&mut self, host: usize, op: OpId, request: GuardRequest) {
         let now = self.hosts[host].clock.local(self.now);
-        let (vm, next) = {
-            let h = &self.hosts[host];
-            let id = match &request {
-                GuardRequest::Extend(extensions) => return self.extend(host, op, extensions),
-                GuardRequest::Register { vm, .. }
-                | GuardRequest::Thaw { vm, .. }
-                | GuardRequest::Lapse { vm, .. }
-                | GuardRequest::Remove { vm } => vm,
-            };
-            let Some(slot) = self.vm_index.get(id).copied() else {
-                return;
-            };
-            let old = h.words.load(slot);
-            let next = match &request {
-                GuardRequest::Extend(_) => None,
-                GuardRequest::Register {
-                    generation,
-                    deadline,
-                    ..
-                } => Some(Word::new(SlotState::Running, *generation, *deadline)),
-                GuardRequest::Thaw {
-                    from, to, deadline, ..
-                } => old.thawed(now, *from, *to, *deadline),
-                GuardRequest::Lapse { generation, .. } => old.lapsed(*generation),
-                GuardRequest::Remove { .. } => Some(Word::FREE),
-            };
-            (slot, next)
+        let id = match &request {
+            GuardRequest::Extend(extensions) => return self.extend(host, op, extensions),
+            GuardRequest::Register { vm, .. }
+            | GuardRequest::Thaw { vm, .. }
+            | GuardRequest::Lapse { vm, .. }
+            | GuardRequest::Remove { vm } => vm,
         };
+        let Some(vm) = self.vm_index.get(id).copied() else {
+            return;
+        };
+        let next = self.hosts[host].words.load(vm).after(now, &request);
         let registers = matches!(request, GuardRequest::Register { .. });
         let outcome = match next {
             _ if registers && self.hosts[host].guard.is_none() => GuardOutcome::NoGuard,

@@ -137,16 +137,7 @@ impl World {
                     None => GuardOutcome::Done,
                 };
             }
-            GuardRequest::Register {
-                generation,
-                deadline,
-                ..
-            } => Some(Word::new(SlotState::Running, *generation, *deadline)),
-            GuardRequest::Thaw {
-                from, to, deadline, ..
-            } => node.word.thawed(now, *from, *to, *deadline),
-            GuardRequest::Lapse { generation, .. } => node.word.lapsed(*generation),
-            GuardRequest::Remove { .. } => Some(Word::FREE),
+            request => node.word.after(now, request),
         };
         let Some(word) = next else {
             return GuardOutcome::Lapsed;
