@@ -313,12 +313,16 @@ impl World {
         let mut world = self.clone();
         world.deaths -= 1;
         let host = &mut world.hosts[0];
-        let slot = host.proposal.take().expect("it proposes").slot();
+        let proposal = host.proposal.take().expect("it proposes");
+        let slot = proposal.slot();
         if let Doing::Writing(block) = core::mem::replace(&mut host.doing, Doing::Resting) {
             if !bounds.doubts_forgotten {
                 host.writers.doubt(slot, block.clone());
             }
             world.late.push((0, slot, block));
+        } else if let Some(block) = proposal.doubt().filter(|_| !bounds.doubts_forgotten) {
+            // It was looking for a write of unknown outcome.
+            host.writers.doubt(slot, block.clone());
         }
         host.incarnation += 1;
         host.target = 0;

@@ -77,7 +77,7 @@ pub(crate) fn cases(bound: u32) -> Vec<Case> {
             ("an agent dies, two ballots", Bounds { deaths: 1, ..two() }),
         ]);
         holds.push((
-            "two unknown writes, two deaths",
+            "two unknown writes, a death",
             Bounds {
                 unknown: 2,
                 deaths: 1,
