@@ -307,6 +307,15 @@ fn draw_one(rng: &mut Rng, acts: &[Act]) -> Act {
 }
 
 impl Rounds {
+    /// How many are over that long after zero.
+    #[must_use]
+    pub fn over(&self, since_zero: Duration) -> usize {
+        self.rounds
+            .iter()
+            .take_while(|round| round.end <= since_zero)
+            .count()
+    }
+
     /// What became of the rounds that were played, by what happened in them, added to what others gave. Of a cluster
     /// that never settled, or a run that broke off, the others are no rounds.
     pub fn count(&self, result: &RunResult, counts: &mut BTreeMap<String, Count>) {
@@ -393,6 +402,13 @@ mod tests {
     #[test]
     fn the_same_wish_gives_the_same_rounds_and_another_seed_others() {
         let events = |seed| draw(&wish(seed)).expect("rounds").scenario.events;
+        let drawn = draw(&wish(7)).expect("rounds");
+        let third = drawn.rounds[2].end;
+        assert_eq!(drawn.over(third), 3);
+        assert_eq!(
+            drawn.over(third.saturating_sub(Duration::from_millis(1))),
+            2
+        );
         assert_eq!(events(7), events(7));
         assert_ne!(events(7), events(8));
     }

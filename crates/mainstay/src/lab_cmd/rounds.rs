@@ -1,5 +1,7 @@
 //! `mainstay lab rounds`: one random fault after the other on several clusters at a time, and a table by fault.
 
+mod progress;
+
 use super::soak::keep;
 use super::{ClusterArgs, Driver, Signals};
 use crate::scenarios::line;
@@ -10,7 +12,8 @@ use mainstay_core::config::{DatastoreKind, Profile};
 use mainstay_lab::dir::random;
 use mainstay_lab::fail::{Failure, Result};
 use mainstay_lab::rounds::{Count, Rounds, Wish, draw};
-use mainstay_lab::run::{Nobody, Outcome, Run};
+use mainstay_lab::run::{Outcome, Run};
+use progress::Progress;
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -124,7 +127,7 @@ pub(super) fn run(args: &RoundsArgs, json: bool) -> Result<ExitCode> {
         line(&format!("again: {again}"));
     }
     let began = Instant::now();
-    let outcomes = play(args, &drawn)?;
+    let outcomes = play(args, &drawn, &Progress::new(&drawn, json))?;
     let mut counts = BTreeMap::new();
     let mut wrong = Vec::new();
     for (rounds, outcome) in drawn.iter().zip(&outcomes) {
@@ -145,16 +148,17 @@ pub(super) fn run(args: &RoundsArgs, json: bool) -> Result<ExitCode> {
 }
 
 /// Plays all clusters at once.
-fn play(args: &RoundsArgs, drawn: &[Rounds]) -> Result<Vec<Outcome>> {
+fn play(args: &RoundsArgs, drawn: &[Rounds], progress: &Progress) -> Result<Vec<Outcome>> {
     let signals = Signals::listen()?;
     let options = args.cluster.options()?;
-    let one = |rounds: &Rounds| {
+    let one = |number: usize, rounds: &Rounds| {
         let run = Run::new(&rounds.scenario, options.clone());
         signals.end(run.stopper());
-        run.play(&mut Nobody)
+        run.play(&mut progress.of(number, rounds))
     };
     let outcomes: Vec<Result<Outcome>> = std::thread::scope(|scope| {
-        let runs: Vec<_> = drawn.iter().map(|r| scope.spawn(move || one(r))).collect();
+        let begin = |(number, rounds)| scope.spawn(move || one(number, rounds));
+        let runs: Vec<_> = drawn.iter().enumerate().map(begin).collect();
         let join = |run: std::thread::ScopedJoinHandle<'_, Result<Outcome>>| {
             run.join().unwrap_or_else(|_| {
                 Err(Failure::new(
@@ -175,7 +179,11 @@ fn complaints(rounds: &Rounds, outcome: &Outcome) -> Result<Vec<String>> {
     let result = &outcome.result;
     let broken = result.violations.iter();
     let mut wrong: Vec<String> = broken
-        .map(|v| format!("{}: {} ({})", v.property, v.what, v.sentence))
+        .map(|v| {
+            let at = Duration::from_nanos(v.at.saturating_sub(result.zero));
+            let at = at.as_secs_f64();
+            format!("{} at {at:.1} s: {} ({})", v.property, v.what, v.sentence)
+        })
         .collect();
     // Of rounds that were not played nothing can be said.
     let missed = result.verdicts.iter().filter(|v| !v.pass);
