@@ -109,6 +109,13 @@ pub fn is_held(process: &Process) -> bool {
     })
 }
 
+/// Whether SIGKILL has reached every thread that is not gone: none of them executes an instruction of its own any
+/// more. One that waits for its storage is gone only when that answers.
+#[must_use]
+pub fn is_killed(process: &Process) -> bool {
+    process::is_killed(process.pid, process.start_time).unwrap_or(false)
+}
+
 fn each_is(process: &Process, wanted: impl Fn(u8) -> bool) -> bool {
     let Ok(threads) = process::threads(process.pid, process.start_time) else {
         return false;

@@ -2,7 +2,7 @@
 //! run, or a person. Reads records and `/proc`, changes nothing.
 
 use crate::cgroup;
-use crate::freeze::{all_threads_gone, is_held, is_stopped};
+use crate::freeze::{all_threads_gone, is_held, is_killed, is_stopped};
 use crate::launch;
 use crate::process::Process;
 use std::path::Path;
@@ -34,6 +34,15 @@ impl Seen {
     pub fn is_frozen(&self) -> bool {
         let told = || cgroup::own(&self.process).is_some_and(cgroup::is_told_to_freeze);
         self.exists() && (is_stopped(&self.process) || (told() && is_held(&self.process)))
+    }
+}
+
+impl Seen {
+    /// Whether a thread of it may execute a guest's instruction: it exists, was let run, and is neither frozen nor
+    /// killed.
+    #[must_use]
+    pub fn executes(&self) -> bool {
+        self.exists() && self.resumed && !self.is_frozen() && !is_killed(&self.process)
     }
 }
 

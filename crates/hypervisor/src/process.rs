@@ -116,6 +116,60 @@ pub(crate) fn threads(pid: i32, start_time: u64) -> io::Result<Option<Vec<Stat>>
     Ok(Some(states))
 }
 
+/// Whether every thread of that process is gone, or is about to be because of SIGKILL.
+///
+/// # Errors
+/// When `/proc` could not be read, which tells nothing about the process.
+pub(crate) fn is_killed(pid: i32, start_time: u64) -> io::Result<bool> {
+    let entries = match fs::read_dir(format!("/proc/{pid}/task")) {
+        Ok(entries) => entries,
+        Err(error) if is_absent(&error) => return Ok(true),
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let entry = entry?;
+        // The signal first: whoever takes it off to die of it is seen to die.
+        let pending = fs::read(entry.path().join("status")).map(|text| is_kill_pending(&text));
+        let stat = fs::read(entry.path().join("stat"));
+        match (pending, stat.and_then(|text| is_leaving(&text))) {
+            (Ok(true), Ok(_)) | (_, Ok(true)) => {}
+            (Err(error), _) | (_, Err(error)) if is_absent(&error) => {}
+            (Err(error), _) | (_, Err(error)) => return Err(error),
+            (Ok(false), Ok(false)) => return Ok(false),
+        }
+    }
+    let leader = Stat::read(Path::new(&format!("/proc/{pid}/stat")));
+    Ok(leader.is_ok_and(|stat| stat.start_time == start_time))
+}
+
+/// Whether the `status` file of a thread shows SIGKILL among what is pending for it, or for its process.
+fn is_kill_pending(status: &[u8]) -> bool {
+    const KILL: u64 = 1 << (libc::SIGKILL - 1);
+    let masks = status.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mask = line
+            .strip_prefix(b"SigPnd:")
+            .or(line.strip_prefix(b"ShdPnd:"))?;
+        u64::from_str_radix(std::str::from_utf8(mask).ok()?.trim(), 16).ok()
+    });
+    masks.fold(0, |all, mask| all | mask) & KILL != 0
+}
+
+/// Whether the `stat` file of a thread shows that it is in the kernel's exit, from which it does not return.
+fn is_leaving(stat: &[u8]) -> io::Result<bool> {
+    /// `PF_EXITING`, in field 9.
+    const EXITING: u64 = 0x4;
+    let end = stat
+        .iter()
+        .rposition(|byte| *byte == b')')
+        .map_or(0, |end| end + 1);
+    let rest = stat.get(end..).unwrap_or_default();
+    let rest = std::str::from_utf8(rest).unwrap_or_default();
+    let flags = rest.split_ascii_whitespace().nth(6);
+    let flags: Option<u64> = flags.and_then(|flags| flags.parse().ok());
+    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed stat file");
+    Ok(Stat::parse(stat)?.is_dead() || flags.ok_or_else(malformed)? & EXITING != 0)
+}
+
 /// Whether every thread of that process is gone; one that cannot be looked at is not.
 pub(crate) fn all_threads_gone(pid: i32, start_time: u64) -> bool {
     // One whose first thread lives is not gone, and needs no look at its other threads, of which there may be
@@ -214,5 +268,36 @@ mod tests {
         assert!(all_threads_gone(me.pid, me.start_time + 1));
         assert!(PidFd::open(me.pid, me.start_time + 1).unwrap().is_none());
         assert!(PidFd::open(me.pid, me.start_time).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_process_that_lives_is_not_killed() {
+        let me = Process::of_pid(std::process::id().cast_signed()).unwrap();
+        assert!(!is_killed(me.pid, me.start_time).unwrap());
+    }
+
+    #[test]
+    fn only_a_kill_that_is_pending_counts() {
+        let status = |own: u64, shared: u64| {
+            format!(
+                "Name:\tguest\nSigQ:\t0/9\nSigPnd:\t{own:016x}\nShdPnd:\t{shared:016x}\nSigBlk:\t{:016x}\n",
+                0x100
+            )
+        };
+        let stop = 1 << (libc::SIGSTOP - 1);
+        assert!(!is_kill_pending(status(0, 0).as_bytes()));
+        assert!(!is_kill_pending(status(stop, stop).as_bytes()));
+        assert!(is_kill_pending(status(0x100, 0).as_bytes()));
+        assert!(is_kill_pending(status(0, 0x100 | stop).as_bytes()));
+    }
+
+    #[test]
+    fn a_thread_in_the_kernels_exit_is_leaving() {
+        let stat = |flags: u64| {
+            format!("42 (a) (guest) D 1 2 3 4 5 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 777 0 0\n")
+        };
+        assert!(!is_leaving(stat(0x40_0000).as_bytes()).unwrap());
+        assert!(is_leaving(stat(0x40_0004).as_bytes()).unwrap());
+        assert!(is_leaving(b"42 (guest) D 1 2").is_err());
     }
 }

@@ -204,6 +204,8 @@ struct Standing {
     /// Counts its boots, so that what was planned for an earlier one is dropped.
     boot: u64,
     agent_hung: bool,
+    /// When it, or its guard, last went on after a pause.
+    went_on: Option<Instant>,
     /// Its admin shuts it down; true: to boot it again.
     leaving: Option<bool>,
     service: service::Service,
@@ -392,6 +394,11 @@ impl<'a> Stage<'a> {
         }
     }
 
+    /// A host, or its guard, that stood still goes on.
+    fn goes_on(&mut self, host: usize) {
+        self.change_standing(host, |s| s.went_on = Some(now()));
+    }
+
     fn moment(&mut self, index: usize) {
         self.look();
         if let Some(Check::State { vm, .. }) = self.scenario.expects.get(index).map(|e| &e.check)
@@ -415,13 +422,26 @@ impl<'a> Stage<'a> {
         }
     }
 
+    /// Hosts whose guards may not have had the time yet to stop what lapsed while they stood still: what runs there
+    /// for so long is what the protocol leaves to the storage.
+    fn late_guards(&self, at: Instant) -> BTreeSet<usize> {
+        let latency = self.scenario.config.settings.timing.guard_latency;
+        let late = |standing: &Standing| standing.went_on.is_some_and(|on| at < on + latency);
+        let hosts = self.hosts.iter().enumerate();
+        hosts
+            .filter_map(|(host, standing)| late(standing).then_some(host))
+            .collect()
+    }
+
     /// Looks at the process tables: expectations, and what must never be.
     fn look(&mut self) {
         self.hear_guards();
         let at = now();
         let before = std::mem::replace(&mut self.table, Table::look(&self.cluster));
         let t = self.since_base(at);
-        self.judge.looked(self.scenario, &before, &self.table, t);
+        let late = self.late_guards(at);
+        self.judge
+            .looked(self.scenario, (&before, &self.table), &late, t);
         let Some(zero) = self.zero.filter(|z| at >= *z) else {
             return;
         };

@@ -60,7 +60,10 @@ impl Stage<'_> {
             Fault::HostPowerOff { host } => self.power_off(*host)?,
             Fault::HostPowerOn { host } => self.power_on(*host),
             Fault::HostPause { host } => self.cluster.pause(*host)?,
-            Fault::HostResume { host } => self.cluster.resume(*host)?,
+            Fault::HostResume { host } => {
+                self.cluster.resume(*host)?;
+                self.goes_on(*host);
+            }
             Fault::HostShutdown { host } => self.shut_down(*host, false),
             Fault::HostReboot { host } => self.shut_down(*host, true),
             Fault::AgentKill { host } => self.signal(*host, Daemon::Agent, Signal::SIGKILL)?,
@@ -74,7 +77,10 @@ impl Stage<'_> {
                 self.signal(*host, Daemon::Agent, Signal::SIGCONT)?;
             }
             Fault::GuardHang { host } => self.signal(*host, Daemon::Guard, Signal::SIGSTOP)?,
-            Fault::GuardResume { host } => self.signal(*host, Daemon::Guard, Signal::SIGCONT)?,
+            Fault::GuardResume { host } => {
+                self.signal(*host, Daemon::Guard, Signal::SIGCONT)?;
+                self.goes_on(*host);
+            }
             Fault::AgentRestart { host, time, .. } => self.restart_agent(*host, *time),
             Fault::HostDrill {
                 host,

@@ -182,9 +182,15 @@ impl Judge {
         }
     }
 
-    /// The process tables were looked at twice.
-    pub(super) fn looked(&mut self, scenario: &Scenario, before: &Table, table: &Table, at: u64) {
-        for what in table::doubles(before, table) {
+    /// The process tables were looked at twice. At `late` hosts a guard need not have stopped yet what lapsed.
+    pub(super) fn looked(
+        &mut self,
+        scenario: &Scenario,
+        (before, table): (&Table, &Table),
+        late: &BTreeSet<usize>,
+        at: u64,
+    ) {
+        for what in table::doubles(before, table, late) {
             self.broken("S1", at, what);
         }
         let mut restarted = Vec::new();

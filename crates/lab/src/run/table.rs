@@ -3,7 +3,7 @@
 use crate::cluster::Cluster;
 use mainstay_hypervisor::Seen;
 use mainstay_sim::VmFacts;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// An instance of a VM.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ impl Table {
         let mut vms: BTreeMap<String, Vec<Instance>> = BTreeMap::new();
         for (host, it) in cluster.hosts().iter().enumerate() {
             for seen in cluster.guests(host) {
-                let executes = it.is_up() && seen.resumed && !seen.is_frozen();
+                let executes = it.is_up() && seen.executes();
                 let instance = Instance {
                     host,
                     executes,
@@ -60,8 +60,8 @@ impl Table {
 }
 
 /// VMs of which two instances execute at one moment: the second was seen to execute between two looks at
-/// which the first did.
-pub(super) fn doubles(first: &Table, second: &Table) -> Vec<String> {
+/// which the first did. Those at `late` hosts do not count.
+pub(super) fn doubles(first: &Table, second: &Table, late: &BTreeSet<usize>) -> Vec<String> {
     let still = |vm: &str, instance: &Instance| {
         let same = |other: &&Instance| {
             other.host == instance.host && other.seen.process == instance.seen.process
@@ -69,11 +69,62 @@ pub(super) fn doubles(first: &Table, second: &Table) -> Vec<String> {
         second.of(vm).iter().find(same).is_some_and(|o| o.executes)
     };
     let many = |(vm, all): (&String, &Vec<Instance>)| {
-        let run: Vec<&Instance> = all.iter().filter(|i| i.executes && still(vm, i)).collect();
+        let counts = |i: &&Instance| i.executes && !late.contains(&i.host) && still(vm, i);
+        let run: Vec<&Instance> = all.iter().filter(counts).collect();
         let said =
             |i: &&Instance| format!("host {} (generation {})", i.host + 1, i.seen.generation);
         let list: Vec<String> = run.iter().map(said).collect();
         (run.len() > 1).then(|| format!("{vm} runs on {}", list.join(" and ")))
     };
     first.vms().filter_map(many).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mainstay_hypervisor::Process;
+
+    /// What was seen of vm-1 at these hosts, and whether it executed there.
+    fn table(seen: &[(usize, bool)]) -> Table {
+        let instance = |(host, executes): &(usize, bool)| Instance {
+            host: *host,
+            executes: *executes,
+            seen: Seen {
+                vm: "vm-1".to_owned(),
+                generation: *host as u64,
+                driver: "embedded".to_owned(),
+                process: Process {
+                    pid: 100 + i32::try_from(*host).expect("a few hosts"),
+                    start_time: 1,
+                    cgroup: None,
+                },
+                resumed: true,
+            },
+        };
+        let all = seen.iter().map(instance).collect();
+        Table {
+            vms: [("vm-1".to_owned(), all)].into(),
+        }
+    }
+
+    #[test]
+    fn two_that_execute_between_two_looks_are_one_too_many() {
+        let (both, none) = (table(&[(0, true), (1, true)]), BTreeSet::new());
+        assert_eq!(
+            doubles(&both, &both, &none),
+            ["vm-1 runs on host 1 (generation 0) and host 2 (generation 1)"]
+        );
+        for other in [[(0, true), (1, false)], [(0, false), (1, true)]] {
+            let other = table(&other);
+            assert!(doubles(&both, &other, &none).is_empty());
+            assert!(doubles(&other, &both, &none).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_runs_before_its_guard_has_had_its_time_does_not_count() {
+        let both = table(&[(0, true), (1, true)]);
+        assert!(doubles(&both, &both, &[1].into()).is_empty());
+        assert!(!doubles(&both, &both, &[2].into()).is_empty());
+    }
 }

@@ -107,7 +107,12 @@ fn a_killed_process_that_hangs_is_freed_by_power_off() {
     said(&mut child, "WRITES");
     host.mount().set(Some(Fault::Hang));
     comes_true("a write hangs", || host.mount().waiting().0 > 0);
+    let process = Process::of_pid(child.id().cast_signed()).unwrap();
+    assert!(!freeze::is_killed(&process), "it only waits");
     child.kill().unwrap();
+    comes_true("none of its threads executes any more", || {
+        freeze::is_killed(&process)
+    });
     // It must not end: each look gives it the time of a system call, and there are many.
     for _ in 0..200 {
         assert!(
