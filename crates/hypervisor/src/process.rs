@@ -45,6 +45,7 @@ impl Process {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Stat {
     pub(crate) state: u8,
+    flags: u64,
     pub(crate) start_time: u64,
 }
 
@@ -70,17 +71,31 @@ impl Stat {
             .and_then(|field| field.first())
             .copied()
             .ok_or_else(malformed)?;
-        let start_time = fields
-            .nth(18) // field 22; fields 1 to 3 are consumed
-            .and_then(|field| std::str::from_utf8(field).ok())
-            .and_then(|field| field.parse().ok())
-            .ok_or_else(malformed)?;
-        Ok(Self { state, start_time })
+        let number = |field: Option<&[u8]>| {
+            field
+                .and_then(|field| std::str::from_utf8(field).ok())
+                .and_then(|field| field.parse().ok())
+                .ok_or_else(malformed)
+        };
+        let flags = number(fields.nth(5))?; // field 9; fields 1 to 3 are consumed
+        let start_time = number(fields.nth(12))?; // field 22
+        Ok(Self {
+            state,
+            flags,
+            start_time,
+        })
     }
 
     /// A thread in this state executes nothing any more.
     pub(crate) fn is_dead(self) -> bool {
         matches!(self.state, b'Z' | b'X' | b'x')
+    }
+
+    /// It is dead, or in the kernel's exit, from which it does not return.
+    fn is_leaving(self) -> bool {
+        /// `PF_EXITING`.
+        const EXITING: u64 = 0x4;
+        self.is_dead() || self.flags & EXITING != 0
     }
 }
 
@@ -130,12 +145,11 @@ pub(crate) fn is_killed(pid: i32, start_time: u64) -> io::Result<bool> {
         let entry = entry?;
         // The signal first: whoever takes it off to die of it is seen to die.
         let pending = fs::read(entry.path().join("status")).map(|text| is_kill_pending(&text));
-        let stat = fs::read(entry.path().join("stat"));
-        match (pending, stat.and_then(|text| is_leaving(&text))) {
-            (Ok(true), Ok(_)) | (_, Ok(true)) => {}
+        match (pending, Stat::read(&entry.path().join("stat"))) {
+            (Ok(pending), Ok(stat)) if pending || stat.is_leaving() => {}
+            (Ok(_), Ok(_)) => return Ok(false),
             (Err(error), _) | (_, Err(error)) if is_absent(&error) => {}
             (Err(error), _) | (_, Err(error)) => return Err(error),
-            (Ok(false), Ok(false)) => return Ok(false),
         }
     }
     let leader = Stat::read(Path::new(&format!("/proc/{pid}/stat")));
@@ -152,22 +166,6 @@ fn is_kill_pending(status: &[u8]) -> bool {
         u64::from_str_radix(std::str::from_utf8(mask).ok()?.trim(), 16).ok()
     });
     masks.fold(0, |all, mask| all | mask) & KILL != 0
-}
-
-/// Whether the `stat` file of a thread shows that it is in the kernel's exit, from which it does not return.
-fn is_leaving(stat: &[u8]) -> io::Result<bool> {
-    /// `PF_EXITING`, in field 9.
-    const EXITING: u64 = 0x4;
-    let end = stat
-        .iter()
-        .rposition(|byte| *byte == b')')
-        .map_or(0, |end| end + 1);
-    let rest = stat.get(end..).unwrap_or_default();
-    let rest = std::str::from_utf8(rest).unwrap_or_default();
-    let flags = rest.split_ascii_whitespace().nth(6);
-    let flags: Option<u64> = flags.and_then(|flags| flags.parse().ok());
-    let malformed = || io::Error::new(io::ErrorKind::InvalidData, "malformed stat file");
-    Ok(Stat::parse(stat)?.is_dead() || flags.ok_or_else(malformed)? & EXITING != 0)
 }
 
 /// Whether every thread of that process is gone; one that cannot be looked at is not.
@@ -296,8 +294,10 @@ mod tests {
         let stat = |flags: u64| {
             format!("42 (a) (guest) D 1 2 3 4 5 {flags} 0 0 0 0 0 0 0 0 20 0 1 0 777 0 0\n")
         };
-        assert!(!is_leaving(stat(0x40_0000).as_bytes()).unwrap());
-        assert!(is_leaving(stat(0x40_0004).as_bytes()).unwrap());
-        assert!(is_leaving(b"42 (guest) D 1 2").is_err());
+        let read = |flags| Stat::parse(stat(flags).as_bytes()).unwrap();
+        assert!(!read(0x40_0000).is_leaving());
+        assert!(read(0x40_0004).is_leaving());
+        assert_eq!(read(0x40_0004).start_time, 777);
+        assert!(Stat::parse(b"42 (guest) D 1 2").is_err());
     }
 }
