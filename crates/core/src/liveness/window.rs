@@ -24,7 +24,9 @@ pub(crate) struct Window {
     first_issue: Instant,
     /// Issue of the last read that showed it.
     last_issue: Instant,
-    /// Completion of that read.
+    /// Issue of the read before that one, when that showed it too.
+    issue_before: Option<Instant>,
+    /// Completion of the last read.
     last_done: Instant,
     /// `break` of the record that was seen.
     r#break: Duration,
@@ -42,6 +44,7 @@ impl Window {
             first_done: done,
             first_issue: issued,
             last_issue: issued,
+            issue_before: None,
             last_done: done,
             r#break,
             longer: None,
@@ -58,7 +61,10 @@ impl Window {
         r#break: Duration,
     ) -> bool {
         if self.value == value {
-            self.last_issue = self.last_issue.max(issued);
+            if issued > self.last_issue {
+                self.issue_before = Some(self.last_issue);
+                self.last_issue = issued;
+            }
             self.last_done = done;
             return false;
         }
@@ -73,7 +79,19 @@ impl Window {
     /// How long the value certainly stood still: from the completion of the first read that showed it
     /// to the issue of the last.
     pub(crate) fn length(&self) -> Duration {
-        self.last_issue.since(self.first_done)
+        self.length_to(self.last_issue)
+    }
+
+    /// The same, by the read that was issued then.
+    pub(crate) fn length_to(&self, end: Instant) -> Duration {
+        end.since(self.first_done)
+    }
+
+    /// Issue of the newer one of the last two reads that was issued no later than `by`. What is read beside this heartbeat
+    /// is there a moment later: until then the read before it stands.
+    pub(crate) fn last_issue_by(&self, by: Instant) -> Option<Instant> {
+        let last = Some(self.last_issue).filter(|at| *at <= by);
+        last.or(self.issue_before.filter(|at| *at <= by))
     }
 
     /// The same from the first issue to the last completion: too long (planted bug).
@@ -104,7 +122,8 @@ impl Window {
         self.named_at(self.last_issue)
     }
 
-    fn named_at(&self, at: Instant) -> Duration {
+    /// The same, as of then.
+    pub(crate) fn named_at(&self, at: Instant) -> Duration {
         let longer = self.longer.filter(|(_, until)| at < *until);
         longer.map_or(self.r#break, |(longer, _)| longer.max(self.r#break))
     }

@@ -1,4 +1,4 @@
-//! When heartbeats are read again.
+//! When heartbeats are read again, and what their windows prove.
 
 use super::*;
 use crate::id::{BootId, InstanceId};
@@ -60,6 +60,11 @@ impl Observer {
         let bytes = HeartbeatRecord { freeze, r#break }.encode(1, &stamp);
         let outcome = StorageOutcome::Ok(StorageValue::Bytes(bytes));
         let issued = self.at(issued);
+        if what == "own" {
+            // It shows what was written last.
+            let store = self.agent.stores.get_mut(&datastore()).expect("mounted");
+            store.writes.push_back((seq, issued));
+        }
         self.agent
             .on_observed(&datastore(), &stamp.writer, issued, &outcome);
     }
@@ -114,6 +119,41 @@ fn it_is_read_again_where_it_was_read_while_the_own_heartbeat_was_on_its_way() {
     observer.ends("own", 5003, 5004);
     observer.ends("other", 5003, 5004);
     assert!(observer.polls(5004).is_empty());
+}
+
+#[test]
+fn what_is_proven_stays_so_while_the_next_readings_are_on_their_way() {
+    let mut observer = Observer::just_before_it_is_enough();
+    for host in ["own", "other"] {
+        observer.ends(host, 4500, 4501);
+    }
+    observer.polls(4503);
+    let proven = |observer: &Observer| {
+        let (other, r#break) = (
+            HostId::new("host-2").expect("id"),
+            observer.agent.constants().1,
+        );
+        let proof = observer
+            .agent
+            .window_proof(&datastore(), &other, observer.at(10), r#break);
+        proof.map(|length| length.as_millis())
+    };
+    observer.ends("other", 4503, 4504);
+    proven(&observer).expect_err("the own heartbeat has not been read back at its end");
+    observer.ends("own", 4503, 4505);
+    assert_eq!(proven(&observer), Ok(4501));
+    // The next readings: the one is there before the other.
+    observer.polls(5003);
+    observer.ends("other", 5003, 5004);
+    assert_eq!(proven(&observer), Ok(4501));
+    observer.ends("own", 5003, 5005);
+    assert_eq!(proven(&observer), Ok(5001));
+    // Where the own heartbeat is not read back for longer, nothing is proven any more.
+    for poll in [5503, 6003] {
+        observer.polls(poll);
+        observer.ends("other", poll, poll + 1);
+    }
+    proven(&observer).expect_err("two readings without the own heartbeat");
 }
 
 #[test]
