@@ -84,7 +84,8 @@ impl Agent {
         let Some(off) = self.fencing.hosts.get(host).and_then(|fence| fence.off) else {
             return Err(format!("it is not proven that the power of {host} is off"));
         };
-        if read_done > off.issued && !planted!(self, PowerProofOutlivesBoot) {
+        // Of two things at one moment nobody knows which was first.
+        if read_done >= off.issued && !planted!(self, PowerProofOutlivesBoot) {
             return Err(format!(
                 "the lock was read after the power of {host} was last asked for"
             ));
