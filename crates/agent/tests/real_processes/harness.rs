@@ -12,10 +12,12 @@ use mainstay_core::status::Status;
 use mainstay_datastore::FileDatastore;
 use mainstay_hypervisor::{ImageKind, make_image, read_counter};
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -53,10 +55,31 @@ pub(crate) fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T 
     }
 }
 
-/// A port that is free on every loopback address, for TCP.
+/// The lowest port that tests give to agents, and how many each process has: below those that the kernel gives to whoever asks
+/// for any (`ip_local_port_range`), so that what is free now is free when its agent starts.
+const FIRST_PORT: u32 = 16_384;
+const PORTS: u32 = 60;
+/// As many processes have their own ports.
+const PROCESSES: u32 = 240;
+
+/// A port that is free on the loopback addresses, and stays so.
 pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("0.0.0.0:0").expect("port");
-    listener.local_addr().expect("address").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let own = FIRST_PORT + std::process::id() % PROCESSES * PORTS;
+    let free = |port: &u16| {
+        let bound = |at: IpAddr| UdpSocket::bind((at, *port)).and(TcpListener::bind((at, *port)));
+        let both = [
+            IpAddr::from([127, 0, 0, 1]),
+            IpAddr::from(Ipv6Addr::LOCALHOST),
+        ];
+        let taken = |at| bound(at).is_err_and(|error| error.kind() == ErrorKind::AddrInUse);
+        !both.into_iter().any(taken)
+    };
+    let mut ports = (0..PORTS).map(|_| {
+        let port = own + NEXT.fetch_add(1, Ordering::Relaxed) % PORTS;
+        u16::try_from(port).expect("a port")
+    });
+    ports.find(free).expect("a free port")
 }
 
 fn address(n: usize) -> IpAddr {
@@ -70,10 +93,15 @@ fn address(n: usize) -> IpAddr {
 pub(crate) fn networks(n: usize, port: u16) -> BTreeMap<String, SocketAddr> {
     let mut all = BTreeMap::from([("mgmt0".to_owned(), SocketAddr::new(address(n), port))]);
     // Of the other family where there is one.
-    let second = ["[::1]:0", "127.0.0.1:0"].into_iter().find_map(|at| {
-        let listener = TcpListener::bind(at).ok()?;
-        listener.local_addr().ok()
-    });
+    let second = [
+        IpAddr::from(Ipv6Addr::LOCALHOST),
+        IpAddr::from([127, 0, 0, 1]),
+    ];
+    let there = |at: &IpAddr| UdpSocket::bind((*at, 0)).is_ok();
+    let second = second
+        .into_iter()
+        .find(there)
+        .map(|at| SocketAddr::new(at, free_port()));
     all.extend(second.map(|a| ("mgmt1".to_owned(), a)));
     all
 }
