@@ -98,10 +98,10 @@ const STEPS: [Step; 13] = [
 const BARE_TARGETS: [&str; 2] = ["thumbv7m-none-eabi", "wasm32-unknown-unknown"];
 
 /// The seeds that every run plays, whatever the commit.
-const FIXED_SEEDS: &str = "1..80";
+const FIXED_SEEDS: &str = "1..50";
 
 /// How many seeds follow the one that is taken from the commit, which is new at every commit.
-const COMMIT_SEEDS: u64 = 50;
+const COMMIT_SEEDS: u64 = 30;
 
 /// A demo that has not ended by then hangs. The slowest machine measured needs a fifth of it.
 const DEMO_LIMIT_SECONDS: u32 = 300;

@@ -1,4 +1,4 @@
-//! Every scenario of the repository holds, with several seeds.
+//! Every scenario of the repository holds, with several seeds. The first one is played by `mainstay sim run` among the checks.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +23,7 @@ fn holds(path: &Path) {
         "{} names no source",
         path.display()
     );
-    for seed in 0..3 {
+    for seed in 1..3 {
         scenario.seed = seed;
         let result = mainstay_sim::run(&scenario, &mainstay_sim::Options::default());
         let text = mainstay_sim::people(&scenario, &result, &path.display().to_string());
