@@ -125,6 +125,10 @@ pub enum Bug {
     NewestIsAnswered,
     /// What was made is removed when its predecessor is gone, though another swap went on from it (H11).
     FollowedRemoved,
+    /// A host asks for an owner lock while its VMs run by another owner's word (H6).
+    OwnerKeepsVouch,
+    /// A host that asked for an owner lock takes an owner's word that it had asked for before (H6).
+    AnswerToOwner,
 }
 
 impl Bug {
@@ -190,6 +194,8 @@ impl Bug {
         Self::VouchForgotten,
         Self::NewestIsAnswered,
         Self::FollowedRemoved,
+        Self::OwnerKeepsVouch,
+        Self::AnswerToOwner,
     ];
 
     /// It shows only where steps follow each other in a way that no random run comes to: the models of the core
@@ -210,6 +216,8 @@ impl Bug {
                 | Self::VouchForgotten
                 | Self::NewestIsAnswered
                 | Self::FollowedRemoved
+                | Self::OwnerKeepsVouch
+                | Self::AnswerToOwner
         )
     }
 
@@ -335,6 +343,12 @@ impl Bug {
             }
             Self::FollowedRemoved => {
                 "a generation that another follows is removed by a clean-up alone (H11)"
+            }
+            Self::OwnerKeepsVouch => {
+                "who asks for an owner lock runs nothing by an owner's word (H6)"
+            }
+            Self::AnswerToOwner => {
+                "who asked for an owner lock takes no owner's word that it had asked for before (H6)"
             }
         }
     }

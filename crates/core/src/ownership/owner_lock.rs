@@ -2,7 +2,7 @@
 
 use super::list::Loading;
 use super::{Acting, Own};
-use crate::agent::{Agent, Pending};
+use crate::agent::{Agent, Pending, planted};
 use crate::event::EventKind;
 use crate::id::{DatastoreId, Generation, HostId};
 use crate::io::StorageRequest;
@@ -63,7 +63,9 @@ impl Agent {
         let now = self.now;
         // What runs here by another owner's word must have ended first: an owner uses no such right.
         let store = self.stores.get(datastore);
-        if let Some(until) = store.and_then(|s| s.vouched.over_at()).filter(|u| now < *u) {
+        let until = store.and_then(|s| s.vouched.over_at());
+        let keeps = planted!(self, OwnerKeepsVouch);
+        if let Some(until) = until.filter(|u| now < *u && !keeps) {
             self.owned
                 .insert(datastore.clone(), Own::None { next: until });
             return;
@@ -79,6 +81,13 @@ impl Agent {
             named: record.r#break,
         };
         self.owned.insert(datastore.clone(), swapping);
+        // An answer that is still on its way would bring such a right back: this host may have stepped down, and
+        // follow who gave it, before it learns that its swap was won.
+        if let Some(store) = self.stores.get_mut(datastore)
+            && !planted!(self, AnswerToOwner)
+        {
+            store.vouched.forgo();
+        }
         let from = (record.generation, record.nonce);
         let holder = Some(self.holder());
         self.swap_lock(
@@ -228,9 +237,25 @@ impl Agent {
 mod tests {
     use super::*;
     use crate::config::Settings;
-    use crate::id::Nonce;
+    use crate::election::Role;
+    use crate::id::{Holder, Nonce};
+    use crate::io::{FoundState, FoundVm, Output};
     use crate::testing;
     use crate::time::Duration;
+    use crate::wire::{Message, Rank};
+
+    fn record(agent: &Agent, holder: Option<Holder>) -> LockRecord {
+        let (freeze, r#break) = agent.constants();
+        LockRecord {
+            generation: Generation(5),
+            nonce: Nonce(50),
+            holder,
+            desired: Desired::Off,
+            freeze,
+            r#break,
+            given_back: None,
+        }
+    }
 
     /// A primary whose swap of an owner lock is out, and what it makes of it when it has won.
     fn won(raise: impl FnOnce(&mut Settings)) -> Option<Own> {
@@ -245,15 +270,7 @@ mod tests {
             named: r#break,
         };
         agent.owned.insert(datastore.clone(), swapping);
-        let record = LockRecord {
-            generation: Generation(5),
-            nonce: Nonce(50),
-            holder: Some(agent.holder()),
-            desired: Desired::Off,
-            freeze,
-            r#break,
-            given_back: None,
-        };
+        let record = record(&agent, Some(agent.holder()));
         raise(&mut agent.config.settings);
         agent.on_own_swapped(&datastore, record, &SwapOutcome::Won);
         agent.owned.get(&datastore).cloned()
@@ -268,5 +285,59 @@ mod tests {
     fn owner_lock_is_given_back_when_the_timers_were_raised_during_its_swap() {
         let raised = won(|s| s.timing.freeze += Duration::from_secs(1));
         assert!(matches!(raised, Some(Own::Releasing)), "{raised:?}");
+    }
+
+    /// A secondary whose heartbeat is late asks for an owner's word. Does it take the answer, when `meanwhile` came
+    /// before it?
+    fn takes_the_answer(meanwhile: impl FnOnce(&mut Agent, &Role)) -> bool {
+        let state = FoundState::Running(Generation(3));
+        let vm = testing::vm();
+        let mut agent = testing::primary([FoundVm { vm, state }].into());
+        let (datastore, owner) = (testing::datastore(), HostId::new("host-2").expect("id"));
+        let freeze = agent.timing().freeze;
+        let issued = agent.now;
+        let right = &mut agent.stores.get_mut(&datastore).expect("mounted").right;
+        right.renewed(issued, issued, freeze);
+        agent.now = issued + freeze / 2;
+        let follows = Role::Secondary {
+            primary: owner.clone(),
+            rank: Rank {
+                datastores: 1,
+                host: owner.clone(),
+            },
+            heard: agent.now,
+            silent_at: agent.now + freeze,
+        };
+        let leads = core::mem::replace(&mut agent.role, follows.clone());
+        agent.run_vouch();
+        let mut outputs = core::iter::from_fn(|| agent.poll_output());
+        let nonce = outputs.find_map(|output| match output {
+            Output::Datagram {
+                message: Message::AskVouch { nonce, .. },
+                ..
+            } => Some(nonce),
+            _ => None,
+        });
+        meanwhile(&mut agent, &leads);
+        agent.role = follows;
+        agent.on_vouch(&owner, &datastore, nonce.expect("it asks"), Generation(7));
+        let store = agent.stores.get(&datastore).expect("mounted");
+        store.vouched.over_at().is_some()
+    }
+
+    #[test]
+    fn answer_is_taken_by_a_secondary_that_asked_for_no_owner_lock() {
+        assert!(takes_the_answer(|_, _| {}));
+    }
+
+    #[test]
+    fn answer_is_not_taken_by_who_asked_for_the_owner_lock_meanwhile() {
+        let asks_for_the_lock = |agent: &mut Agent, leads: &Role| {
+            agent.role = leads.clone();
+            let free = record(agent, None);
+            agent.take_over(&testing::datastore(), &free, None);
+            assert!(agent.may_be_owner(&testing::datastore()), "its swap is out");
+        };
+        assert!(!takes_the_answer(asks_for_the_lock));
     }
 }

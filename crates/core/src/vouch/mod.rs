@@ -9,7 +9,7 @@
 //! from before the request was sent, so that a late answer is harmless (H7). The owner breaks no lock of
 //! a host for one `break` after its last answer to it; a new owner, which knows of no answers, waits that
 //! long for everybody but its predecessor (H6, H8), which has used no such right since before it asked
-//! for the owner lock.
+//! for the owner lock, and takes no answer to what it asked before.
 
 use crate::agent::{Agent, planted};
 use crate::event::EventKind;
@@ -41,6 +41,11 @@ impl Vouched {
     /// When nothing runs by an owner's word any more.
     pub(crate) fn over_at(&self) -> Option<Instant> {
         self.until
+    }
+
+    /// No answer to what was asked is taken any more.
+    pub(crate) fn forgo(&mut self) {
+        self.asked.clear();
     }
 }
 
