@@ -9,7 +9,7 @@ use crate::cmd::Cmd;
 use crate::value_of;
 
 /// The models, by the names that `--model` takes.
-const MODELS: [&str; 4] = ["chain", "paxos", "right", "owner"];
+const MODELS: [&str; 5] = ["chain", "paxos", "right", "owner", "fence"];
 
 /// How far the tests go.
 const AS_THE_TESTS: u32 = 1;
@@ -49,7 +49,7 @@ pub(crate) fn main(arguments: &[String]) -> Result<()> {
 /// # Errors
 /// When a property is broken, something is not reached, or what is planted is not found.
 fn run(bound: u32, model: Option<&str>, case: Option<&str>) -> Result<()> {
-    let test = "test --package mainstay-core --lib --features planted model::table";
+    let test = "test --release --package mainstay-core --lib --features planted model::table";
     let mut command = Cmd::cargo(test)
         .words("-- --ignored --exact --nocapture")
         .env("MAINSTAY_MODEL_BOUND", &bound.to_string());

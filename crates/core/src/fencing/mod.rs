@@ -27,7 +27,7 @@ use crate::time::{Duration, Instant};
 use alloc::collections::{BTreeMap, BTreeSet};
 
 /// What this agent knows of other hosts' power.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Hash, Debug, Default)]
 pub(crate) struct Fencing {
     /// The hosts whose fence devices this host can ask.
     devices: BTreeSet<HostId>,
@@ -37,7 +37,7 @@ pub(crate) struct Fencing {
 }
 
 /// The power of one host.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Hash, Debug, Default)]
 struct Fence {
     stage: Stage,
     /// The answer that is waited for.
@@ -55,7 +55,7 @@ struct Fence {
 }
 
 /// That a host was off at some moment between two.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Hash, Debug)]
 struct PowerOff {
     /// When its power's status was asked for: what it had locked by then ended with its power.
     issued: Instant,
@@ -66,7 +66,7 @@ struct PowerOff {
 }
 
 /// Where an attempt to prove a host's death by its power stands.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Hash, Debug, Default)]
 enum Stage {
     /// There is none.
     #[default]
@@ -110,7 +110,7 @@ impl Stage {
 }
 
 /// What was seen of a host since its device called it off.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Hash, Debug, Default)]
 struct Signs {
     /// The first change of its heartbeat on each datastore. One write may have been on its way when the power
     /// went; a second one may not.

@@ -10,10 +10,12 @@
 //! [`surroundings`], what can happen next in [`explore`].
 
 mod explore;
+mod power;
 mod print;
 mod surroundings;
 
 pub(super) use explore::Explored;
+pub(super) use power::Device;
 
 use crate::agent::{Agent, Command, Identity};
 use crate::config::{ClusterConfig, DatastoreSpec, FenceClass, HostSpec, Settings, VmSpec};
@@ -26,6 +28,7 @@ use crate::provision::{datastore_records, vm_record};
 use crate::restart::{Restart, Step};
 use crate::time::{Duration, Instant};
 use crate::wire::{ProtectedVm, Rank, RecordKey};
+use power::Question;
 use print::{Kept, Prints};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{Hash, Hasher};
@@ -36,6 +39,8 @@ use std::{format, vec};
 const CLUSTER: u64 = 1;
 /// Ticks before the exploration begins: the agents have settled.
 const BEFORE: u64 = 100;
+/// The primary that owns the datastore in the beginning.
+const FIRST: usize = 1;
 
 /// What a host is there for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,6 +51,8 @@ pub(super) enum Part {
     Steady,
     /// A primary whose heartbeat comes when the exploration likes.
     Leads,
+    /// A primary that answers, may step down, and does nothing else.
+    Answers,
 }
 
 /// How far a model goes, and with what.
@@ -62,10 +69,16 @@ pub(super) struct Bounds {
     pub(super) late_beats: bool,
     /// Links are made and acknowledged in steps.
     pub(super) late_links: bool,
+    /// Of those, the VM's host's alone.
+    pub(super) only_its_own: bool,
     /// Heartbeats of others are read and acknowledged in steps.
     pub(super) late_reads: bool,
     /// Ticks for which a message may be on its way; 0: none is sent.
     pub(super) mail: u64,
+    /// The clock of the VM's host loses one tick of so many; 0: none.
+    pub(super) slow: u64,
+    /// With one, the VM's lock is broken by the power of its host alone.
+    pub(super) device: Device,
     pub(super) budget: Budget,
     /// Nothing freezes a VM (planted).
     pub(super) no_freeze: bool,
@@ -90,6 +103,12 @@ pub(super) struct Budget {
     pub(super) stale: u8,
     /// The VM's host raises its `freeze` and `break`.
     pub(super) raises: u8,
+    /// The datastore is put back to what it was in the beginning.
+    pub(super) restores: u8,
+    /// The VM's host becomes a primary, or follows the first primary again.
+    pub(super) roles: u8,
+    /// The first primary steps down, and gives its owner lock back.
+    pub(super) steps_down: u8,
     /// Heartbeats of the VM's host.
     pub(super) beats: u8,
     /// Heartbeats of a primary that is not steady.
@@ -134,9 +153,14 @@ pub(super) struct World {
     /// Hosts that did something since they were last looked at.
     changed: BTreeSet<usize>,
     disk: Disk,
+    /// What it was in the beginning.
+    snapshot: Arc<Disk>,
+    /// As in the bounds.
+    slow: u64,
     /// What the reads of a host show that come from a cache.
     cached: Vec<Option<Arc<Disk>>>,
     ops: Vec<Op>,
+    questions: Vec<Question>,
     /// To whom, from whom, since when.
     mail: BTreeSet<(usize, usize, u64, Post)>,
     renewed: BTreeSet<usize>,
@@ -211,8 +235,12 @@ impl Agent {
 
 impl Bounds {
     fn config(&self) -> ClusterConfig {
+        let by_power = self.device != Device::None;
         let settings = Settings {
-            accept_late_writes: true,
+            accept_late_writes: !by_power,
+            fence_timeout: ticks(8),
+            fence_retry: ticks(1),
+            fence_boot_time: ticks(1),
             ..Settings::default()
         };
         let host = |n: usize, datastores: &[DatastoreId]| HostSpec {
@@ -229,7 +257,10 @@ impl Bounds {
         let store = DatastoreSpec {
             id: datastore(),
             kind: Default::default(),
-            fence: FenceClass::Enforced,
+            fence: match by_power {
+                true => FenceClass::Open,
+                false => FenceClass::Enforced,
+            },
             server: None,
         };
         let spec = VmSpec {
@@ -261,7 +292,7 @@ impl Bounds {
         (n, boot, instance): (usize, BootId, InstanceId),
         durable: Durable,
         found: Vec<FoundVm>,
-        now: u64,
+        now: Instant,
     ) -> Agent {
         let me = Identity {
             host: id(n),
@@ -272,7 +303,7 @@ impl Bounds {
         let mut config = self.config();
         let timing = config.settings.timing.clone();
         config.settings.timing = Settings::default().timing;
-        let mut agent = Agent::new(me, config, durable, found, at(now)).expect("an agent");
+        let mut agent = Agent::new(me, config, durable, found, now).expect("an agent");
         agent.modelled = true;
         agent.config.settings.timing = timing;
         #[cfg(feature = "planted")]
@@ -288,23 +319,35 @@ impl Bounds {
                 HostState::Dead
             };
             peer.follows = company;
-            peer.heard = company.then_some(at(now));
+            peer.heard = company.then_some(at(1_000_000));
         }
         agent.role = match self.parts[n] {
-            Part::Runs(primary) => Role::Secondary {
-                primary: id(primary),
-                rank: Rank {
-                    datastores: 1,
-                    host: id(primary),
-                },
-                heard: at(1_000_000),
-                silent_at: at(1_000_000),
-            },
-            Part::Steady | Part::Leads => Role::Primary {
-                restarts_from: at(0),
-            },
+            Part::Runs(primary) => follows(primary),
+            Part::Steady | Part::Leads | Part::Answers => leads(),
         };
+        if self.device != Device::None && agent.role.is_primary() {
+            agent.set_fence_devices([id(0)].into());
+        }
         agent
+    }
+}
+
+fn leads() -> Role {
+    Role::Primary {
+        restarts_from: at(0),
+    }
+}
+
+/// A secondary whose primary is heard for ever.
+fn follows(primary: usize) -> Role {
+    Role::Secondary {
+        primary: id(primary),
+        rank: Rank {
+            datastores: 1,
+            host: id(primary),
+        },
+        heard: at(1_000_000),
+        silent_at: at(1_000_000),
     }
 }
 
@@ -320,7 +363,7 @@ impl World {
         let node = |n: usize| {
             let who = (n, BootId(1), InstanceId(n as u64 * 100 + 1));
             Arc::new(Node {
-                agent: bounds.agent(who, Durable::default(), Vec::new(), 1),
+                agent: bounds.agent(who, Durable::default(), Vec::new(), at(1)),
                 guest: Guest::None,
                 word: Word::FREE,
                 durable: Durable::default(),
@@ -334,8 +377,11 @@ impl World {
             prints: vec![0; count],
             changed: (0..count).collect(),
             disk: disk.map(|(k, v)| (k, Arc::new(Kept::new(v)))).collect(),
+            snapshot: Arc::default(),
+            slow: bounds.slow,
             cached: vec![None; count],
             ops: Vec::new(),
+            questions: Vec::new(),
             mail: BTreeSet::new(),
             renewed: BTreeSet::new(),
             observed: BTreeSet::new(),
@@ -353,10 +399,10 @@ impl World {
             late_links: false,
             late_reads: false,
             mail: 0,
+            device: Device::None,
             no_freeze: false,
             ..bounds.clone()
         };
-        let leader = 1;
         while world.now < BEFORE {
             world.tick(&calm);
             for n in 0..count {
@@ -365,7 +411,7 @@ impl World {
                     world.drive(&calm, n, 3, |a| a.observe(&datastore(), ticks(1)));
                 }
             }
-            world.drive(&calm, leader, 5, Agent::run_ownership);
+            world.drive(&calm, FIRST, 5, Agent::run_ownership);
             if world.now == 3 {
                 world.drive(&calm, 0, 7, |a| {
                     a.command(at(3), Command::PowerOn(vm())).expect("taken");
@@ -379,13 +425,14 @@ impl World {
             agent.restarts.insert(vm(), missed);
         }
         assert!(matches!(world.nodes[0].guest, Guest::Runs(_)), "it runs");
-        assert!(world.acts(leader), "it owns");
-        world.protect(leader);
+        assert!(world.acts(FIRST), "it owns");
+        world.protect(FIRST);
         world.renewed = (0..count).collect();
         world.observed.clear();
         world.lived = world.runs(0).into_iter().collect();
         world.reached.clear();
         world.budget = bounds.budget;
+        world.snapshot = Arc::new(world.disk.clone());
         world.seal();
         world
     }
@@ -413,12 +460,23 @@ impl World {
         }
     }
 
+    /// What the clock of a host shows.
+    fn clock(&self, n: usize) -> Instant {
+        let explored = self.now.saturating_sub(BEFORE);
+        let lost = explored.checked_div(self.slow).filter(|_| n == 0);
+        at(self.now - lost.unwrap_or(0))
+    }
+
+    fn leads(&self, n: usize) -> bool {
+        self.nodes[n].agent.role.is_primary()
+    }
+
     fn acts(&self, n: usize) -> bool {
         let node = &self.nodes[n];
         let mut right = node.agent.acting(&datastore()).is_some();
         // As of now, not as of the agent's last input.
         if let Some(store) = node.agent.stores.get(&datastore()) {
-            right &= store.right.valid(at(self.now));
+            right &= store.right.valid(self.clock(n));
         }
         right && !node.off
     }
@@ -435,12 +493,12 @@ impl World {
             return;
         }
         self.changed.insert(n);
-        let now = self.now;
+        let (now, clock) = (self.now, self.clock(n));
         let repeated = self.numbered.entry((n, kind)).or_default();
         *repeated += 1;
         let numbers = ((now * 100 + kind) * 20 + *repeated) * 1000;
         let agent = &mut Arc::make_mut(&mut self.nodes[n]).agent;
-        agent.model_at(at(now), numbers);
+        agent.model_at(clock, numbers);
         what(agent);
         agent.run_modelled();
         self.carry_out(bounds, n);
@@ -469,6 +527,7 @@ impl World {
         let mut hasher = Prints::default();
         (self.now, &self.prints, &self.disk, &self.cached).hash(&mut hasher);
         (&self.ops, &self.mail, &self.renewed, &self.observed).hash(&mut hasher);
+        self.questions.hash(&mut hasher);
         (&self.looked, &self.acted).hash(&mut hasher);
         (&self.budget, &self.lived, self.broken, &self.reached).hash(&mut hasher);
         self.print = hasher.finish();
@@ -482,6 +541,9 @@ fn print_of(node: &Node) -> u64 {
     let agent = &node.agent;
     let me = (agent.me.boot, agent.me.instance);
     (node.guest, node.word.0, node.off, me).hash(&mut hasher);
+    (agent.role.is_primary(), &agent.fencing).hash(&mut hasher);
+    let peers = agent.peers.values();
+    peers.for_each(|p| p.state.hash(&mut hasher));
     let stores = agent.stores.values();
     stores.for_each(|s| s.decides().hash(&mut hasher));
     let vms = agent.vms.values();

@@ -6,6 +6,7 @@
 //! | `chain` | reading, swapping and cleaning up one lock | a directory; links and removals that land late, twice or never, damaged reads; hosts that die |
 //! | `right` | an agent's heartbeats, windows, proofs, starts, thaws, releases; the guard's word | one VM, its host and an owner; operations that are late, lost or unknown |
 //! | `owner` | the same, with owner locks and vouching | a second primary, messages that are late or lost |
+//! | `fence` | the same with proofs by power | a fence device that is late, silent, or does nothing; power that comes back |
 //! | `paxos` (in [`crate::paxos`]) | proposals and what is known of late writes | sectors, writes that land late or never, agents that die, hosts that boot |
 //!
 //! Each case explores every interleaving within its bounds; what takes minutes is left to `cargo xtask model`
@@ -17,6 +18,7 @@
 //! A rule of the protocol of its own. What a planted bug takes away is taken away in the code that ships.
 
 mod chain;
+mod fence;
 mod hosts;
 mod owner;
 mod right;
@@ -167,6 +169,7 @@ fn table() {
     cases.extend(crate::paxos::cases(bound));
     cases.extend(right::cases(bound));
     cases.extend(owner::cases(bound));
+    cases.extend(fence::cases(bound));
     cases.retain(|case| wanted.as_ref().is_none_or(|name| case.model == name));
     cases.retain(|case| case.name.contains(&named));
     assert!(!cases.is_empty(), "no model, or no case, of that name");

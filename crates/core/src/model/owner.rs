@@ -1,7 +1,7 @@
 //! Two primaries and a host that runs the VM: the owner lock, vouching, and the breaking of the VM's lock by the
 //! one or the other, with heartbeats that stop, and questions and answers that are late or lost.
 
-use super::hosts::{Bounds, Budget, Explored, HANDOVER, Part, TAKEOVER, VOUCHED};
+use super::hosts::{Bounds, Budget, Device, Explored, HANDOVER, Part, TAKEOVER, VOUCHED};
 use super::{Case, Expect, run_all};
 #[cfg(feature = "planted")]
 use std::format;
@@ -18,8 +18,11 @@ fn small() -> Bounds {
         guard: 0,
         late_beats: false,
         late_links: false,
+        only_its_own: false,
         late_reads: false,
         mail: 2,
+        slow: 0,
+        device: Device::None,
         budget: Budget::default(),
         no_freeze: false,
         #[cfg(feature = "planted")]
@@ -34,6 +37,33 @@ fn two(ticks: u64, leads: u8) -> Bounds {
         ticks,
         budget: Budget {
             leads,
+            ..Budget::default()
+        },
+        ..small()
+    }
+}
+
+/// The first primary vouches until it may no more, and the second one follows it as the datastore's owner.
+fn successor(ticks: u64) -> Bounds {
+    Bounds {
+        budget: Budget::default(),
+        ..heir(ticks)
+    }
+}
+
+/// The VM's host becomes a primary when the first one steps down, and the second one may take over from it.
+fn heir(ticks: u64) -> Bounds {
+    Bounds {
+        parts: vec![Part::Runs(1), Part::Answers, Part::Steady],
+        ticks,
+        // The second one has a tick to look at the VM's lock after it took the owner's.
+        freeze: 3,
+        r#break: 3,
+        // What is asked in a tick is answered in that tick, or not at all.
+        mail: 1,
+        budget: Budget {
+            roles: 2,
+            steps_down: 1,
             ..Budget::default()
         },
         ..small()
@@ -63,18 +93,36 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
         ("one owner, the host's heartbeat is dead", one),
         ("one owner, links land late", late),
         ("one owner, the heartbeat comes back", beats),
+        ("the VM's host becomes owner", heir(4 + more)),
+        ("an owner follows one that vouched", successor(9 + more)),
         ("two owners, one after the other", two(7 + more, 0)),
+        (
+            "two owners, links and messages are late",
+            Bounds {
+                late_links: true,
+                mail: 2,
+                ..successor(8 + more)
+            },
+        ),
+        (
+            "two owners follow one that vouched",
+            Bounds {
+                parts: vec![Part::Runs(1), Part::Answers, Part::Leads, Part::Steady],
+                ..successor(8 + more)
+            },
+        ),
     ];
     let case = |(name, bounds): (&str, Bounds)| {
         let reaches: &[&str] = match name {
             name if name.starts_with("two") => &[TAKEOVER, VOUCHED, HANDOVER],
+            name if name.contains("follows") => &[TAKEOVER, VOUCHED, HANDOVER],
             name if name.contains("dead") => &[TAKEOVER, VOUCHED],
             _ => &[],
         };
         let model = Explored { bounds, reaches };
         Case::new("owner", String::from(name), Expect::Holds, model)
     };
-    // Two owners take minutes.
+    // Two owners that do all that they can take minutes.
     let all = all
         .into_iter()
         .filter(|(name, _)| bound > 1 || !name.starts_with("two"));
@@ -108,6 +156,17 @@ fn planted() -> Vec<Case> {
         (Bug::VouchFromAnswer, slow),
         (Bug::VouchThaws, back),
         (Bug::OwnerResumes, two(6, 1)),
+        (Bug::NewOwnerHurries, successor(6)),
+        (Bug::AnswerAfterLapse, successor(10)),
+        (Bug::OwnerKeepsVouch, heir(5)),
+        (
+            Bug::AnswerToOwner,
+            Bounds {
+                late_links: true,
+                only_its_own: true,
+                ..heir(5)
+            },
+        ),
     ];
     let case = |(bug, bounds): (Bug, Bounds)| {
         let bounds = Bounds {

@@ -1,7 +1,7 @@
 //! One VM, its host and an owner that may break its lock: heartbeats, freezing, thawing, breaking, releasing and
 //! starting with late, lost and unknown operations, a host that crashes and boots, an agent that dies.
 
-use super::hosts::{Bounds, Budget, Explored, Part, TAKEOVER, THAW};
+use super::hosts::{Bounds, Budget, Device, Explored, Part, TAKEOVER, THAW};
 use super::{Case, Expect, run_all};
 #[cfg(feature = "planted")]
 use std::format;
@@ -18,8 +18,11 @@ fn small() -> Bounds {
         guard: 0,
         late_beats: true,
         late_links: true,
+        only_its_own: false,
         late_reads: false,
         mail: 0,
+        slow: 0,
+        device: Device::None,
         budget: Budget {
             beats: 2,
             ..Budget::default()
@@ -125,6 +128,16 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
             },
         ),
         (
+            "the host's clock is slow",
+            Bounds {
+                slow: 3,
+                r#break: 3,
+                late_links: false,
+                ticks: 5 + more,
+                ..small()
+            },
+        ),
+        (
             "the timers are raised",
             Bounds {
                 late_links: false,
@@ -146,20 +159,59 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
         Case::new("right", String::from(name), Expect::Holds, model)
     };
     let mut cases: Vec<Case> = all.into_iter().map(case).collect();
-    let model = Explored {
-        bounds: Bounds {
-            no_freeze: true,
-            ..small()
-        },
-        reaches: &[],
-    };
-    cases.push(Case {
-        clause: "a VM is frozen when its right to run has lapsed",
-        ..Case::new("right", String::from("NoFreeze"), Expect::Breaks, model)
-    });
+    cases.extend(taken_away());
     #[cfg(feature = "planted")]
     cases.extend(planted());
     cases
+}
+
+/// Without what the agents need of what is around them.
+fn taken_away() -> impl Iterator<Item = Case> {
+    let calm = Bounds {
+        late_beats: false,
+        late_links: false,
+        ..small()
+    };
+    let budget = calm.budget;
+    let all = [
+        (
+            "NoFreeze",
+            "a VM is frozen when its right to run has lapsed",
+            Bounds {
+                no_freeze: true,
+                ..small()
+            },
+        ),
+        (
+            "`break` without the drift",
+            "the first inequality allows for clocks that drift (A1)",
+            Bounds {
+                slow: 3,
+                ..calm.clone()
+            },
+        ),
+        (
+            "a snapshot is restored",
+            "the storage keeps what it acknowledged (A7)",
+            Bounds {
+                budget: Budget {
+                    restores: 1,
+                    ..budget
+                },
+                ..calm.clone()
+            },
+        ),
+    ];
+    all.into_iter().map(|(name, clause, bounds)| {
+        let model = Explored {
+            bounds,
+            reaches: &[],
+        };
+        Case {
+            clause,
+            ..Case::new("right", String::from(name), Expect::Breaks, model)
+        }
+    })
 }
 
 /// With each bug that is planted in the agent.

@@ -1,10 +1,9 @@
 //! What can happen next, and what comes of it: the exploration's steps, and what must hold in each state.
 
 use super::{
-    BEFORE, Bounds, Guest, HANDOVER, LIVES, OWNERS, Part, TAKEOVER, THAW, TWICE, VOUCHED, World,
+    BEFORE, Bounds, FIRST, HANDOVER, LIVES, OWNERS, Part, TAKEOVER, THAW, TWICE, VOUCHED, World,
 };
-use super::{at, datastore, ticks, vm};
-use crate::guard::Word;
+use super::{at, datastore, follows, leads, ticks, vm};
 use crate::io::{IoFault, StorageOutcome, StorageRequest};
 use crate::restart::Step;
 use stateright::{Model, Property};
@@ -76,6 +75,15 @@ pub(in crate::model) enum Action {
     On(usize),
     Stale(usize),
     Raise(usize),
+    Restore,
+    /// The VM's host becomes a primary, or follows the first one again.
+    Turn(usize),
+    StepDown(usize),
+    /// The fence device does what it was told.
+    Switch(usize),
+    Answer(usize),
+    /// It does not answer.
+    Silent(usize),
 }
 
 impl World {
@@ -85,7 +93,9 @@ impl World {
         }
         let left = &self.budget;
         // A primary looks at each heartbeat in each tick, before or after anything else.
-        let all_observed = (1..self.nodes.len()).all(|n| self.observed.contains(&n));
+        let acts = |n: &usize| self.leads(*n) && bounds.parts[*n] != Part::Answers;
+        let mut primaries = (1..self.nodes.len()).filter(acts);
+        let all_observed = primaries.all(|n| self.observed.contains(&n));
         if self.now < BEFORE + bounds.ticks && all_observed {
             actions.push(Action::Tick);
         }
@@ -97,27 +107,35 @@ impl World {
             let beats = match bounds.parts[n] {
                 Part::Runs(_) => left.beats,
                 Part::Leads => left.leads,
-                Part::Steady => 0,
+                Part::Steady | Part::Answers => 0,
             };
             if beats > 0 && !self.renewed.contains(&n) {
                 actions.push(Action::Renew(n));
             }
-            if n > 0 {
+            let acts = acts(&n);
+            if acts && n > 0 {
                 if !self.observed.contains(&n) {
                     actions.push(Action::Observe(n));
                 }
                 if !self.looked.contains(&n) {
                     actions.push(Action::Look(n));
                 }
-                if !self.acted.contains(&n) {
-                    actions.push(Action::Act(n));
-                }
+            }
+            if acts && !self.acted.contains(&n) {
+                actions.push(Action::Act(n));
+            }
+            if n > 0 {
                 if left.stale > 0 {
                     actions.push(Action::Stale(n));
+                }
+                if self.leads(n) && n == FIRST && left.steps_down > 0 {
+                    actions.push(Action::StepDown(n));
                 }
                 continue;
             }
             let faults = [
+                (left.restores, Action::Restore),
+                (left.roles, Action::Turn(n)),
                 (left.crashes, Action::Crash(n)),
                 (left.kills, Action::Kill(n)),
                 (left.offs, Action::Off(n)),
@@ -137,6 +155,16 @@ impl World {
                 actions.push(Action::Lose(n));
             }
         }
+        for (n, question) in self.questions.iter().enumerate() {
+            if question.answer.is_none() {
+                actions.push(Action::Switch(n));
+            } else {
+                actions.push(Action::Answer(n));
+            }
+            if !question.given_up && left.unknown > 0 {
+                actions.push(Action::Silent(n));
+            }
+        }
         actions.extend((0..self.mail.len()).map(Action::Deliver));
     }
 
@@ -152,7 +180,7 @@ impl World {
                 world.renewed.insert(n);
                 match bounds.parts[n] {
                     Part::Runs(_) => world.budget.beats -= 1,
-                    Part::Leads | Part::Steady => world.budget.leads -= 1,
+                    Part::Leads | Part::Steady | Part::Answers => world.budget.leads -= 1,
                 }
                 world.drive(bounds, n, 2, |a| a.renew(&datastore(), ticks(1)));
             }
@@ -172,11 +200,17 @@ impl World {
             Action::Act(n) => {
                 world.acted.insert(n);
                 world.drive(bounds, n, 5, |a| {
+                    // A datastore is met for the first time, and its lock is read.
                     a.run_ownership();
+                    a.run_ownership();
+                    a.begin_fencing();
+                    a.run_fencing();
                     a.run_restarts();
                 });
                 // A new owner has the list from its predecessor.
-                world.protect(n);
+                if n > 0 {
+                    world.protect(n);
+                }
             }
             Action::Land(at) => {
                 let op = world.ops.get(at)?.clone();
@@ -210,12 +244,13 @@ impl World {
             }
             Action::Crash(n) => {
                 world.budget.crashes -= 1;
-                world.ops.retain(|op| op.host != n || op.landed.is_none());
-                let node = Arc::make_mut(&mut world.nodes[n]);
-                (node.guest, node.word, node.off) = (Guest::None, Word::FREE, true);
-                for op in world.ops.iter_mut().filter(|op| op.host == n) {
-                    op.given_up = true;
-                }
+                world.lose_power(n);
+            }
+            Action::Switch(at) => world.device_acts(bounds, at)?,
+            Action::Answer(at) => world.device_answers(bounds, at)?,
+            Action::Silent(at) => {
+                world.budget.unknown -= 1;
+                world.device_is_silent(bounds, at)?;
             }
             Action::Boot(n) => world.start_agent(bounds, n, true),
             Action::Kill(n) => {
@@ -243,6 +278,30 @@ impl World {
                     timing.r#break += ticks(2);
                 });
             }
+            Action::Restore => {
+                world.budget.restores -= 1;
+                world.disk = (*world.snapshot).clone();
+                // The storage does not know them any more: no generation is said to be used twice.
+                world.lived.clear();
+            }
+            Action::Turn(n) => {
+                world.budget.roles -= 1;
+                let back = world.leads(n);
+                world.drive(bounds, n, 15, |a| {
+                    if back {
+                        a.give_up_ownership("it follows again", true);
+                    }
+                    a.role = if back { follows(FIRST) } else { leads() };
+                });
+            }
+            Action::StepDown(n) => {
+                world.budget.steps_down -= 1;
+                world.drive(bounds, n, 16, |a| {
+                    a.give_up_ownership("it steps down", true);
+                    a.restarts.clear();
+                    a.role = follows(0);
+                });
+            }
         }
         world.seal();
         // Whoever found nothing to do may do so later, with all that is left to happen: that is no state of its own.
@@ -252,7 +311,8 @@ impl World {
         );
         let idle = spent
             && (&world.prints, &world.ops, &world.mail) == (&self.prints, &self.ops, &self.mail)
-            && (&world.disk, world.broken) == (&self.disk, self.broken);
+            && (&world.disk, world.broken) == (&self.disk, self.broken)
+            && world.questions == self.questions;
         (world.print != self.print && !idle).then_some(world)
     }
 }
@@ -260,7 +320,7 @@ impl World {
 /// The host to which something happens that its agent does not see.
 fn faulty(action: &Action) -> Option<usize> {
     match *action {
-        Action::Crash(n) | Action::Boot(n) | Action::Kill(n) => Some(n),
+        Action::Boot(n) | Action::Kill(n) => Some(n),
         _ => None,
     }
 }

@@ -3,7 +3,7 @@
 use super::{
     Bounds, Disk, Guest, HANDOVER, Kept, LIVES, Op, Part, Post, TAKEOVER, THAW, VOUCHED, World,
 };
-use super::{at, datastore, id, ticks, vm};
+use super::{datastore, id, ticks, vm};
 use crate::event::EventKind;
 use crate::guard::{SlotState, Word};
 use crate::id::{BootId, Generation, HostId, InstanceId, OpId};
@@ -31,6 +31,7 @@ impl World {
                     Arc::make_mut(&mut self.nodes[n]).durable = durable;
                     self.input(n, Input::Persisted(op, true));
                 }
+                Output::Fence(op, host, request) => self.ask_device(n, op, &host, request),
                 Output::Event(event) => self.note(n, &event.kind),
                 _ => {}
             }
@@ -56,7 +57,7 @@ impl World {
         let own = |key: &RecordKey| *key == RecordKey::Heartbeat(self::id(n));
         let later = match &request {
             StorageRequest::Renew(..) => bounds.late_beats && n == 0,
-            StorageRequest::Link(..) => bounds.late_links,
+            StorageRequest::Link(..) => bounds.late_links && (n == 0 || !bounds.only_its_own),
             StorageRequest::Read(key @ RecordKey::Heartbeat(_)) => bounds.late_reads && !own(key),
             _ => false,
         };
@@ -119,7 +120,7 @@ impl World {
 
     /// The guard's memory: the real word, written at once.
     fn guard(&mut self, n: usize, request: GuardRequest) -> GuardOutcome {
-        let now = at(self.now);
+        let now = self.clock(n);
         let node = Arc::make_mut(&mut self.nodes[n]);
         let next = match &request {
             GuardRequest::Extend(all) => {
@@ -218,7 +219,7 @@ impl World {
 
     fn guard_looks(&mut self, bounds: &Bounds, n: usize) {
         let word = self.nodes[n].word;
-        let late = word.deadline() + ticks(bounds.guard) < at(self.now);
+        let late = word.deadline() + ticks(bounds.guard) < self.clock(n);
         if bounds.no_freeze || self.nodes[n].off || word.state() != SlotState::Running || !late {
             return;
         }
@@ -270,7 +271,7 @@ impl World {
         for op in self.ops.iter_mut().filter(|op| op.host == n) {
             op.given_up = true;
         }
-        let now = self.now;
+        let now = self.clock(n);
         let node = Arc::make_mut(&mut self.nodes[n]);
         let (boot, instance) = (node.agent.me.boot, node.agent.me.instance);
         let boot = BootId(boot.0 + u64::from(boots));
