@@ -130,10 +130,10 @@ pub(super) fn cases(bound: u32) -> Vec<Case> {
         (
             "the host's clock is slow",
             Bounds {
-                slow: 3,
+                slow: 4,
                 r#break: 3,
                 late_links: false,
-                ticks: 5 + more,
+                ticks: 6 + more,
                 ..small()
             },
         ),
@@ -186,7 +186,8 @@ fn taken_away() -> impl Iterator<Item = Case> {
             "`break` without the drift",
             "the first inequality allows for clocks that drift (A1)",
             Bounds {
-                slow: 3,
+                slow: 4,
+                ticks: 6,
                 ..calm.clone()
             },
         ),
