@@ -249,7 +249,8 @@ impl Agent {
         if fault.is_some() && planted!(self, PausedIsHealthy) {
             return;
         }
-        let Some(local) = self.vms.get_mut(vm) else {
+        // An error that comes late, of a process that is gone, says nothing about the next one.
+        let Some(local) = self.vms.get_mut(vm).filter(|v| v.has_process()) else {
             return;
         };
         local.paused = fault.is_some();
@@ -287,6 +288,14 @@ impl Agent {
                 },
                 why,
             );
+        }
+    }
+
+    /// The VM's process is gone, and its errors with it: the next one has none yet, wherever it starts.
+    pub(crate) fn forget_io_error(&mut self, vm: &VmId) {
+        self.vmcp.failed.remove(vm);
+        if let Some(local) = self.vms.get_mut(vm) {
+            local.paused = false;
         }
     }
 

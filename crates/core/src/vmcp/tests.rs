@@ -230,6 +230,23 @@ fn a_vm_that_is_paused_on_an_error_is_reported_as_one_that_does_not_run() {
 }
 
 #[test]
+fn an_error_ends_with_the_process_that_met_it() {
+    let mut agent = secondary();
+    set(&mut agent, "pdl_response", "restart");
+    agent.on_vm_io(&vm(), Some(IoFault::Gone));
+    let lock = lock();
+    agent.on_vm_exited(&vm(), crate::io::ExitCause::Crash);
+    // The same host starts it again, before it has looked at its VMs' storage.
+    agent.vms.get_mut(&vm()).expect("here").phase = Phase::Running { record: lock };
+    let state = agent.vms.get(&vm()).expect("here").report_state();
+    assert_eq!(state, VmReportState::Running);
+    agent.now += 30 * SECOND;
+    agent.run_vmcp();
+    answer(&mut agent, Ability::Yes(host("host-2")));
+    assert!(!killed(&agent), "its storage has not failed since");
+}
+
+#[test]
 fn a_primary_that_does_not_own_the_datastore_knows_only_whether_somebody_reaches_it() {
     let mut agent = primary(Vec::new());
     let asker = host("host-2");

@@ -46,6 +46,7 @@ impl Agent {
 
     pub(crate) fn on_vm_exited(&mut self, id: &VmId, cause: ExitCause) {
         self.withdraw(IssueCause::KilledNotGone, id);
+        self.forget_io_error(id);
         let Some(vm) = self.vms.get_mut(id) else {
             if self.leftover.remove(id) {
                 self.withdraw(IssueCause::VmUnknown, id);
