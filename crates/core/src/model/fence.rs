@@ -1,36 +1,23 @@
 //! A host with a fence device, and an owner that breaks its VM's lock by its power alone: the device does what it is
 //! told late, or is silent, and the host boots and runs the VM again meanwhile.
 
-use super::hosts::{Bounds, Budget, Device, Explored, Part, TAKEOVER};
+use super::hosts::{Bounds, Budget, Device, Explored, TAKEOVER};
 use super::{Case, Expect, run_all};
 #[cfg(feature = "planted")]
 use std::format;
 use std::string::String;
-use std::vec;
 use std::vec::Vec;
 
 fn small() -> Bounds {
     Bounds {
-        parts: vec![Part::Runs(1), Part::Steady],
         ticks: 4,
-        freeze: 2,
-        r#break: 2,
-        guard: 0,
-        late_beats: false,
-        late_links: false,
-        only_its_own: false,
-        late_reads: false,
-        mail: 0,
-        slow: 0,
         device: Device::Honest,
         budget: Budget {
             ons: 1,
             beats: 1,
             ..Budget::default()
         },
-        no_freeze: false,
-        #[cfg(feature = "planted")]
-        bug: None,
+        ..Bounds::calm()
     }
 }
 

@@ -234,6 +234,28 @@ impl Agent {
 }
 
 impl Bounds {
+    /// The VM's host and an owner, where nothing is late and nothing fails.
+    pub(super) fn calm() -> Self {
+        Self {
+            parts: vec![Part::Runs(FIRST), Part::Steady],
+            ticks: 0,
+            freeze: 2,
+            r#break: 2,
+            guard: 0,
+            late_beats: false,
+            late_links: false,
+            only_its_own: false,
+            late_reads: false,
+            mail: 0,
+            slow: 0,
+            device: Device::None,
+            budget: Budget::default(),
+            no_freeze: false,
+            #[cfg(feature = "planted")]
+            bug: None,
+        }
+    }
+
     fn config(&self) -> ClusterConfig {
         let by_power = self.device != Device::None;
         let settings = Settings {

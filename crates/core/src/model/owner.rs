@@ -1,7 +1,7 @@
 //! Two primaries and a host that runs the VM: the owner lock, vouching, and the breaking of the VM's lock by the
 //! one or the other, with heartbeats that stop, and questions and answers that are late or lost.
 
-use super::hosts::{Bounds, Budget, Device, Explored, HANDOVER, Part, TAKEOVER, VOUCHED};
+use super::hosts::{Bounds, Budget, Explored, HANDOVER, Part, TAKEOVER, VOUCHED};
 use super::{Case, Expect, run_all};
 #[cfg(feature = "planted")]
 use std::format;
@@ -11,22 +11,9 @@ use std::vec::Vec;
 
 fn small() -> Bounds {
     Bounds {
-        parts: vec![Part::Runs(1), Part::Steady],
         ticks: 6,
-        freeze: 2,
-        r#break: 2,
-        guard: 0,
-        late_beats: false,
-        late_links: false,
-        only_its_own: false,
-        late_reads: false,
         mail: 2,
-        slow: 0,
-        device: Device::None,
-        budget: Budget::default(),
-        no_freeze: false,
-        #[cfg(feature = "planted")]
-        bug: None,
+        ..Bounds::calm()
     }
 }
 

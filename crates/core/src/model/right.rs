@@ -1,35 +1,23 @@
 //! One VM, its host and an owner that may break its lock: heartbeats, freezing, thawing, breaking, releasing and
 //! starting with late, lost and unknown operations, a host that crashes and boots, an agent that dies.
 
-use super::hosts::{Bounds, Budget, Device, Explored, Part, TAKEOVER, THAW};
+use super::hosts::{Bounds, Budget, Explored, TAKEOVER, THAW};
 use super::{Case, Expect, run_all};
 #[cfg(feature = "planted")]
 use std::format;
 use std::string::String;
-use std::vec;
 use std::vec::Vec;
 
 fn small() -> Bounds {
     Bounds {
-        parts: vec![Part::Runs(1), Part::Steady],
         ticks: 5,
-        freeze: 2,
-        r#break: 2,
-        guard: 0,
         late_beats: true,
         late_links: true,
-        only_its_own: false,
-        late_reads: false,
-        mail: 0,
-        slow: 0,
-        device: Device::None,
         budget: Budget {
             beats: 2,
             ..Budget::default()
         },
-        no_freeze: false,
-        #[cfg(feature = "planted")]
-        bug: None,
+        ..Bounds::calm()
     }
 }
 
